@@ -1,0 +1,5 @@
+"""`python -m dreamllm`."""
+
+from dreamllm.cli import main
+
+main()

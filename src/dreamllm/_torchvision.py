@@ -1,0 +1,59 @@
+"""Lets `import torchvision` work beside a CPU build of torch.
+
+PyPI carries torchvision only as a CUDA build. Beside CPU torch its compiled operators cannot be loaded, and the import
+then fails when it registers `torchvision::nms`; transformers and diffusers, which look for torchvision, fail with it.
+`install` hooks the import of torchvision: where the operators cannot be loaded, it declares their names first, so that
+everything but the operators themselves works. Does nothing where torchvision is absent or its operators load.
+"""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import sys
+from pathlib import Path
+
+_declared = []  # torch drops a library's operators when the Library object dies
+
+
+def install() -> None:
+    """Install the hook once; costs microseconds and imports nothing."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds torchvision as usual, with `_declare_operators` run just before its code."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "torchvision":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            _declare_operators(Path(spec.origin).parent)
+            execute(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _declare_operators(folder: Path) -> None:
+    """Load the compiled operators of the torchvision in `folder`, or declare their schemas where that fails."""
+    import torch
+
+    if hasattr(torch.ops.torchvision, "nms"):
+        return
+    for library in sorted(folder.glob("_C*.so")):
+        try:
+            torch.ops.load_library(str(library))
+            return
+        except OSError:  # a CUDA build beside CPU torch
+            continue
+    declarations = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        declarations.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _declared.append(declarations)

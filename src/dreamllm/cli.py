@@ -1,0 +1,60 @@
+"""The command line: `dreamllm VERB ...`, or `python -m dreamllm VERB ...`.
+
+Each verb lives in a module with `add_arguments(parser)` and `main(arguments)`, which is imported only when it is
+called: `dreamllm --help` loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import dreamllm
+
+VERBS = {  # verb: (module, what it does)
+    "make-world": ("dreamllm.data.world", "write the emoji world: training shards and benchmark files"),
+    "fetch-foundations": ("dreamllm.foundations.fetch", "fetch the foundation models by digest"),
+    "train-foundation": ("dreamllm.foundations.run", "train one foundation model from nothing"),
+    "train": ("dreamllm.train.stage", "train one stage of DreamLLM"),
+    "finetune-sd": ("dreamllm.foundations.finetune", "fine-tune Stable Diffusion, a baseline, on the same pairs"),
+    "predict": ("dreamllm.evaluate.predict", "write a model's raw answers to a benchmark"),
+    "score": ("dreamllm.evaluate.score", "turn raw answers into metrics"),
+    "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's"),
+    "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
+    "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),
+    "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one verb. Exits with one line where the user's input is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="dreamllm",
+        description="DreamLLM, a language model that reads and draws pictures, as a runnable experiment.",
+        epilog="verbs:\n" + "\n".join(f"  {verb:<18} {does}" for verb, (_, does) in VERBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=dreamllm.__version__)
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of those below; VERB --help tells its flags")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the verb's own flags")
+    chosen = parser.parse_args(argv)
+
+    module = import_module(VERBS[chosen.verb][0])
+    verb_parser = argparse.ArgumentParser(
+        prog=f"dreamllm {chosen.verb}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(verb_parser)
+    try:
+        module.main(verb_parser.parse_args(chosen.arguments))
+    except ValueError as error:
+        if not type(error).__module__.startswith("dreamllm."):
+            raise  # only our own ...Problem classes are messages to the user; anything else is a bug
+        sys.exit(f"dreamllm {chosen.verb}: {error}")
+
+
+if __name__ == "__main__":
+    main()

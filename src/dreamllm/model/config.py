@@ -1,0 +1,63 @@
+"""The configuration of a DreamLLM model: its parts, its special tokens, and how its losses are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, CLIPVisionConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+
+class DreamLLMConfig(PreTrainedConfig):
+    """Sub-configurations of the language model (any causal one of transformers), CLIP, VAE, UNet and noise schedule.
+
+    num_dream_queries: Q, positions whose last hidden states condition the UNet (64 in the paper)
+    vision_feature_layer: index into CLIP's hidden states, as in transformers (-2: the output of the last layer but one)
+    bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
+    language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
+    noise_offset, input_perturbation, snr_gamma: of the diffusion loss, all off in the paper (`diffusion.py`)
+    condition_dropout: share of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
+    vae_config, unet_config, scheduler_config: as in the config.json files of a Stable Diffusion folder
+    """
+
+    model_type = "dreamllm"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "vision_config": SubConfigSpec(config_class=CLIPVisionConfig),
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    vae_config: dict[str, Any] | None = None
+    unet_config: dict[str, Any] | None = None
+    scheduler_config: dict[str, Any] | None = None
+    num_dream_queries: int = 64
+    vision_feature_layer: int = -2
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+    im_patch_token_id: int | None = None
+    im_start_token_id: int | None = None
+    im_end_token_id: int | None = None
+    dream_start_token_id: int | None = None
+    dream_end_token_id: int | None = None
+    language_loss_weight: float = 1.0
+    diffusion_loss_weight: float = 10.0
+    noise_offset: float = 0.0
+    input_perturbation: float = 0.0
+    snr_gamma: float | None = None
+    condition_dropout: float = 0.0
+    tie_word_embeddings: bool = False  # the language model's own affair: see text_config
+
+    @property
+    def num_patches(self) -> int:
+        """P, patches of a picture that is read."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+    @property
+    def draw_size(self) -> int:
+        """Side in pixels of a drawn picture: latent side times the VAE's factor."""
+        return self.unet_config["sample_size"] * 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+
+AutoConfig.register(DreamLLMConfig.model_type, DreamLLMConfig)

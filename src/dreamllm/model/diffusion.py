@@ -1,0 +1,105 @@
+"""The diffusion loss as pure functions of tensors (paper section 3.1; official code, modeling_plugins.py).
+
+Latents, noise and noisy latents stay in fp32 whatever the precision of the networks: in bf16 only a fifth of the noise
+levels would differ from each other. Random numbers come in one explicit `DiffusionNoise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+
+@dataclass(frozen=True)
+class DiffusionNoise:
+    """Every random number of the diffusion loss of M pictures, in the order in which they are drawn."""
+
+    posterior: torch.Tensor  # (M, C, h, w), of the VAE posterior
+    noise: torch.Tensor  # (M, C, h, w), added to the latents; with noise_offset included
+    perturbation: torch.Tensor | None  # (M, C, h, w), added to the noise in the input only
+    timesteps: torch.Tensor  # (M,), integers
+    dropped: torch.Tensor | None  # (M,), True where the null condition replaces the picture's own
+
+    def to(self, device: torch.device) -> DiffusionNoise:
+        """The same numbers on `device`."""
+        return DiffusionNoise(*(None if value is None else value.to(device) for value in vars(self).values()))
+
+
+def draw_noise(
+    shape: tuple[int, int, int, int],
+    num_timesteps: int,
+    *,
+    noise_offset: float = 0.0,
+    input_perturbation: float = 0.0,
+    condition_dropout: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> DiffusionNoise:
+    """Draw the random numbers for latents of `shape` (M, C, h, w), in fp32 on the generator's device (default CPU).
+
+    noise_offset adds noise that is constant over a channel, so that the mean brightness is learnt too; it is part of
+    what the UNet predicts. input_perturbation makes the input noisier than the target says. Timesteps are uniform.
+    """
+    device = "cpu" if generator is None else generator.device
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator, device=device)
+
+    posterior = normal(*shape)
+    noise = normal(*shape)
+    if noise_offset:
+        noise = noise + noise_offset * normal(*shape[:2], 1, 1)
+    perturbation = input_perturbation * normal(*shape) if input_perturbation else None
+    timesteps = torch.randint(num_timesteps, shape[:1], generator=generator, device=device)
+    dropped = None
+    if condition_dropout:
+        dropped = torch.rand(shape[:1], generator=generator, device=device) < condition_dropout
+    return DiffusionNoise(posterior, noise, perturbation, timesteps, dropped)
+
+
+def cumulative_alphas(scheduler_config: Mapping[str, Any]) -> torch.Tensor:
+    """The share of signal variance that is left at each training timestep, (num_train_timesteps,) in fp32."""
+    return DDPMScheduler.from_config(scheduler_config).alphas_cumprod
+
+
+def drop_conditions(
+    conditions: torch.Tensor, null_condition: torch.Tensor, dropped: torch.Tensor | None
+) -> torch.Tensor:
+    """Replace the dropped pictures' conditions (M, Q, D) by the null condition (1 or M, Q, D)."""
+    if dropped is None:
+        return conditions
+    return torch.where(dropped[:, None, None], null_condition.to(conditions.dtype), conditions)
+
+
+def add_noise(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor) -> torch.Tensor:
+    """Noisy latents at the noise levels `alphas` (M,), the cumulative alphas of their timesteps."""
+    alphas = alphas[:, None, None, None]
+    return alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+
+
+def prediction_target(
+    latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """What the UNet shall predict: the noise ("epsilon") or the velocity ("v_prediction", Salimans and Ho 2022)."""
+    if prediction_type == "epsilon":
+        return noise
+    if prediction_type == "v_prediction":
+        return add_noise(noise, -latents, alphas)
+    raise ValueError(f"prediction_type {prediction_type!r} is not supported, expected epsilon or v_prediction")
+
+
+def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
+    """Min-SNR weights per picture (Hang et al. 2023), (M,); for v_prediction with SNR + 1 in both places."""
+    snr = alphas / (1 - alphas)
+    if prediction_type == "v_prediction":
+        snr = snr + 1
+    return snr.clamp(max=gamma) / snr
+
+
+def squared_error(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error in fp32, over everything or as the mean of weighted means per picture; a scalar."""
+    errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # (M,)
+    return (errors if weights is None else errors * weights).mean()

@@ -1,0 +1,328 @@
+"""DreamLLM: a causal language model that reads pictures through CLIP and draws them through Stable Diffusion.
+
+One forward pass over a packed batch gives both losses (paper section 3): patches and dream queries are ordinary
+positions under the causal mask; the last hidden states at the queries, through the condition projector, take the place
+of the text encoder's output in the UNet. The parts are those of transformers and diffusers, as they are.
+
+This module tokenises nothing (`layout.py`), samples nothing (`generate.py`), reads no foundations (`foundations.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from dreamllm.layout import IGNORE
+from dreamllm.model import diffusion
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.vision import patch_features
+
+UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
+TRAINABLE = (*UNFROZEN, "unet")
+
+
+@dataclass
+class DreamLLMOutput(ModelOutput):
+    """Losses (scalars; the parts unweighted), or logits where no loss was asked for. Hidden states are post-norm."""
+
+    loss: torch.Tensor | None = None
+    language_loss: torch.Tensor | None = None
+    diffusion_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None  # (B, T, V)
+    last_hidden_state: torch.Tensor | None = None  # (B, T, D)
+    past_key_values: Cache | None = None
+
+
+class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """See the module. Text generation is transformers' own `generate`, with the pictures of the prompt as arguments."""
+
+    config: DreamLLMConfig
+    config_class = DreamLLMConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: DreamLLMConfig):
+        super().__init__(config)
+        width = config.text_config.hidden_size
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        self.vae = AutoencoderKL.from_config(config.vae_config)
+        self.unet = UNet2DConditionModel.from_config(config.unet_config)
+        self.visual_projector = nn.Linear(config.vision_config.hidden_size, width)
+        self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, width))
+        self.condition_projector = nn.Linear(width, config.unet_config["cross_attention_dim"], bias=False)
+        self.post_init()
+        self.train_only(UNFROZEN)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any):
+        """As in transformers; what the paper freezes is frozen."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        model.train_only(UNFROZEN)
+        return loaded
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        read_pixels: torch.Tensor | None = None,
+        read_slots: torch.Tensor | None = None,
+        draw_pixels: torch.Tensor | None = None,
+        draw_slots: torch.Tensor | None = None,
+        noise: diffusion.DiffusionNoise | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> DreamLLMOutput:
+        """Losses of a packed batch (`packing.Batch.inputs`) or, without labels and pictures to draw, logits.
+
+        input_ids, labels, position_ids (B, T); attention_mask only for padded, unpacked prompts. read_pixels
+        (N, 3, Hc, Wc) go to the P positions from each of read_slots (N, 2), the dream queries to the Q positions from
+        each of draw_slots (M, 2); draw_pixels (M, 3, Hd, Wd) in [-1, 1] is what the diffusion loss compares with. Its
+        random numbers are `noise`, or else drawn from `generator`.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots)
+        if attention_mask is None and past_key_values is None and position_ids is not None:
+            attention_mask = packed_attention_mask(self.language_model.config, inputs_embeds, position_ids)
+        outputs = self.language_model.base_model(
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden = outputs.last_hidden_state  # (B, T, D)
+        result = DreamLLMOutput(last_hidden_state=hidden, past_key_values=outputs.past_key_values)
+        if labels is None and draw_pixels is None:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            result.logits = self.language_model.get_output_embeddings()(hidden[:, kept])
+            return result
+        if labels is not None and self.config.language_loss_weight:
+            result.language_loss = self.language_loss(hidden, labels)
+            result.loss = self.config.language_loss_weight * result.language_loss
+        if draw_slots is not None and self.config.diffusion_loss_weight:
+            states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
+            result.diffusion_loss = self.diffusion_loss(states, draw_pixels, noise, generator)
+            weighted = self.config.diffusion_loss_weight * result.diffusion_loss
+            result.loss = weighted if result.loss is None else result.loss + weighted
+        return result
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        read_pixels: torch.Tensor | None = None,
+        read_slots: torch.Tensor | None = None,
+        draw_slots: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings (B, T, D) of the tokens, with pictures and dream queries in their slots."""
+        embeds = self.get_input_embeddings()(input_ids)
+        if read_slots is not None:
+            embeds = fill_slots(embeds, read_slots, self.read(read_pixels))
+        if draw_slots is not None:
+            embeds = fill_slots(embeds, draw_slots, self.dream_queries.expand(len(draw_slots), -1, -1))
+        return embeds
+
+    def read(self, pixels: torch.Tensor | None) -> torch.Tensor:
+        """Pictures (N, 3, Hc, Wc) as embeddings (N, P, D) for the language model; of no pictures, an empty tensor.
+
+        Even then the projector is called, so that every process of a distributed training has gradients for it.
+        """
+        if pixels is None:
+            width = self.config.vision_config.hidden_size
+            features = self.visual_projector.weight.new_zeros(0, self.config.num_patches, width)
+        else:
+            with torch.no_grad():  # CLIP is frozen throughout
+                features = patch_features(self.vision_model, pixels, self.config.vision_feature_layer)
+        return self.visual_projector(features)
+
+    def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Cross entropy of the next token, averaged over the targets; logits are computed at these positions only."""
+        targets = labels[:, 1:]
+        is_target = targets != IGNORE
+        logits = self.language_model.get_output_embeddings()(hidden[:, :-1][is_target])  # (number of targets, V)
+        return F.cross_entropy(logits.float(), targets[is_target], reduction="sum") / is_target.sum().clamp(min=1)
+
+    def diffusion_loss(
+        self,
+        states: torch.Tensor,
+        pixels: torch.Tensor | None,
+        noise: diffusion.DiffusionNoise | None = None,
+        generator: torch.Generator | None = None,
+        null_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Loss of denoising M pictures (M, 3, Hd, Wd) under their query states (M, Q, D); zero for no pictures.
+
+        Conditions are dropped in training mode only, for `null_states` (1, Q, D), which are computed here unless given.
+        """
+        if pixels is None:
+            return self.condition_projector(states[:0]).sum()  # zero, with the projector in the graph
+        config = self.config
+        with torch.no_grad():  # the VAE is frozen throughout
+            posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+            mean, std = posterior.mean.float(), posterior.std.float()  # (M, C, h, w)
+        if noise is None:
+            noise = diffusion.draw_noise(
+                tuple(mean.shape),
+                len(self.alphas),
+                noise_offset=config.noise_offset,
+                input_perturbation=config.input_perturbation,
+                condition_dropout=config.condition_dropout if self.training else 0.0,
+                generator=generator,
+            )
+        noise = noise.to(mean.device)
+        if noise.dropped is not None and null_states is None:
+            null_states = self.null_states()
+        conditions = self.condition_projector(diffusion.drop_conditions(states, null_states, noise.dropped))
+
+        latents = (mean + std * noise.posterior) * self.vae.config.scaling_factor
+        alphas = self.alphas.to(mean.device)[noise.timesteps]
+        input_noise = noise.noise if noise.perturbation is None else noise.noise + noise.perturbation
+        noisy = diffusion.add_noise(latents, input_noise, alphas)
+        prediction = self.denoise(noisy, noise.timesteps, conditions)
+        target = diffusion.prediction_target(latents, noise.noise, alphas, self.prediction_type)
+        weights = None
+        if config.snr_gamma is not None:
+            weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
+        return diffusion.squared_error(prediction, target, weights)
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
+        """The UNet's prediction for noisy latents (M, C, h, w) under projected conditions (M, Q, Dc), in fp32."""
+        dtype = self.unet.dtype
+        return self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=conditions.to(dtype)).sample.float()
+
+    def null_states(self) -> torch.Tensor:
+        """Query states (1, Q, D) of a picture of nothing, `<s> DREAM`: the same in dropout and in sampling."""
+        config = self.config
+        ids = [config.bos_token_id, config.dream_start_token_id, *[config.im_patch_token_id] * config.num_dream_queries]
+        slots = torch.tensor([[0, 2]], device=self.device)
+        embeds = self.embed(torch.tensor([ids], device=self.device), draw_slots=slots)
+        hidden = self.language_model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        return gather_slots(hidden, slots, config.num_dream_queries)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the UNet predicts: epsilon or v_prediction."""
+        return self.config.scheduler_config.get("prediction_type", "epsilon")
+
+    @cached_property
+    def alphas(self) -> torch.Tensor:
+        """Cumulative alphas of the training noise schedule, (number of timesteps,)."""
+        return diffusion.cumulative_alphas(self.config.scheduler_config)
+
+    def train_only(self, parts: Iterable[str]) -> None:
+        """Let these parts take gradients, and no others. CLIP and the VAE cannot be trained.
+
+        Raises ValueError for a part that is not in TRAINABLE.
+        """
+        parts = set(parts)
+        if unknown := parts - set(TRAINABLE):
+            raise ValueError(f"cannot train {', '.join(sorted(unknown))}; trainable are {', '.join(TRAINABLE)}")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in parts)
+
+    def train(self, mode: bool = True) -> DreamLLMForConditionalGeneration:
+        """Switch dropout on or off, never in the parts that are always frozen."""
+        super().train(mode)
+        self.vision_model.eval()
+        self.vae.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs: Any):
+        """As in transformers; the pictures go in with the prompt, later steps find them in the cache."""
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            for name in ("read_pixels", "read_slots", "draw_slots"):
+                inputs.pop(name, None)
+        return inputs
+
+    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any):
+        """As in transformers, for beams and several answers; slots name their row, so they move with it."""
+        slots = {name: kwargs.pop(name) for name in ("read_slots", "draw_slots") if kwargs.get(name) is not None}
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)  # repeats read_pixels too
+        for name, slot in slots.items():
+            rows = slot[:, :1] * expand_size + torch.arange(expand_size, device=slot.device)  # (N, expand_size)
+            positions = slot[:, 1:].expand(-1, expand_size)
+            kwargs[name] = torch.stack([rows, positions], dim=-1).flatten(0, 1)
+        return input_ids, kwargs
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise what is ours. Projectors keep torch's initialisation, with which the official runs started too."""
+        if module is self:
+            init.normal_(self.dream_queries, std=getattr(self.config.text_config, "initializer_range", 0.02))
+        elif module in (self.visual_projector, self.condition_projector):
+            module.reset_parameters()
+
+
+def packed_attention_mask(
+    config: PreTrainedConfig, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor | None:
+    """The mask (B, 1, T, T) that keeps packed documents apart, by transformers, which finds them by their position_ids.
+
+    None where it needs no mask, or makes its own: for flash attention, and for sliding windows, which this mask would
+    undo. It is made here because older models of the library do not hand their position_ids on to the mask.
+    """
+    if getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
+        return None
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=None,
+        past_key_values=None,
+        position_ids=position_ids,
+    )
+
+
+def fill_slots(embeds: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Put values (N, L, D) at the L positions from each slot (N, 2), (row, first position), of embeds (B, T, D)."""
+    return embeds.index_put(_positions(slots, values.shape[1]), values.to(embeds.dtype))
+
+
+def gather_slots(hidden: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
+    """The hidden states (N, length, D) at the positions from each slot (N, 2) of hidden (B, T, D)."""
+    return hidden[_positions(slots, length)]
+
+
+def _positions(slots: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column indices of the slots, broadcasting to (N, length)."""
+    return slots[:, :1], slots[:, 1:] + torch.arange(length, device=slots.device)
+
+
+AutoModel.register(DreamLLMConfig, DreamLLMForConditionalGeneration)
+AutoModelForCausalLM.register(DreamLLMConfig, DreamLLMForConditionalGeneration)
+AutoModelForImageTextToText.register(DreamLLMConfig, DreamLLMForConditionalGeneration)

@@ -1,0 +1,189 @@
+"""The processor: tokenizer and picture preparation, from Documents (or strings with `<image>`) to model inputs.
+
+Follows transformers' processor interface. CLIP's side of a picture goes through the CLIP image processor on its PIL
+backend, whose numbers do not depend on whether torchvision is installed; the VAE's side is resized by its shorter side
+and cropped. Neither is mirrored (the official code mirrors only the latter: the model draws what it does not read).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from dreamllm.document import Document, Part, Picture, Role, Text
+from dreamllm.layout import TEMPLATES, Mode, Sequence, Vocabulary, lay_out, lay_out_prompt
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.packing import Batch, Row, collate
+
+PAD, IM_PATCH, IM_START, IM_END = "[PAD]", "<im_patch>", "<im_start>", "<im_end>"
+DREAM_START, DREAM_END, IMAGE, DREAM = "<dream_start>", "<dream_end>", "<image>", "<dream>"
+SPECIAL_TOKENS = (PAD, IMAGE, IM_PATCH, IM_START, IM_END, DREAM, DREAM_START, DREAM_END)  # order of the official code
+
+
+class PromptProblem(ValueError):
+    """A prompt that cannot be used."""
+
+
+class DreamLLMProcessor(ProcessorMixin):
+    """Documents to inputs of DreamLLM.
+
+    image_processor: CLIP's.  tokenizer: of the language model, with SPECIAL_TOKENS added.
+    num_patches, num_dream_queries, draw_size: as in DreamLLMConfig.  context: tokens the language model can hold
+    template: name of the conversation template, in `layout.TEMPLATES`
+    """
+
+    def __init__(
+        self,
+        image_processor,
+        tokenizer,
+        num_patches: int,
+        num_dream_queries: int,
+        draw_size: int,
+        context: int,
+        template: str = "vicuna_v1.1",
+        chat_template: str | None = None,
+    ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        if template not in TEMPLATES:
+            raise ValueError(f"unknown conversation template {template!r}, expected one of {', '.join(TEMPLATES)}")
+        self.num_patches = num_patches
+        self.num_dream_queries = num_dream_queries
+        self.draw_size = draw_size
+        self.context = context
+        self.template = template
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **kwargs):
+        """The parts that `from_pretrained` loads, with CLIP's image processor pinned to PIL."""
+        return [AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What `layout` needs to know."""
+        ids = self.tokenizer.convert_tokens_to_ids
+        tokenizer = self.tokenizer
+        bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        return Vocabulary(
+            encode=lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,
+            bos=bos,
+            eos=tokenizer.eos_token_id,
+            pad=ids(PAD),
+            im_patch=ids(IM_PATCH),
+            im_start=ids(IM_START),
+            im_end=ids(IM_END),
+            dream_start=ids(DREAM_START),
+            dream_end=ids(DREAM_END),
+            num_patches=self.num_patches,
+            num_queries=self.num_dream_queries,
+            template=TEMPLATES[self.template],
+        )
+
+    def lay_out(self, document: Document, mode: Mode, context: int) -> list[Sequence]:
+        """`layout.lay_out` with this processor's vocabulary."""
+        return lay_out(document, self.vocabulary, mode, context)
+
+    def collate(self, rows: list[Row]) -> Batch:
+        """`packing.collate` of training rows with this processor's vocabulary and pictures."""
+        return collate(rows, self.vocabulary, self.read_pixels, self.draw_pixels)
+
+    def lay_out_prompt(self, document: Document, mode: Mode, *, draw: bool = False) -> Sequence:
+        """`layout.lay_out_prompt` with this processor's vocabulary and the language model's context."""
+        return lay_out_prompt(document, self.vocabulary, mode, self.context, draw=draw)
+
+    def prompts(self, documents: Many[Document], mode: Mode = "joint") -> BatchFeature:
+        """Inputs of stock `generate` for documents to be continued, padded on the left.
+
+        mode is that of the layout: in "joint", a picture of an interleaved prompt stands there as in I-GPT training, as
+        DREAM IMG; in "comprehension" it is only read. Raises LayoutProblem for a prompt longer than the context.
+        """
+        sequences = [self.lay_out_prompt(document, mode) for document in documents]
+        batch = collate([[sequence] for sequence in sequences], self.vocabulary, self.read_pixels, None)
+        length = batch.input_ids.shape[1]
+        shifts = torch.tensor([length - len(sequence) for sequence in sequences])  # (B,)
+        columns = torch.arange(length) - shifts[:, None]  # (B, T), the right-padded column of each left-padded one
+        inputs = {
+            "input_ids": batch.input_ids.gather(1, columns % length),
+            "attention_mask": (columns >= 0).long(),
+        }
+        for name in ("read_slots", "draw_slots"):
+            if len(slots := getattr(batch, name)):
+                inputs[name] = torch.stack([slots[:, 0], slots[:, 1] + shifts[slots[:, 0]]], dim=1)
+        if batch.read_pixels is not None:
+            inputs["read_pixels"] = batch.read_pixels
+        return BatchFeature(inputs)
+
+    def __call__(
+        self,
+        images: Image.Image | Many[Image.Image] | None = None,
+        text: str | Many[str] | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """Inputs of `generate` for strings in which `<image>` stands for the next of `images`, as usual.
+
+        Raises PromptProblem where placeholders and pictures differ in number.
+        """
+        if text is None or return_tensors != "pt":
+            raise ValueError("pass text, with <image> where the pictures are; only return_tensors='pt' is supported")
+        texts = [text] if isinstance(text, str) else list(text)
+        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+        documents = [
+            Document(f"text {index}", "interleaved", parts) for index, parts in enumerate(parse(texts, pictures))
+        ]
+        return self.prompts(documents, mode="comprehension")
+
+    def read_pixels(self, pictures: Many[Image.Image]) -> torch.Tensor:
+        """Pictures as CLIP wants them, (N, 3, Hc, Wc)."""
+        images = [picture.convert("RGB") for picture in pictures]
+        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+
+    def draw_pixels(self, pictures: Many[Image.Image]) -> torch.Tensor:
+        """Pictures as the VAE wants them, (M, 3, draw_size, draw_size) in [-1, 1]: resized, then cropped."""
+        return torch.stack([_to_pixels(picture, self.draw_size) for picture in pictures])
+
+    def batch_decode(self, *args, **kwargs) -> list[str]:
+        """The tokenizer's."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args, **kwargs) -> str:
+        """The tokenizer's."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+
+def parse(texts: Many[str], pictures: Many[Image.Image], role: Role = "") -> list[tuple[Part, ...]]:
+    """Texts in which `<image>` stands for the next of the pictures, as parts of documents.
+
+    Raises PromptProblem where placeholders and pictures differ in number.
+    """
+    wanted = sum(text.count(IMAGE) for text in texts)
+    if wanted != len(pictures):
+        raise PromptProblem(f"the text has {wanted} {IMAGE} placeholders, but {len(pictures)} pictures were passed")
+    rest = iter(pictures)
+    documents = []
+    for text in texts:
+        first, *others = text.split(IMAGE)
+        parts: list[Part] = [Text(first, role)] if first or not others else []
+        for words in others:
+            parts.append(Picture(next(rest), role))
+            parts += [Text(words, role)] if words else []
+        documents.append(tuple(parts))
+    return documents
+
+
+def _to_pixels(picture: Image.Image, side: int) -> torch.Tensor:
+    """One picture as (3, side, side) in [-1, 1]; bilinear, with torchvision's rounding of sizes and offsets."""
+    width, height = picture.size
+    shorter = min(width, height)
+    width, height = int(side * width / shorter), int(side * height / shorter)
+    resized = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    values = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float32)  # (side, side, 3)
+    return torch.from_numpy(values).permute(2, 0, 1) / 127.5 - 1
+
+
+AutoProcessor.register(DreamLLMConfig, DreamLLMProcessor)

@@ -1,0 +1,117 @@
+"""Pictures from conditions: classifier-free guidance, any diffusers scheduler, one seed per picture.
+
+A picture depends on its condition and its seed, not on the pictures that are drawn beside it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
+
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn.
+
+    scheduler: name of a diffusers scheduler class.  guidance: of the condition over the null condition; 1 is none
+    """
+
+    scheduler: str = "DPMSolverMultistepScheduler"
+    steps: int = 25
+    guidance: float = 3.0
+
+
+class SchedulerProblem(ValueError):
+    """A name that is no scheduler of diffusers."""
+
+
+def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
+    """The diffusers scheduler of this class name for the noise schedule that the UNet was trained with.
+
+    Timesteps are spaced from the last one down ("trailing"): the "leading" spacing of Stable Diffusion's configuration
+    starts 150 steps at timestep 895, where training never saw pure noise. Raises SchedulerProblem for an unknown name.
+    """
+    scheduler_class = getattr(diffusers, name, None)
+    if not (inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)):
+        raise SchedulerProblem(f"{name!r} is no scheduler class of diffusers {diffusers.__version__}")
+    return scheduler_class.from_config(scheduler_config, timestep_spacing="trailing")
+
+
+def draw_states(
+    model: DreamLLMForConditionalGeneration,
+    states: torch.Tensor,
+    null_states: torch.Tensor,
+    seeds: Sequence[int],
+    drawing: Drawing,
+) -> list[Image.Image]:
+    """Draw M pictures from their query states (M, Q, D), with null states (1, Q, D) and a seed for each."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    side = model.unet.config.sample_size
+    shape = (model.unet.config.in_channels, side, side)
+    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (M, C, h, w)
+    scheduler = make_scheduler(drawing.scheduler, model.config.scheduler_config)
+    scheduler.set_timesteps(drawing.steps, device=model.device)
+    latents = sample_latents(
+        model, states, null_states, noise.to(model.device), scheduler, drawing.guidance, generators
+    )
+    return decode_latents(model, latents)
+
+
+@torch.no_grad()
+def sample_latents(
+    model: DreamLLMForConditionalGeneration,
+    states: torch.Tensor,
+    null_states: torch.Tensor,
+    noise: torch.Tensor,
+    scheduler: SchedulerMixin,
+    guidance: float,
+    generators: list[torch.Generator] | None = None,
+) -> torch.Tensor:
+    """Denoise standard normal noise (M, C, h, w) along the timesteps set in `scheduler`; fp32 throughout.
+
+    `generators`, one per picture, serve the schedulers that draw fresh noise at each step.
+    """
+    conditions = model.condition_projector(states)  # (M, Q, Dc)
+    null_conditions = model.condition_projector(null_states).expand_as(conditions)
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    options = {"generator": generators} if takes_generator else {}
+    latents = noise.float() * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latents, timestep)
+        prediction = guided_prediction(model, scaled, timestep, conditions, null_conditions, guidance)
+        latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+    return latents
+
+
+def guided_prediction(
+    model: DreamLLMForConditionalGeneration,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    conditions: torch.Tensor,
+    null_conditions: torch.Tensor,
+    guidance: float,
+) -> torch.Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): null + guidance * (conditional - null); one call of the UNet."""
+    if guidance == 1:
+        return model.denoise(latents, timestep, conditions)
+    both = model.denoise(torch.cat([latents, latents]), timestep, torch.cat([null_conditions, conditions]))
+    null, conditional = both.chunk(2)
+    return null + guidance * (conditional - null)
+
+
+@torch.no_grad()
+def decode_latents(model: DreamLLMForConditionalGeneration, latents: torch.Tensor) -> list[Image.Image]:
+    """Latents (M, C, h, w) as RGB pictures."""
+    vae = model.vae
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (M, 3, H, W) in [-1, 1]
+    levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+    return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

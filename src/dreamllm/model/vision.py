@@ -1,0 +1,22 @@
+"""Patch features of CLIP, as the language model reads them."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPVisionModel
+
+
+def patch_features(vision_model: CLIPVisionModel, pixels: torch.Tensor, layer: int) -> torch.Tensor:
+    """Hidden states of one CLIP layer without CLS, in raster order, without the final layer norm.
+
+    `layer` counts as in transformers' `hidden_states`: 0 is the embedding, -1 the last layer, -2 (the official code's
+    choice, modeling_plugins.py) the one before, whose successors are not computed.
+
+    pixels (N, 3, H, W) normalised for CLIP -> (N, P, Dv)
+    """
+    layers = vision_model.encoder.layers
+    depth = layer % (len(layers) + 1)
+    hidden = vision_model.pre_layrnorm(vision_model.embeddings(pixels.to(vision_model.dtype)))  # (N, 1 + P, Dv)
+    for block in layers[:depth]:
+        hidden = block(hidden, attention_mask=None)
+    return hidden[:, 1:]

@@ -1,0 +1,174 @@
+"""Tiny random foundations, models and documents for tests: milliseconds to build, deterministic.
+
+tiny.foundations(folder)         llm/ clip/ sd/ in the layouts of the real ones
+tiny.build(...)                  (model, processor) on such foundations
+tiny.picture(seed, side)         a picture of coloured noise
+tiny.story(), tiny.pair(), ...   documents
+"""
+
+from __future__ import annotations
+
+import dreamllm  # noqa: F401  mends torchvision beside CPU torch, so before transformers and diffusers
+
+# isort: split
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from dreamllm.document import Document, Picture, Text
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.foundations import build_from_foundations
+from dreamllm.model.processor import DreamLLMProcessor
+
+WORDS = """A small red fox walks across the snow. The river bends slowly. It ends at a clear blue lake. First chop the
+onions. Then blend the soup until it is smooth and serve it with bread. A photo of a dog running on the
+beach. A ship. USER: What is the colour of the cat? ASSISTANT: The cat is green. USER: Draw two dogs.
+ASSISTANT: Here they are. A chat between a curious user and an artificial intelligence assistant."""
+
+
+@lru_cache
+def _tokenizer_json() -> str:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer.train_from_iterator([WORDS], trainers.BpeTrainer(vocab_size=400, special_tokens=special))
+    return tokenizer.to_str()
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """400 pieces, of which 256 are bytes; LLaMA's <unk> <s> </s> with ids 0, 1, 2."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer_json()), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def llm_config() -> LlamaConfig:
+    """A LLaMA of two layers."""
+    return LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=None,
+    )
+
+
+def foundations(folder: str | Path, llm: PretrainedConfig | None = None, prediction_type: str = "epsilon") -> Path:
+    """Write random foundations into llm/, clip/ and sd/ of `folder`: pictures of 16 patches are read, 16 px drawn."""
+    folder = Path(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(llm or llm_config()).save_pretrained(folder / "llm")
+        tokenizer().save_pretrained(folder / "llm")
+        tower = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+        clip = CLIPConfig(
+            text_config=CLIPTextConfig(vocab_size=400, max_position_embeddings=32, projection_dim=16, **tower),
+            vision_config=CLIPVisionConfig(image_size=16, patch_size=4, projection_dim=16, **tower),
+            projection_dim=16,
+        )
+        CLIPModel(clip).save_pretrained(folder / "clip")
+        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(
+            folder / "clip"
+        )
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+        ).save_pretrained(folder / "sd" / "vae")
+        UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=(2, 2),
+            cross_attention_dim=20,
+        ).save_pretrained(folder / "sd" / "unet")
+        DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+        ).save_pretrained(folder / "sd" / "scheduler")
+    return folder
+
+
+def build(
+    llm: PretrainedConfig | None = None,
+    prediction_type: str = "epsilon",
+    num_dream_queries: int = 4,
+    template: str = "plain",
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """A model with random weights in eval mode, and its processor; each call builds its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = foundations(name, llm, prediction_type)
+        return build_from_foundations(
+            folder / "llm", folder / "clip", folder / "sd", num_dream_queries=num_dream_queries, template=template
+        )
+
+
+def picture(seed: int = 0, side: int = 20) -> Image.Image:
+    """Coloured noise."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def pair(seed: int = 0, text: str = "A photo of a dog running on the beach.") -> Document:
+    """A caption and its picture."""
+    return Document(f"pair {seed}", "pair", (Text(text), Picture(picture(seed))))
+
+
+def story(seed: int = 0) -> Document:
+    """Three sentences with two pictures between them."""
+    parts = (
+        Text("A small red fox walks across the snow."),
+        Picture(picture(10 * seed)),
+        Text("The river bends slowly."),
+        Picture(picture(10 * seed + 1)),
+        Text("It ends at a clear blue lake."),
+    )
+    return Document(f"story {seed}", "interleaved", parts)
+
+
+def conversation(seed: int = 0) -> Document:
+    """A question about a picture, its answer, a request, and the picture drawn for it."""
+    parts = (
+        Picture(picture(20 * seed), role="user"),
+        Text("What is the colour of the cat?", role="user"),
+        Text("The cat is green.", role="assistant"),
+        Text("Draw two dogs.", role="user"),
+        Text("Here they are.", role="assistant"),
+        Picture(picture(20 * seed + 1), role="assistant"),
+    )
+    return Document(f"conversation {seed}", "conversation", parts)
+
+
+def text(seed: int = 0) -> Document:
+    """Words alone."""
+    return Document(f"text {seed}", "text", (Text("Then blend the soup until it is smooth and serve it with bread."),))
