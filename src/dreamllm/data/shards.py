@@ -1,0 +1,232 @@
+"""Documents in WebDataset tar shards: one `KEY.json` and its pictures `KEY.0.png`, `KEY.1.png`, ... per document.
+
+    {"id": "story-17", "kind": "interleaved", "meta": {},
+     "parts": [{"text": "A red fish.", "role": ""}, {"image": "0.png", "role": ""}]}
+
+Writing goes through webdataset. Reading does not: its reader takes a truncated shard for a short one and cannot go to a
+document directly, so shards are indexed from their tar headers here and documents are loaded by offset. The shards stay
+readable by webdataset (tested). Order, mixing and shuffling live in `mixture.py`.
+
+A problem always costs exactly its own document: documents are read whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dreamllm.data import pictures
+from dreamllm.document import Document, Part, Picture, Text
+
+MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # webdataset's rule: a key ends at the file name's first dot
+EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)  # closes every tar archive
+
+
+class ShardProblem(ValueError):
+    """Something is wrong in a shard: which file, which record (its key; "" for the file itself), and what."""
+
+    def __init__(self, file: str | Path, record: str, what: str) -> None:
+        self.file, self.record, self.what = str(file), record, what
+        super().__init__(f"{file}{', record ' + record if record else ''}: {what}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardProblem, (self.file, self.record, self.what)  # crosses process borders whole
+
+
+def stop(problem: ShardProblem) -> NoReturn:
+    """The strict reading policy: raise the first problem. The other one is a list's `append`: skip, count, report."""
+    raise problem
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a document lies: the shard and the byte ranges of its members."""
+
+    file: Path
+    key: str
+    members: tuple[tuple[str, int, int], ...]  # (suffix, offset, size)
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def write(documents: Iterable[Document], prefix: str | Path, per_shard: int = 1000) -> list[Path]:
+    """Write documents to `PREFIX-00000.tar`, `PREFIX-00001.tar`, ... and return these paths.
+
+    The same documents give the same bytes. Each shard appears whole or not at all; shards left over from an earlier,
+    longer set of the same prefix are removed. Raises ValueError for two documents of one id.
+    """
+    prefix = Path(prefix)
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    seen: set[str] = set()
+    shards: list[Path] = []
+    waiting: list[Document] = []
+    for document in documents:
+        if document.id in seen:
+            raise ValueError(f"{prefix}: two documents have the id {document.id!r}; ids must be unique in a set")
+        seen.add(document.id)
+        waiting.append(document)
+        if len(waiting) == per_shard:
+            shards.append(_write_shard(waiting, prefix, len(shards), per_shard))
+            waiting = []
+    if waiting:
+        shards.append(_write_shard(waiting, prefix, len(shards), per_shard))
+    for path in find(prefix):
+        if path not in shards:
+            path.unlink()
+    return shards
+
+
+def find(prefix: str | Path) -> list[Path]:
+    """The shards of a set, in order: all `PREFIX-NNNNN.tar`."""
+    prefix = Path(prefix)
+    name = re.compile(re.escape(prefix.name) + r"-\d{5,}\.tar")
+    return sorted(path for path in prefix.parent.glob("*.tar") if name.fullmatch(path.name))
+
+
+def _write_shard(documents: list[Document], prefix: Path, number: int, per_shard: int) -> Path:
+    from webdataset import TarWriter  # imports torch: more than a second, only needed here
+
+    path = prefix.with_name(f"{prefix.name}-{number:05d}.tar")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
+            for place, document in enumerate(documents):
+                tar.write({"__key__": f"{number * per_shard + place:08d}", **_members(document)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _members(document: Document) -> dict[str, bytes]:
+    """The files of a document by suffix."""
+    members: dict[str, bytes] = {}
+    parts: list[dict[str, str]] = []
+    for part in document.parts:
+        if isinstance(part, Text):
+            parts.append({"text": part.text, "role": part.role})
+        else:
+            name = f"{len(members)}.png"
+            members[name] = pictures.encode_png(part.image)
+            parts.append({"image": name, "role": part.role})
+    header = {"id": document.id, "kind": document.kind, "parts": parts, "meta": document.meta}
+    members["json"] = json.dumps(header, ensure_ascii=False, sort_keys=True).encode()
+    return members
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read(paths: Iterable[str | Path], on_problem: Callable[[ShardProblem], object] = stop) -> Iterator[Document]:
+    """Yield the documents of shards in order.
+
+    on_problem: `stop` (default) raises the first ShardProblem; the `append` of a list skips exactly the damaged
+    document and keeps the reason.
+    """
+    for path in paths:
+        for record in index(path, on_problem):
+            try:
+                document = load(record)
+            except ShardProblem as problem:
+                on_problem(problem)
+            else:
+                yield document
+
+
+def index(path: str | Path, on_problem: Callable[[ShardProblem], object] = stop) -> list[Record]:
+    """List the records of a shard from its tar headers; no picture is read.
+
+    A shard that ends early or has a damaged header is reported as one problem and gives the records before it.
+    Raises FileNotFoundError when there is no such shard.
+    """
+    path = Path(path)
+    found: list[tuple[str, str, int, int]] = []  # (key, suffix, offset, size)
+    with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while member := tar.next():
+                    name = MEMBER_NAME.fullmatch(member.name)
+                    if member.isreg() and name and member.offset_data + member.size <= size:
+                        found.append((name[1], name[2], member.offset_data, member.size))
+                    tar.members = []  # or tarfile keeps a header object per member
+                end = tar.offset
+            file.seek(end)
+            # tarfile itself takes a damaged or missing header for the end of the archive
+            complaint = "" if file.read(len(EMPTY_BLOCK)) == EMPTY_BLOCK else f"it ends or is damaged at byte {end}"
+        except tarfile.TarError as error:
+            complaint = f"it is truncated or no uncompressed tar file ({error})"
+    if complaint:
+        last = found[-1][0] if found else ""
+        on_problem(ShardProblem(path, last, f"{complaint}; documents {'after this record ' if last else ''}are lost"))
+    return [
+        Record(path, key, tuple((suffix, offset, size) for _, suffix, offset, size in members))
+        for key, members in groupby(found, key=lambda member: member[0])
+    ]
+
+
+def load(record: Record) -> Document:
+    """Load one document, whole. Raises ShardProblem naming file and record otherwise."""
+
+    def problem(what: str) -> ShardProblem:
+        return ShardProblem(record.file, record.key, what)
+
+    members: dict[str, bytes] = {}
+    with record.file.open("rb") as file:
+        for suffix, offset, size in record.members:
+            if suffix in members:
+                raise problem(f"two files are named {record.key}.{suffix}")
+            file.seek(offset)
+            members[suffix] = file.read(size)
+    if "json" not in members:
+        raise problem(f"has no {record.key}.json, only {', '.join(members)}")
+    try:
+        header = json.loads(members.pop("json"))
+    except ValueError as error:  # also UnicodeDecodeError
+        raise problem(f"malformed JSON ({error})") from error
+    try:
+        parts = _parse_parts(header, members)
+        return Document(header["id"], header["kind"], parts, header.get("meta", {}))
+    except ValueError as error:
+        raise problem(str(error)) from error
+
+
+def _parse_parts(header: Any, files: dict[str, bytes]) -> tuple[Part, ...]:
+    """Build the parts of a document from its JSON and its picture files; every file must be named by a part."""
+    if not isinstance(header, dict) or not isinstance(header.get("parts"), list):
+        raise ValueError('the JSON needs the fields "id", "kind" and "parts" (a list)')
+    if not (isinstance(header.get("id"), str) and isinstance(header.get("kind"), str)):
+        raise ValueError('the fields "id" and "kind" must be strings')
+    if not isinstance(header.get("meta", {}), dict):
+        raise ValueError('the field "meta" must be an object')
+    parts: list[Part] = []
+    named: set[str] = set()
+    for number, part in enumerate(header["parts"]):
+        if not isinstance(part, dict) or ("text" in part) == ("image" in part):
+            raise ValueError(f'part {number} needs exactly one of "text" and "image"')
+        content, role = part.get("text", part.get("image")), part.get("role", "")
+        if not (isinstance(content, str) and isinstance(role, str)):
+            raise ValueError(f"part {number}: text, image and role must be strings")
+        if "text" in part:
+            parts.append(Text(content, role))
+            continue
+        if content not in files:
+            raise ValueError(f"part {number}: picture {content} is missing")
+        named.add(content)
+        try:
+            parts.append(Picture(pictures.decode(files[content]), role))
+        except ValueError as error:
+            raise ValueError(f"part {number}: picture {content} {error}") from error
+    if unnamed := sorted(files.keys() - named):
+        raise ValueError(f"no part names the files {', '.join(unnamed)}; {len(named)} pictures are named")
+    return tuple(parts)

@@ -1,0 +1,173 @@
+"""Checkpoints of a stage: what was trained, and what it was trained from.
+
+    FOLDER/trained.safetensors   the trained parameters alone, in fp32, named as in the model's state dict
+    FOLDER/checkpoint.json       stage, configuration, digests of everything it was made from, versions, final losses
+    FOLDER/losses.csv            one line per step
+
+A model is its foundations plus the trained parameters of one or more checkpoints. `export.py` writes a whole model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.foundations import build_from_foundations
+from dreamllm.model.processor import DreamLLMProcessor
+
+TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
+FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
+LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "numpy")
+
+
+class CheckpointProblem(ValueError):
+    """A checkpoint that does not fit: names the folder, and what does not fit to what."""
+
+
+def trained_parameters(model: DreamLLMForConditionalGeneration) -> dict[str, torch.nn.Parameter]:
+    """The parameters that take gradients (`model.train_only`) by name in the model, tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def save_trained(
+    folder: str | Path, parameters: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], losses: str
+) -> None:
+    """Write a checkpoint folder, whole or not at all; the same arguments give the same bytes. Replaces an old one."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in parameters.items()}
+        save_file(tensors, temporary / TENSORS, {"format": "pt"})
+        (temporary / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (temporary / LOSSES).write_text(losses, encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of a file, or of a folder: of the names and digests of all files in it."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    lines = [f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def foundation_digests(foundations: str | Path) -> dict[str, str]:
+    """Digest of each foundation that the model is built from."""
+    return {name: digest(Path(foundations) / name) for name in FOUNDATIONS}
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def commit() -> str | None:
+    """The git commit of this code, with "-modified" where the code differs from it; None outside a repository."""
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
+
+    try:
+        head = git("rev-parse", "HEAD")
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("-modified" if git("status", "--porcelain", "--", str(here)).stdout else "")
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """The checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing or malformed."""
+    path = Path(folder) / METADATA
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {METADATA}") from None
+    except ValueError as error:
+        raise CheckpointProblem(f"{path}: malformed JSON ({error})") from error
+
+
+def load_model(
+    foundations: str | Path, checkpoints: Sequence[str | Path], options: Mapping[str, Any] | None = None
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """Build DreamLLM from its foundations and load the trained parameters of checkpoints, in order, later ones on top.
+
+    options: what DreamLLM adds to its foundations (arguments of `build_from_foundations`); by default as the last
+    checkpoint has it.
+    Raises CheckpointProblem when a checkpoint was trained on other foundations, with other options, or when a tensor
+    does not fit the model.
+    """
+    found = foundation_digests(foundations)
+    metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
+    if options is None:
+        if not metadata:
+            raise ValueError("without a checkpoint the model's options must be given")
+        options = metadata[-1][1]["model"]
+    for folder, about in metadata:
+        for name in FOUNDATIONS:
+            if (trained_on := about["foundations"].get(name)) != found[name]:
+                raise CheckpointProblem(
+                    f"{folder}: was trained on another {name} foundation (digest {str(trained_on)[:12]}) than "
+                    f"{Path(foundations) / name} (digest {found[name][:12]}); fetch that one, or train again"
+                )
+        if differing := sorted(key for key in options if about["model"].get(key) != options[key]):
+            pairs = ", ".join(f"{key} {about['model'].get(key)!r}, not {options[key]!r}" for key in differing)
+            raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
+    model, processor = build_from_foundations(*(Path(foundations) / name for name in FOUNDATIONS), **options)
+    for folder in checkpoints:
+        load_trained(model, folder)
+    return model, processor
+
+
+def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) -> None:
+    """Copy the trained parameters of one checkpoint into the model.
+
+    Raises CheckpointProblem naming each tensor that the model lacks or holds in another shape; nothing is copied then.
+    """
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {TENSORS}")
+    parameters = dict(model.named_parameters())
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        problems = [f"the model has no {name}" for name in names if name not in parameters]
+        for name in names:
+            if name in parameters and (shape := file.get_slice(name).get_shape()) != list(parameters[name].shape):
+                problems.append(f"{name} is {shape} there and {list(parameters[name].shape)} in the model")
+        if problems:
+            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+            raise CheckpointProblem(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
+        with torch.no_grad():
+            for name in names:
+                parameters[name].copy_(file.get_tensor(name))

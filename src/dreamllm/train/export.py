@@ -1,0 +1,44 @@
+"""Write a trained DreamLLM as one Hugging Face folder, model and processor: `dreamllm export ...`.
+
+`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm.model.processor`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dreamllm.train.checkpoint import load_model
+
+
+def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
+    """Put foundations and checkpoints together in the folder `out`, whole or not at all; replaces an earlier one.
+
+    Raises CheckpointProblem where they do not fit.
+    """
+    model, processor = load_model(foundations, checkpoints)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        model.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `dreamllm export`."""
+    parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
+    parser.add_argument("--checkpoints", required=True, type=Path, nargs="+", help="in loading order")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run `dreamllm export`."""
+    export(arguments.foundations, arguments.checkpoints, arguments.out)

@@ -1,0 +1,111 @@
+"""What is measured in each training step, and what becomes of it: TensorBoard, losses.csv, totals.
+
+A step's losses stay on their device until somebody looks, since each look waits for the device to finish.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dreamllm.data.batches import Prepared
+from dreamllm.layout import IGNORE
+from dreamllm.model.dreamllm import DreamLLMOutput
+from dreamllm.packing import Batch
+
+# The columns of losses.csv after the step. `loss` is weighted, its two parts are not; a part is empty where the stage
+# or the batch does not have it. The gradient's norm is the one before clipping.
+MEASURED = ("loss", "language_loss", "diffusion_loss", "gradient_norm")
+COUNTED = ("learning_rate", "tokens", "targets", "pictures_read", "pictures_drawn")
+COLUMNS = (*MEASURED, *COUNTED)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss or its gradient is not a number any more: names the step and the documents."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step: its batch, the MEASURED values (4,) on their device, and the COUNTED ones."""
+
+    prepared: Prepared
+    values: torch.Tensor
+    counts: tuple[float, ...]
+
+
+def measure(output: DreamLLMOutput, norm: torch.Tensor) -> torch.Tensor:
+    """The MEASURED values of a step, left on their device; NaN stands for a loss that the stage does not have."""
+    nothing = torch.full_like(norm, math.nan)
+    values = (output.loss, output.language_loss, output.diffusion_loss, norm)
+    return torch.stack([nothing if value is None else value.detach().float() for value in values])
+
+
+def count(batch: Batch) -> tuple[int, int, int, int]:
+    """The COUNTED values of a batch on the CPU, after the learning rate. Padding is no token."""
+    number = (batch.position_ids == 0).cumsum(dim=1)  # (B, T), which document of its row a position belongs to, from 1
+    is_token = number <= torch.tensor([[len(ids)] for ids in batch.document_ids])
+    targets = (batch.labels[:, 1:] != IGNORE).sum()
+    return int(is_token.sum()), int(targets), len(batch.read_slots), len(batch.draw_slots)
+
+
+def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter) -> list[list[float]]:
+    """Fetch the losses of the steps after step `logged`, report them and skipped documents, return rows of COLUMNS.
+
+    Raises NonFiniteLoss for the first step whose loss or gradient is not finite.
+    """
+    fetched = torch.stack([step.values for step in waiting]).double().tolist()  # the one wait for the device
+    rows = []
+    for number, (step, values) in enumerate(zip(waiting, fetched, strict=True), logged + 1):
+        for problem in step.prepared.problems:
+            skipped = step.prepared.position.skipped
+            tqdm.write(f"skipped a damaged document ({skipped} so far): {problem}", file=sys.stderr)
+        row = dict(zip(COLUMNS, (*values, *step.counts), strict=True))
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
+            losses = ", ".join(f"{key} {row[key]:g}" for key in MEASURED)
+            documents = ", ".join(document for ids in step.prepared.batch.document_ids for document in ids)
+            raise NonFiniteLoss(
+                f"step {number}: {losses}. The state saved before is kept. Lower the learning rate (it was "
+                f"{row['learning_rate']:.2g}), or look at the documents of this step: {documents}"
+            )
+        if not row["targets"]:
+            row["language_loss"] = math.nan  # the model says 0, which would look like a very good step
+        if not row["pictures_drawn"]:
+            row["diffusion_loss"] = math.nan
+        for key, value in row.items():
+            if not math.isnan(value):
+                board.add_scalar(key, value, number)
+        rows.append(list(row.values()))
+    return rows
+
+
+def losses_csv(log: Sequence[Sequence[float]]) -> str:
+    """losses.csv: a line per step, numbered from 1; empty where a step has no such loss."""
+    lines = [",".join(("step", *COLUMNS))]
+    for number, row in enumerate(log, 1):
+        lines.append(",".join([str(number), *("" if math.isnan(value) else f"{value:.6g}" for value in row)]))
+    return "\n".join(lines) + "\n"
+
+
+def totals(log: Sequence[Sequence[float]], last: Prepared) -> dict[str, Any]:
+    """What a training consumed, and its losses averaged over the last tenth of the steps (None: it had none)."""
+    columns = dict(zip(COLUMNS, zip(*log, strict=True), strict=True))
+    tail = math.ceil(len(log) / 10)
+
+    def mean(values: Sequence[float]) -> float | None:
+        there = [value for value in values if not math.isnan(value)]
+        return sum(there) / len(there) if there else None
+
+    return {
+        "steps": len(log),
+        "documents": last.position.drawn,
+        "skipped_documents": last.position.skipped,
+        **{key: int(sum(columns[key])) for key in COUNTED[1:]},
+        "final": {key: mean(columns[key][-tail:]) for key in MEASURED[:3]},
+    }

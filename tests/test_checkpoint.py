@@ -1,0 +1,144 @@
+"""A checkpoint holds what was trained, comes back exactly, and is refused where it does not fit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor
+
+import tiny
+from dreamllm.train import checkpoint, export
+from dreamllm.train.checkpoint import CheckpointProblem, load_model, save_trained, trained_parameters
+
+OPTIONS = {"num_dream_queries": 4, "template": "plain", "vision_feature_layer": -2, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def foundations(tmp_path_factory):
+    return tiny.foundations(tmp_path_factory.mktemp("foundations"))
+
+
+def save_changed(folder, foundations, parts, shift=1.0, options=OPTIONS):
+    """A checkpoint of `parts` whose parameters are the fresh model's plus `shift`."""
+    model, _ = load_model(foundations, [], options)
+    model.train_only(parts)
+    parameters = {name: parameter + shift for name, parameter in trained_parameters(model).items()}
+    metadata = {"foundations": checkpoint.foundation_digests(foundations), "model": options}
+    save_trained(folder, parameters, metadata, "step\n")
+    return folder
+
+
+def test_a_checkpoint_holds_only_what_was_trained(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["dream_queries", "condition_projector"])
+    assert set(load_file(folder / "trained.safetensors")) == {"dream_queries", "condition_projector.weight"}
+
+
+def test_checkpoints_are_loaded_in_order_and_touch_nothing_else(foundations, tmp_path):
+    first = save_changed(tmp_path / "1", foundations, ["dream_queries", "visual_projector"], shift=1.0)
+    second = save_changed(tmp_path / "2", foundations, ["dream_queries"], shift=2.0)
+    fresh = load_model(foundations, [], OPTIONS)[0].state_dict()
+    loaded = load_model(foundations, [first, second])[0].state_dict()
+    shifts = {name: (loaded[name] - fresh[name]).mean().round(decimals=3).item() for name in fresh}
+    assert {name: shift for name, shift in shifts.items() if shift} == {
+        "dream_queries": 2.0,
+        "visual_projector.weight": 1.0,
+        "visual_projector.bias": 1.0,
+    }
+
+
+def test_same_arguments_give_the_same_bytes(foundations, tmp_path):
+    folders = [save_changed(tmp_path / name, foundations, ["language_model"]) for name in "ab"]
+    for name in ("trained.safetensors", "checkpoint.json", "losses.csv"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+def test_a_new_checkpoint_replaces_the_old_one_whole(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["language_model"])
+    (folder / "leftover").touch()
+    save_changed(folder, foundations, ["dream_queries"])
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.json", "losses.csv", "trained.safetensors"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_failed_save_leaves_the_old_one(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
+    before = (folder / "checkpoint.json").read_bytes()
+    with pytest.raises(TypeError):
+        save_trained(folder, {}, {"not json": object()}, "")
+    assert (folder / "checkpoint.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_tied_weights_are_saved_once_and_stay_tied(tmp_path):
+    config = tiny.llm_config()
+    config.tie_word_embeddings = True
+    foundations = tiny.foundations(tmp_path / "f", llm=config)
+    folder = save_changed(tmp_path / "c", foundations, ["language_model"])
+    model, _ = load_model(foundations, [folder])
+    embeddings, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    assert embeddings is head
+    fresh = load_model(foundations, [], OPTIONS)[0].get_output_embeddings().weight
+    assert torch.allclose(head, fresh + 1.0)
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_other_foundations_are_refused(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
+    other = tiny.foundations(tmp_path / "other")
+    load_model(other, [folder])  # the same foundations elsewhere are the same
+    config = other / "clip" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    with pytest.raises(CheckpointProblem, match="another clip foundation"):
+        load_model(other, [folder])
+
+
+def test_other_options_are_refused(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["visual_projector"])
+    with pytest.raises(CheckpointProblem, match="num_dream_queries 4, not 8"):
+        load_model(foundations, [folder], {**OPTIONS, "num_dream_queries": 8})
+
+
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_copied(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
+    tensors = {"dream_queries": torch.zeros(1, 4, 32), "condition_projector.weight": torch.zeros(7, 5)}
+    save_file(tensors | {"plugin.weight": torch.zeros(1)}, folder / "trained.safetensors")
+    with pytest.raises(CheckpointProblem) as error:
+        load_model(foundations, [folder])
+    assert "has no plugin.weight" in str(error.value)
+    assert "condition_projector.weight is [7, 5] there and [20, 32] in the model" in str(error.value)
+    model, _ = load_model(foundations, [], OPTIONS)
+    with pytest.raises(CheckpointProblem):
+        checkpoint.load_trained(model, folder)
+    assert model.dream_queries.abs().sum() > 0
+
+
+def test_what_is_no_checkpoint_is_refused(foundations, tmp_path):
+    with pytest.raises(CheckpointProblem, match=r"no checkpoint\.json"):
+        load_model(foundations, [tmp_path])
+    folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
+    (folder / "trained.safetensors").unlink()
+    with pytest.raises(CheckpointProblem, match=r"no trained\.safetensors"):
+        load_model(foundations, [folder])
+    (folder / "checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointProblem, match="malformed JSON"):
+        load_model(foundations, [folder])
+    with pytest.raises(ValueError, match="options must be given"):
+        load_model(foundations, [])
+
+
+# ---- export --------------------------------------------------------------------------------------------------------
+
+
+def test_an_exported_folder_is_the_same_model(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["language_model", "dream_queries"], shift=0.1)
+    export.export(foundations, [folder], tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "config.json").read_text())["model_type"] == "dreamllm"
+    expected = load_model(foundations, [folder])[0].state_dict()
+    found = AutoModel.from_pretrained(tmp_path / "whole").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    processor = AutoProcessor.from_pretrained(tmp_path / "whole")
+    assert processor.num_dream_queries == 4 and processor.template == "plain"

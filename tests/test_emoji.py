@@ -1,0 +1,139 @@
+"""The emoji world: scenes, splits, language, documents and benchmark files."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreamllm.data import corpus, emoji, grammar, shards, world
+from dreamllm.document import Picture, Text
+from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate.stories import follow
+from dreamllm.experiment import World
+
+seeds = st.integers(0, 2**32)
+
+
+@given(seeds)
+def test_every_caption_tells_its_scene(seed):
+    scene = emoji.sample_scene(random.Random(seed))
+    assert len(set(grammar.captions(scene))) == 5
+    assert [grammar.parse_caption(words) for words in grammar.captions(scene)] == [scene] * 5
+    assert emoji.Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "a red cat", "a red on sand.", "three red cat on sand", "a red cat on sand on snow", "a cat red on sand"],
+)
+def test_words_that_tell_no_scene_parse_to_none(words):
+    assert grammar.parse_caption(words) is None
+
+
+@given(seeds)
+def test_a_sentence_and_the_scene_before_fix_the_scene_after(seed):
+    rng = random.Random(seed)
+    scene = emoji.sample_scene(rng)
+    sentence, after = grammar.step(scene, rng)
+    assert follow(scene, sentence) == after
+
+
+@given(seeds)
+def test_training_documents_show_training_scenes_without_held_out_combinations(seed):
+    rng = random.Random(seed)
+    documents = [world.pair("p", rng, 12), world.story("s", rng, 12), world.instruction("i", rng, 12)]
+    for document in documents:
+        for scene in document.meta.get("scenes") or [document.meta["scene"]]:
+            scene = emoji.Scene.from_json(scene)
+            assert emoji.split_of(scene) == "train" and not scene.held_out
+    told = [part.text for part in corpus.sample("t", rng).parts if isinstance(part, Text)]
+    told = [words for words in told if "is there" not in words]  # what is asked for may be absent from the world
+    for name, colour in emoji.HELD_OUT:
+        assert not any(f"{colour} {form}" in words for words in told for form in (name, grammar.plural(name)))
+
+
+def test_held_out_combinations_are_spread_over_objects_and_colours():
+    assert len(emoji.HELD_OUT) == 12
+    assert len({name for name, _ in emoji.HELD_OUT}) == 12
+    assert all(sum(colour == c for _, colour in emoji.HELD_OUT) == 2 for c in emoji.COLOURS)
+
+
+@given(seeds)
+def test_presence_and_relation_answers_are_true(seed):
+    rng = random.Random(seed)
+    scene = emoji.sample_scene(rng)
+    for kind in grammar.question_kinds(scene):
+        asked = grammar.ask(scene, kind, rng)
+        words = asked.question.rstrip("?").split()
+        if kind == "presence":
+            wanted = words[3:]  # is there a [colour] name
+            there = any(wanted in ([name], [colour, name]) for name, colour in scene.objects)
+            assert asked.answer == ("yes" if there else "no")
+        if kind == "relation" and asked.answer not in ("yes", "no"):
+            assert asked.answer in [name for name, _ in scene.objects] and asked.answer not in words
+
+
+def test_a_picture_shows_its_background_and_its_objects_in_place():
+    scene = emoji.Scene("sand", "row", (("heart", "red"), ("star", "blue")), 2)
+    picture = emoji.render(scene, 48)
+    assert picture.size == (48, 48) and picture.mode == "RGB"
+    assert picture.getpixel((0, 0)) == emoji.BACKGROUNDS["sand"]
+    red, _, blue = picture.getpixel((12, 24))
+    assert red > 180 and blue < 90
+    red, _, blue = picture.getpixel((36, 24))
+    assert blue > 150 and red < 90
+
+
+@pytest.fixture(scope="module")
+def small() -> World:
+    return World.model_validate(
+        {
+            "training": {"pairs": 5, "stories": 3, "instructions": 4, "text": 4},
+            "benchmarks": {"pictures": 12, "draw": 8, "stories": 3, "language": 4},
+        }
+    )
+
+
+def test_the_world_is_the_same_bytes_for_the_same_seed(small, tmp_path):
+    for name in ("one", "two"):
+        world.write_training(small, tmp_path / name)
+        world.write_benchmarks(small, "test", tmp_path / name)
+    files = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert len(files) == 4 + 13
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_training_shards_read_back_with_the_promised_kinds(small, tmp_path):
+    world.write_training(small, tmp_path)
+    kinds = {
+        name: [document.kind for document in shards.read(shards.find(tmp_path / name))]
+        for name in ("pairs", "stories", "instructions", "text")
+    }
+    assert kinds["pairs"] == ["pair"] * 5
+    assert kinds["stories"] == ["interleaved"] * 3
+    assert kinds["instructions"] == ["conversation"] * 4
+    assert set(kinds["text"]) <= {"text", "conversation"} and len(kinds["text"]) == 4
+    story = next(shards.read(shards.find(tmp_path / "stories")))
+    assert [type(part) for part in story.parts[:4]] == [Text, Picture, Text, Picture]
+
+
+def test_benchmark_files_load_with_the_loaders_of_the_real_sets(small, tmp_path):
+    world.write_benchmarks(small, "dev", tmp_path)
+    for benchmark in ("captions", "vqa", "pope", "draw", "stories", "language"):
+        assert benchmarks.load(benchmark, tmp_path, "dev"), benchmark
+    captions = benchmarks.load("captions", tmp_path, "dev")
+    assert all(len(item.references) == 5 for item in captions)
+    scenes = [emoji.Scene.from_json(item.scene.scene) for item in captions]
+    assert all(emoji.split_of(scene) == "dev" for scene in scenes)
+    assert [scene.held_out for scene in scenes] == [i % 4 == 3 for i in range(12)]
+
+
+def test_too_many_benchmark_pictures_are_refused_with_advice(small):
+    many = small.model_copy(update={"benchmarks": small.benchmarks.model_copy(update={"pictures": 100_000})})
+    with pytest.raises(ValueError, match=r"world\.benchmarks\.pictures = 100000 is more than .* lower it"):
+        list(world.benchmark_scenes(many, "dev"))
