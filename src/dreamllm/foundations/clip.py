@@ -1,0 +1,77 @@
+"""Trains the mini CLIP: transformers' `CLIPModel`, both towers, by contrast within batches that hold near misses."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+from dreamllm.data.emoji import Scene, render, sample_split, split_of
+from dreamllm.data.grammar import sample_caption, step
+from dreamllm.experiment import ClipRecipe
+from dreamllm.foundations.optimise import device, half_precision, optimise
+from dreamllm.foundations.text import caption_tokenizer
+
+
+def near_miss(scene: Scene, rng: random.Random) -> Scene:
+    """A training scene that differs in one respect: places or colours swapped, or one step of a story on.
+
+    Contrast with such scenes teaches what belongs to what, which random batches do not need.
+    """
+    while True:
+        other = step(scene, rng)[1]
+        if scene.kind == "pair" and rng.random() < 0.6:
+            (name_1, colour_1), (name_2, colour_2) = scene.objects
+            swapped = ((name_2, colour_2), (name_1, colour_1)), ((name_1, colour_2), (name_2, colour_1))
+            other = replace(scene, objects=rng.choice(swapped))
+        if other != scene and not other.held_out and split_of(other) == "train":
+            return other
+
+
+def image_processor(side: int) -> CLIPImageProcessorPil:
+    """CLIP's image processor for square pictures of `side` pixels."""
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def train(recipe: ClipRecipe, side: int, seed: int) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    """Symmetric contrastive loss over a batch of scenes, half of them near misses of the other half."""
+    torch.manual_seed(seed)
+    tokenizer = caption_tokenizer(recipe.text_length, seed)
+    tower = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": 4 * recipe.hidden,
+        "num_attention_heads": recipe.heads,
+    }
+    config = CLIPConfig(
+        vision_config={**tower, "num_hidden_layers": recipe.layers, "image_size": side, "patch_size": recipe.patch},
+        text_config={
+            **tower,
+            "num_hidden_layers": recipe.text_layers,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        projection_dim=128,
+        attn_implementation="eager",
+    )
+    model = CLIPModel(config).to(device()).train()
+    processor, rng = image_processor(side), random.Random(seed)
+
+    def loss_of_step(_: int) -> torch.Tensor:
+        drawn = [sample_split(rng, "train") for _ in range(recipe.batch_size // 2)]
+        drawn += [near_miss(scene, rng) for scene in drawn]
+        pixels = processor([render(scene, side, rng) for scene in drawn], return_tensors="pt").pixel_values
+        captions = [sample_caption(scene, rng) for scene in drawn]
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with half_precision():
+            logits = model(input_ids=ids.to(device()), pixel_values=pixels.to(device())).logits_per_text.float()
+        own = torch.arange(len(drawn), device=device())
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    optimise("clip", list(model.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
+    return model.eval(), tokenizer

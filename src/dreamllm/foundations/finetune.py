@@ -1,0 +1,81 @@
+"""The baseline of the paper's Table 2: Stable Diffusion's UNet fine-tuned on the same pairs, with its own text encoder.
+
+    python -m dreamllm finetune-sd --config FILE --foundations data/foundations --data data/emoji/train --out DIR
+
+Pairs are those that stage I trains on; VAE and text encoder stay frozen, so each picture is encoded once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm finetune-sd`."""
+    parser.add_argument("--config", type=Path, required=True, help="experiment; its section sd_finetuned is the recipe")
+    parser.add_argument("--foundations", type=Path, required=True, help="folder that holds sd/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the shards pairs-*.tar")
+    parser.add_argument("--out", type=Path, required=True, help="folder for unet/, replaced when it exists")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Fine-tune and save the UNet to `out`/unet, by way of a temporary folder."""
+    import torch
+    import torch.nn.functional as F
+    from diffusers import DDPMScheduler, StableDiffusionPipeline
+    from diffusers.models.attention_processor import AttnProcessor
+
+    from dreamllm.config import load
+    from dreamllm.data import shards
+    from dreamllm.document import Picture, Text
+    from dreamllm.foundations.optimise import device, optimise, to_tensor
+    from dreamllm.seeds import seed_of
+
+    experiment = load(args.config)
+    recipe = experiment.sd_finetuned
+    if recipe is None:
+        raise SystemExit(f"{args.config}: there is no section sd_finetuned, so nothing to fine-tune")
+    if not (files := shards.find(args.data / "pairs")):
+        raise SystemExit(f"{args.data}: no shards pairs-*.tar; make them with `dreamllm make-world`")
+    pipeline = StableDiffusionPipeline.from_pretrained(args.foundations / "sd", dtype=torch.float32).to(device())
+    unet, tokenizer, text_encoder = pipeline.unet.train(), pipeline.tokenizer, pipeline.text_encoder.eval()
+    unet.set_attn_processor(AttnProcessor())
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+    side = unet.config.sample_size * pipeline.vae_scale_factor
+
+    latents, captions = [], []
+    with torch.no_grad():
+        for document in shards.read(files):
+            picture = next(part.image for part in document.parts if isinstance(part, Picture))
+            captions.append(next(part.text for part in document.parts if isinstance(part, Text)))
+            latents.append(pipeline.vae.encode(to_tensor([picture.resize((side, side))]).to(device())).latent_dist.mean)
+    stack = torch.cat(latents) * pipeline.vae.config.scaling_factor  # (N, C, h, w)
+
+    seed = seed_of(experiment.seed, "sd_finetuned") % 2**32
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        chosen = [rng.randrange(len(captions)) for _ in range(recipe.batch_size)]
+        words = ["" if rng.random() < recipe.condition_dropout else captions[i] for i in chosen]
+        ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device())
+        with torch.no_grad():
+            condition = text_encoder(ids).last_hidden_state  # (B, L, D)
+        clean = stack[chosen]
+        noise = torch.randn(clean.shape, generator=generator).to(device())
+        times = torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator).to(device())
+        predicted = unet(scheduler.add_noise(clean, noise, times), times, condition).sample
+        velocity = scheduler.config.prediction_type == "v_prediction"
+        return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times) if velocity else noise)
+
+    losses = optimise("sd_finetuned", list(unet.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
+    building = args.out.with_name(f"{args.out.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    unet.eval().save_pretrained(building / "unet")
+    rows = "".join(f"{step},{loss}\n" for step, loss in enumerate(losses, 1))
+    (building / "losses.csv").write_text("step,diffusion_loss\n" + rows)
+    shutil.rmtree(args.out, ignore_errors=True)
+    os.replace(building, args.out)

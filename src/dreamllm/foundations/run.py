@@ -1,0 +1,62 @@
+"""Trains one foundation model from nothing and saves it in half precision, in the folder layout of the real one.
+
+    python -m dreamllm train-foundation --part clip --config config/foundations.yaml --out data/foundations/clip
+
+The scenes are drawn while training, from the same world as the experiment's documents and from training scenes only; no
+part reads the documents. `sd` needs the trained VAE, which becomes a part of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+PARTS = ("llm", "clip", "vae", "sd", "judge")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm train-foundation`."""
+    parser.add_argument("--part", choices=PARTS, required=True, help="which foundation model to train")
+    parser.add_argument("--config", type=Path, required=True, help="experiment whose foundations.PART is the recipe")
+    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folder of the trained vae")
+    parser.add_argument("--out", type=Path, required=True, help="folder to save to, replaced when it exists")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train, save to a temporary folder, move into place."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from dreamllm.config import load
+    from dreamllm.foundations import clip, diffusion, judge, language, vae
+    from dreamllm.seeds import seed_of
+
+    experiment = load(args.config)
+    side, seed = experiment.world.picture_side, seed_of(experiment.seed, "foundation", args.part) % 2**32
+    recipe = getattr(experiment.foundations, args.part, None)
+    if recipe is None:
+        raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
+    building = args.out.with_name(f"{args.out.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    if args.part == "llm":
+        model, tokenizer = language.train(recipe, seed)
+        model.half().save_pretrained(building)
+        tokenizer.save_pretrained(building)
+    elif args.part == "clip":
+        model, tokenizer = clip.train(recipe, side, seed)
+        model.half().save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        clip.image_processor(side).save_pretrained(building)
+    elif args.part == "vae":
+        vae.train(recipe, side, seed).half().save_pretrained(building)
+    elif args.part == "sd":
+        if len(args.inputs) != 1:
+            raise SystemExit("train-foundation --part sd needs --inputs with the folder of the trained vae")
+        trained = AutoencoderKL.from_pretrained(args.inputs[0]).float()
+        diffusion.train(recipe, trained, seed).to(dtype=torch.float16).save_pretrained(building)
+    else:
+        judge.save(judge.train(recipe, side, seed).half(), building)
+    shutil.rmtree(args.out, ignore_errors=True)
+    os.replace(building, args.out)

@@ -1,0 +1,129 @@
+"""The miniature foundations: each is trained for a few steps and read back by the loaders of the real ones."""
+
+from __future__ import annotations
+
+import argparse
+import random
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors import safe_open
+from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
+
+from dreamllm.data import corpus, grammar, shards, world
+from dreamllm.data.emoji import Scene, render, sample_scene, sample_split, split_of
+from dreamllm.document import Text
+from dreamllm.experiment import JudgeRecipe
+from dreamllm.foundations import clip, finetune, judge, language, run, text
+from dreamllm.foundations.optimise import optimise, scenes, to_tensor
+from dreamllm.model.foundations import build_from_foundations
+
+EXPERIMENT = "config/smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def foundations(tmp_path_factory):
+    """All parts of the smoke experiment, trained from nothing."""
+    folder = tmp_path_factory.mktemp("foundations")
+    for part in run.PARTS:
+        inputs = [folder / "vae"] if part == "sd" else []
+        run.main(argparse.Namespace(part=part, config=EXPERIMENT, inputs=inputs, out=folder / part))
+    return folder
+
+
+def test_the_trained_parts_load_like_the_real_ones_and_make_a_dreamllm(foundations):
+    assert AutoModelForCausalLM.from_pretrained(foundations / "llm").config.model_type == "llama"
+    assert CLIPModel.from_pretrained(foundations / "clip").config.vision_config.image_size == 48
+    assert AutoImageProcessor.from_pretrained(foundations / "clip", backend="pil").crop_size["height"] == 48
+    model, processor = build_from_foundations(
+        foundations / "llm", foundations / "clip", foundations / "sd", num_dream_queries=2, template="plain"
+    )
+    assert model.dtype == torch.float32
+    assert processor.num_patches == (48 // 16) ** 2
+
+
+def test_weights_are_saved_in_half_precision(foundations):
+    for part in ("llm", "clip", "vae"):
+        (file,) = (foundations / part).glob("*.safetensors")
+        with safe_open(file, "pt") as tensors:
+            assert {tensors.get_slice(name).get_dtype() for name in list(tensors.keys())} <= {"F16", "I64"}, part
+
+
+def test_stable_diffusion_draws_from_words(foundations):
+    pipeline = StableDiffusionPipeline.from_pretrained(foundations / "sd", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    (picture,) = pipeline("a red cat on sand.", num_inference_steps=2, height=side, width=side).images
+    assert picture.size == (48, 48)
+
+
+def test_latents_have_unit_scale(foundations):
+    vae = AutoencoderKL.from_pretrained(foundations / "vae", dtype=torch.float32)
+    pixels = to_tensor(next(scenes(seed=9, batch=32, side=48))[1])
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+    assert 0.8 < latents.std() < 1.2
+
+
+def test_training_a_part_twice_gives_the_same_bytes(foundations, tmp_path):
+    for part in ("judge", "clip"):
+        run.main(argparse.Namespace(part=part, config=EXPERIMENT, inputs=[], out=tmp_path / part))
+        for file in sorted((foundations / part).iterdir()):
+            assert (tmp_path / part / file.name).read_bytes() == file.read_bytes(), file
+
+
+def test_fine_tuning_changes_the_unet_and_records_its_losses(foundations, tmp_path):
+    rng = random.Random(0)
+    shards.write((world.pair(str(i), rng, 48) for i in range(4)), tmp_path / "pairs")
+    finetune.main(
+        argparse.Namespace(config=EXPERIMENT, foundations=foundations, data=tmp_path, out=tmp_path / "sd_finetuned")
+    )
+    before = UNet2DConditionModel.from_pretrained(foundations / "sd", subfolder="unet").conv_in.weight
+    after = UNet2DConditionModel.from_pretrained(tmp_path / "sd_finetuned" / "unet").conv_in.weight
+    assert not torch.equal(before.float(), after.float())
+    assert (tmp_path / "sd_finetuned" / "losses.csv").read_text().startswith("step,diffusion_loss\n1,")
+
+
+def test_the_tokenizer_keeps_words_whole_and_any_text_whole():
+    tokenizer = text.llama_tokenizer(language.sentences(300, seed=0), vocabulary=360)
+    assert tokenizer.tokenize("a red cat on sand.") == ["▁a", "▁red", "▁cat", "▁on", "▁sand", "."]
+    strange = "zebra é\n猫 ok"
+    assert tokenizer.decode(tokenizer(strange).input_ids, skip_special_tokens=True) == strange
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id == 1
+
+
+def test_the_language_corpus_is_laid_out_with_the_users_words_masked():
+    tokenizer = text.llama_tokenizer(language.sentences(300, seed=0), vocabulary=360)
+    chat = next(d for i in range(50) for d in [corpus.sample("x", random.Random(i))] if d.kind == "conversation")
+    ids, labels = language.encode(chat, tokenizer)
+    answers = "".join(part.text for part in chat.parts if isinstance(part, Text) and part.role == "assistant")
+    kept = [label for label in labels if label not in (-100, tokenizer.eos_token_id)]
+    assert len(ids) == len(labels)
+    assert tokenizer.decode(kept).replace(" ", "") == answers.replace(" ", "")
+
+
+def test_near_misses_differ_and_stay_in_training():
+    rng = random.Random(0)
+    for _ in range(200):
+        scene = sample_split(rng, "train")
+        other = clip.near_miss(scene, rng)
+        assert other != scene and split_of(other) == "train" and not other.held_out
+
+
+def test_the_judge_learns_to_read_scenes():
+    recipe = JudgeRecipe(steps=60, batch_size=64, learning_rate=4e-3, width=8)
+    trained = judge.train(recipe, side=48, seed=0)
+    rng = random.Random(1)
+    scenes = [sample_scene(rng) for _ in range(100)]
+    read = trained.predict([render(scene, 48, rng) for scene in scenes])
+    assert all(isinstance(scene, Scene) for scene in read)
+    assert sum(a.background == b.background for a, b in zip(scenes, read, strict=True)) > 90
+    assert sum(a.layout == b.layout for a, b in zip(scenes, read, strict=True)) > 50
+    assert grammar.caption(read[0]).endswith(f"on {read[0].background}.")
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step():
+    weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(FloatingPointError, match="toy: the loss is nan at step 1"):
+        optimise("toy", [weight], lambda step: weight.sum() * (float("nan") if step else 1.0), 3, 0.1)
