@@ -1,0 +1,315 @@
+"""A model's raw answers to a benchmark: `dreamllm predict`. Nothing is judged here (`score.py`).
+
+Any model made of stage checkpoints writes, draws and tells stories; `sd` and `sd_finetuned`, Stable Diffusion with its
+own text encoder, draw with the same scheduler, steps, guidance and initial noise; `llm`, the language model that
+DreamLLM starts from, takes the language-only questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from dreamllm.config import load
+from dreamllm.evaluate import benchmarks, prompts
+from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.predictions import write
+from dreamllm.experiment import EvaluationSettings
+from dreamllm.layout import TEMPLATES, Vocabulary, lay_out_prompt
+
+if TYPE_CHECKING:
+    from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+    from dreamllm.model.processor import DreamLLMProcessor
+
+Records = list[dict[str, Any]]
+Images = dict[str, Image.Image]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm predict`."""
+    parser.add_argument("--config", required=True, type=Path, help="experiment whose `evaluation` section is used")
+    parser.add_argument("--model", required=True, help="name of the model; llm, sd and sd_finetuned are foundations")
+    parser.add_argument("--benchmark", required=True, choices=sorted(benchmarks.FILES))
+    parser.add_argument("--split", required=True, choices=["dev", "test"])
+    parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
+    parser.add_argument("--checkpoints", nargs="*", default=[], type=Path, help="stage checkpoints, in loading order")
+    parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
+    parser.add_argument("--out", required=True, type=Path, help=".jsonl; for draw and stories .tar")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run one model on one benchmark and write its prediction file.
+
+    Raises BenchmarkProblem for a model that cannot take the benchmark, and for a broken benchmark.
+    """
+    foundation_task = {"llm": "language", "sd": "draw", "sd_finetuned": "draw"}.get(args.model)
+    if foundation_task not in (None, args.benchmark):
+        raise BenchmarkProblem(args.config, f"model {args.model}", f"takes the benchmark {foundation_task!r} only")
+    if (args.model in ("llm", "sd")) == bool(args.checkpoints):
+        problem = "is a foundation, without any" if args.checkpoints else "needs the"
+        raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints it is made of")
+    experiment = load(args.config)
+    settings = experiment.evaluation
+    items = benchmarks.load(args.benchmark, args.benchmarks, args.split, settings.limit)
+    images: Images | None = None
+    if args.model == "llm":
+        records = choose(*language_model(args.foundations / "llm", experiment.model.template), items, settings)
+    elif foundation_task == "draw":
+        unet = args.checkpoints[0] / "unet" if args.checkpoints else None
+        records, images = draw_with_sd(args.foundations / "sd", unet, items, settings)
+    else:
+        records, images = run(args, items, settings)
+    header = {
+        "model": args.model,
+        "benchmark": args.benchmark,
+        "split": args.split,
+        "limit": settings.limit,
+        "protocol": protocol(args, settings),
+    }
+    write(args.out, header, records, images)
+
+
+def run(args: argparse.Namespace, items: Sequence[Any], settings: EvaluationSettings) -> tuple[Records, Images | None]:
+    """Predictions of a DreamLLM made of checkpoints."""
+    from dreamllm.train.checkpoint import load_model
+
+    model, processor = load_model(args.foundations, args.checkpoints)
+    model = model.to(_device()).eval()
+    if args.benchmark == "language":
+        return choose(model.language_model, processor.vocabulary, processor.context, items, settings), None
+    if args.benchmark == "draw":
+        return draw(model, processor, items, settings)
+    if args.benchmark == "stories":
+        return tell(model, processor, items, settings)
+    shown = benchmarks.pictures(args.benchmarks, args.split)
+    return answer(model, processor, args.benchmark, items, shown, settings), None
+
+
+def answer(
+    model: DreamLLMForConditionalGeneration,
+    processor: DreamLLMProcessor,
+    benchmark: str,
+    items: Sequence[Any],
+    shown: benchmarks.Pictures,
+    settings: EvaluationSettings,
+) -> Records:
+    """Captions, or answers to questions about pictures."""
+    from dreamllm.model import generate
+
+    records = []
+    for batch in _batches(items, settings.text.batch_size, benchmark):
+        documents = [
+            prompts.about_picture(
+                benchmark, item.id, shown.read(item.picture), getattr(item, "question", ""), settings.prompts
+            )
+            for item in batch
+        ]
+        outputs = generate.write(
+            model,
+            processor,
+            documents,
+            max_new_tokens=settings.text.max_new_tokens,
+            num_beams=settings.text.num_beams,
+        )
+        for document, output in zip(documents, outputs, strict=True):
+            records.append(_record(document.id, prompts.shown(document), settings.seed) | {"output": output})
+    return records
+
+
+def draw(
+    model: DreamLLMForConditionalGeneration,
+    processor: DreamLLMProcessor,
+    items: Sequence[benchmarks.DrawItem],
+    settings: EvaluationSettings,
+) -> tuple[Records, Images]:
+    """One picture per prompt; picture k has the seed `settings.seed` + k."""
+    from dreamllm.model import generate
+    from dreamllm.model.sampling import Drawing
+
+    how = Drawing(settings.drawing.scheduler, settings.drawing.steps, settings.drawing.guidance)
+    pictures: list[Image.Image] = []
+    for batch in _batches(items, settings.drawing.batch_size, "draw"):
+        seeds = [settings.seed + len(pictures) + k for k in range(len(batch))]
+        documents = [prompts.opening(item.id, item.prompt) for item in batch]
+        pictures += generate.draw(model, processor, documents, seeds, how)
+    return _drawn(items, pictures, settings.seed)
+
+
+def draw_with_sd(
+    folder: Path, unet: Path | None, items: Sequence[benchmarks.DrawItem], settings: EvaluationSettings
+) -> tuple[Records, Images]:
+    """The same with Stable Diffusion and its own text encoder, from the same initial noise.
+
+    unet: folder of the UNet to put in place of the foundation's
+    """
+    import torch
+    from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    from dreamllm.model.sampling import make_scheduler
+
+    parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
+    pipeline = pipeline.to(_device())
+    pipeline.set_progress_bar_config(disable=True)
+    schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
+    pipeline.scheduler = make_scheduler(settings.drawing.scheduler, schedule)
+    side = pipeline.unet.config.sample_size
+    pictures: list[Image.Image] = []
+    for batch in _batches(items, settings.drawing.batch_size, "draw"):
+        seeds = [settings.seed + len(pictures) + k for k in range(len(batch))]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shape = (pipeline.unet.config.in_channels, side, side)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
+        pictures += pipeline(
+            prompt=[item.prompt for item in batch],
+            num_inference_steps=settings.drawing.steps,
+            guidance_scale=settings.drawing.guidance,
+            generator=generators,
+            latents=noise.to(pipeline.device),
+        ).images
+    return _drawn(items, pictures, settings.seed)
+
+
+def tell(
+    model: DreamLLMForConditionalGeneration,
+    processor: DreamLLMProcessor,
+    items: Sequence[benchmarks.StoryItem],
+    settings: EvaluationSettings,
+) -> tuple[Records, Images]:
+    """Free interleaving from each opening, greedily in the words; story k has the seed `settings.seed` + k."""
+    from dreamllm.document import Text
+    from dreamllm.model import generate
+    from dreamllm.model.sampling import Drawing
+
+    how = Drawing(settings.drawing.scheduler, settings.drawing.steps, settings.drawing.guidance)
+    limits = generate.Writing(
+        max_new_tokens=settings.stories.max_new_tokens, max_pictures=settings.stories.max_pictures
+    )
+    records: Records = []
+    images: Images = {}
+    for batch in _batches(items, settings.drawing.batch_size, "stories"):
+        seeds = [settings.seed + len(records) + k for k in range(len(batch))]
+        documents = [prompts.opening(item.id, item.opening) for item in batch]
+        told = generate.interleave(model, processor, documents, seeds, limits, how)
+        for item, seed, continuation in zip(batch, seeds, told, strict=True):
+            parts = []
+            for part in continuation.parts:
+                if isinstance(part, Text):
+                    parts.append({"text": part.text})
+                else:
+                    name = f"{len(images):06d}.png"
+                    images[name] = part.image
+                    parts.append({"image": name})
+            record = _record(item.id, item.opening, seed)
+            records.append(record | {"parts": parts, "stopped": continuation.stopped})
+    return records, images
+
+
+def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
+    """The foundation language model, its vocabulary (without pictures) and its context."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    eos = tokenizer.eos_token_id
+    vocabulary = Vocabulary(
+        encode=lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,
+        bos=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos,
+        eos=eos,
+        pad=eos,
+        **dict.fromkeys(["im_patch", "im_start", "im_end", "dream_start", "dream_end"], -1),
+        num_patches=0,
+        num_queries=0,
+        template=TEMPLATES[template],
+    )
+    return model, vocabulary, getattr(model.config, "max_position_embeddings", 2048)
+
+
+def choose(
+    model: Any,
+    vocabulary: Vocabulary,
+    context: int,
+    items: Sequence[benchmarks.ChoiceItem],
+    settings: EvaluationSettings,
+) -> Records:
+    """Log-likelihood of each option after its question; official prompts go without <s>, as in the official code."""
+    skipped = 1 if settings.prompts == "official" else 0
+    records: Records = []
+    for batch in _batches(items, settings.text.batch_size, "language"):
+        rows: list[tuple[list[int], int]] = []
+        for item in batch:
+            question, answered = prompts.choices(item, settings.prompts)
+            asked = lay_out_prompt(question, vocabulary, "comprehension", context).input_ids[skipped:]
+            for option in answered:
+                ids = lay_out_prompt(option, vocabulary, "comprehension", context).input_ids[skipped:]
+                shared = (i for i, (a, b) in enumerate(zip(asked, ids, strict=False)) if a != b)
+                rows.append((list(ids), next(shared, min(len(asked), len(ids)))))
+        values = iter(loglikelihoods(model, rows, vocabulary.pad))
+        for item in batch:
+            prompt = prompts.shown(prompts.choices(item, settings.prompts)[0])
+            numbers = [next(values) for _ in item.options]
+            options = {"options": list(item.options), "loglikelihoods": numbers}
+            records.append(_record(item.id, prompt, settings.seed) | options)
+    return records
+
+
+def loglikelihoods(model: Any, rows: Sequence[tuple[list[int], int]], pad: int) -> list[float]:
+    """Summed log-likelihoods of the ends of some token rows under a causal language model.
+
+    rows: (token ids, index of the first token that counts). Raises ValueError for a row without a token that counts.
+    """
+    import torch
+
+    if any(start >= len(ids) or start < 1 for ids, start in rows):
+        raise ValueError("an option adds no token to its question")
+    length = max(len(ids) for ids, _ in rows)
+    tokens = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in rows])  # (B, T)
+    with torch.inference_mode():
+        logits = model(input_ids=tokens.to(model.device)).logits.float().cpu()  # (B, T, V)
+    gained = logits[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]  # (B, T - 1)
+    return [float(gained[row, start - 1 : len(ids) - 1].sum()) for row, (ids, start) in enumerate(rows)]
+
+
+def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
+    """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
+    from dreamllm.train.checkpoint import digest, versions
+
+    wanted = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"split", "limit"}),
+        "foundations": {name: digest(args.foundations / name) for name in wanted},
+        "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
+        "libraries": versions(),
+    }
+
+
+def _record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
+    return {"id": id_, "prompt": prompt, "seed": seed}
+
+
+def _drawn(items: Sequence[benchmarks.DrawItem], pictures: Sequence[Image.Image], seed: int) -> tuple[Records, Images]:
+    names = [f"{k:06d}.png" for k in range(len(pictures))]
+    records = [
+        _record(item.id, item.prompt, seed + k) | {"image": name}
+        for k, (item, name) in enumerate(zip(items, names, strict=True))
+    ]
+    return records, dict(zip(names, pictures, strict=True))
+
+
+def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:
+    """The items in batches, with a progress bar."""
+    from tqdm import tqdm
+
+    for start in tqdm(range(0, len(items), size), desc=what, unit="batch", mininterval=5):
+        yield items[start : start + size]
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,132 @@
+"""Prediction files: what a model said or drew, before anything is judged.
+
+    NAME.jsonl   a header, then one record per item in benchmark order
+    NAME.tar     the same as its first member `index.jsonl`, then the pictures that its records name, as PNG
+
+    {"header": {"model": ..., "benchmark": ..., "split": ..., "limit": ..., "protocol": {...}}}
+    {"id": ..., "prompt": ..., "seed": ..., "output": ...}                                captions, vqa, pope
+    {"id": ..., "prompt": ..., "seed": ..., "options": [...], "loglikelihoods": [...]}    language
+    {"id": ..., "prompt": ..., "seed": ..., "image": "000000.png"}                        draw
+    {"id": ..., "prompt": ..., "seed": ..., "parts": [{"text"} | {"image"}], "stopped": "end"}   stories
+
+The same predictions always give the same bytes, and a file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreamllm.data.pictures import decode, encode_png
+from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, parse_jsonl, read_jsonl
+
+INDEX = "index.jsonl"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A prediction file: header, records by item id in file order, place and length of the pictures in the archive."""
+
+    path: Path
+    header: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+    images: dict[str, tuple[int, int]]
+
+    def image(self, name: str, place: str) -> Image.Image:
+        """A picture that the record at `place` names. Raises BenchmarkProblem when it is missing or damaged."""
+        if name not in self.images:
+            raise BenchmarkProblem(self.path, place, f"names picture {name}, which is not in the archive")
+        try:
+            return decode(_bytes_at(self.path, *self.images[name]))
+        except ValueError as error:
+            raise BenchmarkProblem(self.path, f"picture {name}", str(error)) from None
+
+    def get(self, id_: str, name: str, kind: type | tuple[type, ...]) -> Any:
+        """A field of an item's record. Raises BenchmarkProblem when it is missing or of another type."""
+        return field(self.records[id_], name, kind, self.path, f"item {id_}")
+
+
+def write(
+    path: Path,
+    header: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    images: Mapping[str, Image.Image] | None = None,
+) -> None:
+    """Write a prediction file; a tar archive when there are pictures (an empty mapping, too)."""
+    lines = [{"header": dict(header)}, *records]
+    index = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if images is None:
+        temporary.write_bytes(index)
+    else:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
+            _add(archive, INDEX, index)
+            for name, image in images.items():
+                _add(archive, name, encode_png(image))
+    os.replace(temporary, path)
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)  # its defaults are mtime 0, mode 644, no owner
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def read(path: Path) -> Predictions:
+    """Read a prediction file of either form.
+
+    Raises BenchmarkProblem, naming file and record, for a damaged archive, malformed lines, doubled ids or no header.
+    """
+    images: dict[str, tuple[int, int]] = {}
+    if path.suffix == ".tar":
+        images = _members(path)
+        if INDEX not in images:
+            raise BenchmarkProblem(path, "", f"has no member {INDEX}")
+        lines = parse_jsonl(_bytes_at(path, *images.pop(INDEX)).decode(), path)
+    else:
+        lines = read_jsonl(path)
+    if not lines or "header" not in lines[0][1]:
+        raise BenchmarkProblem(path, "line 1", "is not a header; this is no prediction file")
+    header = field(lines[0][1], "header", dict, path, "line 1")
+    for name in ("model", "benchmark", "split"):
+        field(header, name, str, path, "header")
+    records = [(field(record, "id", str, path, place), record) for place, record in lines[1:]]
+    return Predictions(path, header, keyed(records, path, "item"), images)
+
+
+def _members(path: Path) -> dict[str, tuple[int, int]]:
+    """Offset and size of the files in a tar archive, so that pictures are read one by one."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
+    except FileNotFoundError:
+        raise BenchmarkProblem(path, "", "no such file") from None
+    except (tarfile.TarError, OSError) as error:
+        raise BenchmarkProblem(path, "", f"is no whole tar archive ({error})") from None
+
+
+def _bytes_at(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def check_complete(predictions: Predictions, ids: Sequence[str]) -> None:
+    """Raises BenchmarkProblem unless there is exactly one prediction for each of these items: none is ever left out."""
+    missing = [id_ for id_ in ids if id_ not in predictions.records]
+    surplus = sorted(predictions.records.keys() - set(ids))
+    if missing:
+        raise BenchmarkProblem(
+            predictions.path, f"item {missing[0]}", f"{len(missing)} of {len(ids)} items have no prediction"
+        )
+    if surplus:
+        raise BenchmarkProblem(predictions.path, f"item {surplus[0]}", f"{len(surplus)} predictions are for no item")

@@ -1,0 +1,265 @@
+"""Metrics against cases worked out by hand, and against numbers recorded from the reference implementations."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import tiny
+from dreamllm.data.emoji import Scene
+from dreamllm.evaluate import attributes, captions, choice, fid, intervals, pope, vqa
+
+CAT = Scene("sky", "single", (("cat", "red"),), 1)
+PAIR = Scene("sand", "row", (("cat", "red"), ("car", "blue")), 2)
+
+
+# ---- intervals -----------------------------------------------------------------------------------------------------
+
+
+def test_wilson_gives_the_textbook_interval() -> None:
+    assert intervals.wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert intervals.wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_and_stays_between_0_and_1(case: tuple[int, int]) -> None:
+    hits, n = case
+    low, high = intervals.wilson(hits / n, n)
+    assert 0 <= low <= hits / n + 1e-12 and hits / n - 1e-12 <= high <= 1
+
+
+def test_an_empty_group_is_undefined_with_a_reason_and_never_nan() -> None:
+    assert intervals.mean_share([]) == {"value": None, "n": 0, "low": None, "high": None, "reason": "no items"}
+
+
+def test_scores_that_are_nan_or_no_shares_are_refused() -> None:
+    for wrong in (math.nan, 1.5, -0.1):
+        with pytest.raises(ValueError, match="must lie in"):
+            intervals.mean_share([1.0, wrong])
+    with pytest.raises(ValueError, match="NaN"):
+        intervals.mean_bootstrap([1.0, math.nan])
+
+
+def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval_and_repeats_itself() -> None:
+    scores = np.random.default_rng(0).normal(3.0, 1.0, 400)
+    result = intervals.mean_bootstrap(scores)
+    half = 1.96 * scores.std() / 20
+    assert result["low"] == pytest.approx(scores.mean() - half, abs=0.02)
+    assert result["high"] == pytest.approx(scores.mean() + half, abs=0.02)
+    assert result == intervals.mean_bootstrap(scores)
+
+
+# ---- VQA -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["official", "evalai"])
+@pytest.mark.parametrize(
+    ("right", "expected"),
+    [(10, 1.0), (4, 1.0), (3, 0.9), (2, 0.6), (1, 0.3), (0, 0.0)],  # leave-one-out: 3 of 10 give (7 * 1 + 3 * 2/3) / 10
+)
+def test_vqa_accuracy_is_the_leave_one_out_mean(right: int, expected: float, rule: vqa.Rule) -> None:
+    answers = ["cat"] * right + ["dog"] * (10 - right)
+    assert vqa.accuracy("cat", answers, rule) == pytest.approx(expected)
+
+
+def test_official_rule_normalises_only_where_annotators_disagree() -> None:
+    assert vqa.accuracy("The cat.", ["cat"] * 10, "official") == 0
+    assert vqa.accuracy("The cat.", ["cat"] * 9 + ["dog"], "official") == 1
+    assert vqa.accuracy("The cat.", ["cat"] * 10, "evalai") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("a red, car", "red car"),  # a mark beside a space goes away ...
+        ("red/blue", "red blue"),  # ... another becomes a space ...
+        ("1,000-2,000", "10002000"),  # ... unless there is a comma between digits
+        ("2.5 p.m.", "2.5 pm"),
+        ("dont", "don't"),
+        ("shouldntve", "shouldntve"),
+        ("shouldn'tve", "shouldn't've"),
+        ("somebody'd", "somebodyd"),
+        ("none of two", "0 of 2"),
+        ("." * 40, "." * 8),  # only 32 full stops are removed
+    ],
+)
+def test_vqa_normalisation_has_the_quirks_of_the_evaluators(text: str, normal: str) -> None:
+    assert vqa.normalise(text) == normal
+
+
+def test_evalai_splits_off_the_genitive() -> None:
+    assert vqa.normalise_evalai("Dog's, bowl?") == "dog 's bowl"
+    assert vqa.normalise("Dog's bowl") == "dog's bowl"
+
+
+def test_one_answer_is_right_or_wrong_and_none_is_an_error() -> None:
+    for rule in ("official", "evalai"):
+        assert vqa.accuracy("the Cat", ["cat"], rule) == 1
+        assert vqa.accuracy("dog", ["cat"], rule) == 0
+        assert vqa.accuracy("cat", ["cat", "cat"], rule) == pytest.approx(1 / 3)
+        with pytest.raises(ValueError, match="without answers"):
+            vqa.accuracy("cat", [], rule)
+
+
+def test_clip_shortens_answers_as_the_official_code_does() -> None:
+    assert vqa.clip('"Red", I think.') == "red"
+
+
+# ---- POPE ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "yes"),
+    [
+        ("Yes, there is.", True),
+        ("No.", False),
+        ("There is not one", False),
+        ("no, there is a dog", False),
+        ("Yes. No, wait.", True),  # only the first sentence counts
+        ("NO", True),  # as in POPE's script, this spelling is not known
+        ("nothing", True),
+        ("", True),
+    ],
+)
+def test_pope_reads_answers_as_its_own_script_does(output: str, yes: bool) -> None:
+    assert pope.says_yes(output) == yes
+
+
+def test_pope_numbers_by_hand() -> None:
+    result = pope.score(["yes"] * 4 + ["no"] * 6, ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4)
+    values = {name: metric["value"] for name, metric in result.items()}
+    assert values == pytest.approx({"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes": 0.4})
+    assert {name: metric["n"] for name, metric in result.items()} == {
+        "accuracy": 10,
+        "precision": 4,
+        "recall": 5,
+        "f1": 10,
+        "yes": 10,
+    }
+
+
+def test_pope_without_any_yes_has_no_precision_instead_of_a_division_by_zero() -> None:
+    result = pope.score(["no", "no"], ["no", "no"])
+    assert result["accuracy"]["value"] == 1
+    assert all(result[name]["value"] is None and result[name]["reason"] for name in ("precision", "recall", "f1"))
+
+
+# ---- multiple choice -----------------------------------------------------------------------------------------------
+
+
+def test_choice_by_sum_and_by_character() -> None:
+    assert choice.choose([-4.0, -5.0], ["ab", "abcdef"], "sum") == 0
+    assert choice.choose([-4.0, -5.0], ["ab", "abcdef"], "per_character") == 1
+    assert choice.choose([-1.0, -1.0], ["a", "b"], "sum") == 0
+
+
+def test_choice_refuses_nan_and_lists_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        choice.choose([math.nan, 0.0], ["a", "b"], "sum")
+    with pytest.raises(ValueError, match="1 log-likelihoods for 2 options"):
+        choice.choose([0.0], ["a", "b"], "sum")
+    with pytest.raises(ValueError, match="per character"):
+        choice.choose([0.0, 0.0], ["a", ""], "per_character")
+
+
+# ---- captions ------------------------------------------------------------------------------------------------------
+
+
+def test_cider_equals_recorded_values_of_pycocoevalcap_and_ptb_tokens() -> None:
+    references = {
+        "1": ["A red fish on a blue background.", "There is a red fish."],
+        "2": ["Two green cars.", "2 green cars, side by side."],
+        "3": ["A yellow house above a dog's tree.", "yellow house\nover tree"],
+    }
+    texts = {"1": "a red fish", "2": "", "3": "A yellow house\u2028above a tree!"}
+    result = captions.cider(texts, references)
+    assert result == pytest.approx({"1": 4.054967488653456, "2": 0.0, "3": 4.256838887627636}, abs=1e-9)
+
+
+def test_cider_of_the_only_reference_itself_is_ten() -> None:
+    texts = {"1": "one red cat sleeps", "2": "two blue dogs run"}
+    assert captions.cider(texts, {id_: [text] for id_, text in texts.items()}) == pytest.approx({"1": 10, "2": 10})
+
+
+def test_cider_wants_a_caption_for_each_picture() -> None:
+    with pytest.raises(ValueError, match="every caption needs references"):
+        captions.cider({"1": "a"}, {"1": ["a"], "2": ["b"]})
+
+
+# ---- scenes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "right"),
+    [
+        (PAIR, ["object", "colour", "bind", "all"]),
+        (Scene("snow", "column", (("car", "blue"), ("cat", "red")), 2), ["object", "colour", "bind"]),
+        (Scene("sand", "row", (("cat", "blue"), ("car", "red")), 2), ["object", "colour"]),
+        (Scene("sand", "row", (("cat", "red"), ("cat", "red")), 2), []),
+        (CAT, []),
+        (None, []),
+    ],
+)
+def test_attributes_right_in_a_found_scene(found: Scene | None, right: list[str]) -> None:
+    assert [name for name, is_right in attributes.compare(found, PAIR).items() if is_right] == right
+
+
+# ---- FID -----------------------------------------------------------------------------------------------------------
+
+
+def test_fid_of_a_set_with_itself_is_0() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 64))  # fewer pictures than dimensions: singular covariances
+    assert fid.score(features, features)["value"] == pytest.approx(0, abs=1e-5)
+
+
+def test_frechet_distance_of_known_gaussians() -> None:
+    mean, cov = np.zeros(3), np.diag([1.0, 4.0, 9.0])
+    assert fid.frechet_distance(mean, cov, mean + 2, cov) == pytest.approx(12)
+    assert fid.frechet_distance(mean, cov, mean, 4 * cov) == pytest.approx(14)  # sum of (2s - s)^2 = 1 + 4 + 9
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    turned = fid.frechet_distance(turn @ mean, turn @ cov @ turn.T, turn @ (mean + 2), turn @ (4 * cov) @ turn.T)
+    assert turned == pytest.approx(26)
+
+
+def test_frechet_distance_agrees_with_clean_fid() -> None:
+    from cleanfid.fid import frechet_distance
+
+    rng = np.random.default_rng(1)
+    sets = [fid.gaussian(rng.normal(size=(200, 16)) @ rng.normal(size=(16, 16))) for _ in range(2)]
+    ours = fid.frechet_distance(*sets[0], *sets[1])
+    assert ours == pytest.approx(frechet_distance(*sets[0], *sets[1]), rel=1e-9)
+
+
+def test_the_fid_interval_holds_the_estimate() -> None:
+    rng = np.random.default_rng(2)
+    result = fid.score(rng.normal(size=(60, 4)), rng.normal(size=(80, 4)) + 1)
+    assert 0 < result["low"] < result["value"] < result["high"] and result["n"] == 60
+
+
+def test_fid_refuses_single_pictures_and_nan() -> None:
+    with pytest.raises(ValueError, match="two pictures or more"):
+        fid.score(np.zeros((1, 4)), np.zeros((5, 4)))
+    broken = np.zeros((5, 4))
+    broken[3, 1] = np.nan
+    with pytest.raises(ValueError, match="picture 3 are not finite"):
+        fid.score(broken, np.zeros((5, 4)))
+
+
+def test_clip_features_are_the_image_embeddings_of_transformers(tmp_path: Path) -> None:
+    import torch
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    clip = tiny.foundations(tmp_path) / "clip"
+    pictures = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (16, 16, 3), np.uint8)) for n in range(3)]
+    features = fid.clip_features(iter(pictures), clip, batch_size=2)
+    pixels = CLIPImageProcessorPil.from_pretrained(clip)(images=pictures, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = CLIPModel.from_pretrained(clip).get_image_features(pixels).pooler_output
+    assert features.dtype == np.float64
+    assert np.abs(features - expected.numpy()).max() < 1e-5  # the same size: neither side resizes
