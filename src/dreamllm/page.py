@@ -83,9 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to say to the model, or how a story begins")
     parser.add_argument("--image", type=Path, nargs="*", default=[], help="a file for each <image> in the prompts")
     parser.add_argument("--as", dest="kind", choices=["conversation", "story"], default="conversation")
-    parser.add_argument("--foundations", type=Path, required=True, help="folder with llm/, clip/ and sd/")
-    parser.add_argument("--checkpoints", type=Path, nargs="+", required=True, help="of the stages, in loading order")
-    parser.add_argument("--out", type=Path, required=True, help="folder for index.html and the pictures")
+    foundations, checkpoints = Path("data/foundations"), [Path("results/checkpoints/embedded/sft")]
+    parser.add_argument("--foundations", type=Path, default=foundations, help="folder with llm/, clip/ and sd/")
+    parser.add_argument("--checkpoints", type=Path, nargs="+", default=checkpoints, help="in loading order")
+    parser.add_argument("--out", type=Path, default=Path("scratch/generated"), help="for index.html and the pictures")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count on from it")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always writes the likeliest token")
     parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability to sample from")

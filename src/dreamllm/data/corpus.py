@@ -40,7 +40,8 @@ def questions(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, st
 
 def sample(id: str, rng: random.Random) -> Document:
     """One document of the corpus: plain text (captions, stories) or a conversation about a scene told in words."""
-    scene = sample_split(rng, "train")
+    # Pairs are where language has work to do: which colour and which place belong to which object.
+    scene = sample_split(rng, "train", rng.choices(["single", "pair", "group"], [15, 70, 15])[0])
     form = rng.choices(["caption", "facts", "reading", "tracking", "story"], [10, 25, 35, 20, 10])[0]
     if form == "caption":
         return Document(id, "text", (Text(grammar.sample_caption(scene, rng)),))

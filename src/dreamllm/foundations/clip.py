@@ -44,6 +44,7 @@ def train(recipe: ClipRecipe, side: int, seed: int) -> tuple[CLIPModel, PreTrain
         "hidden_size": recipe.hidden,
         "intermediate_size": 4 * recipe.hidden,
         "num_attention_heads": recipe.heads,
+        "projection_dim": 128,  # here too, as in the released CLIP, for its single towers
     }
     config = CLIPConfig(
         vision_config={**tower, "num_hidden_layers": recipe.layers, "image_size": side, "patch_size": recipe.patch},

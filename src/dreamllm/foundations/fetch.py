@@ -1,7 +1,7 @@
 """Fetches the foundation models by digest from a folder that is a DVC remote.
 
-Such a remote is content-addressed: a file with MD5 `abcd...` lies at `files/md5/ab/cd...`, and a folder is a JSON list of
-{md5, relpath}, whose own name ends in `.dir`. It is read here directly and not by `dvc get`, so that fetching works
+Such a remote is content-addressed: a file with MD5 `abcd...` lies at `files/md5/ab/cd...`, and a folder is a JSON list
+of {md5, relpath}, whose own name ends in `.dir`. It is read here directly and not by `dvc get`, so that fetching works
 inside `dvc repro` (no lock), in a copy without git history, and follows the configuration alone.
 
     dreamllm fetch-foundations --store data/store --md5 MD5.dir --sha256 SHA256 --out data/foundations

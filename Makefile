@@ -1,0 +1,58 @@
+# `make tables` and `make test` are all that a fresh machine with Python 3.11 needs; `make` alone lists the rest.
+
+PYTHON := $(or $(PYTHON),$(shell command -v python3.11 || command -v python3))
+VENV := .venv
+TORCH ?= torch==2.13.0
+CORES ?= all
+
+# The environment is made again when the lock or the package's metadata have changed.
+READY := $(VENV)/ready-$(shell cat requirements.lock pyproject.toml | cksum | cut -d ' ' -f 1)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tables foundations test lint restore record lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## environment in .venv; TORCH="torch==2.13.0 --index-url URL" chooses another build of torch
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install $(TORCH)
+	$(VENV)/bin/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	@rm -f $(VENV)/ready-*; touch $@
+
+tables: setup ## from nothing to results/tables and results/figures
+	snakemake --cores $(CORES) results/tables
+
+foundations: setup ## train the foundation models from nothing instead of fetching them
+	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations
+
+test: lint ## all tests, with a miniature run of the whole DAG
+	pytest -n 2 --dist loadfile
+
+lint: setup ## formatting and static checks
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+restore: setup ## bring recorded files by DVC and make Snakemake agree
+	python workflow/restore.py
+
+record: setup ## write down in dvc.lock what has been made, and put the foundations into data/store
+	@snakemake --dry-run results/tables 2>&1 | grep -q "Nothing to be done" || { echo "error: results/tables is not up to date: make tables"; exit 1; }
+	dvc commit --quiet --force
+	dvc push
+
+lock: setup ## write requirements.lock from what is installed in .venv
+	PYTHON=$(PYTHON) bash workflow/lock.sh
+
+clean: ## remove what the default run made; foundations, environment and DVC's cache stay
+	rm -rf results/checkpoints results/predictions results/metrics results/tables results/figures
+	rm -rf data/emoji scratch logs benchmarks

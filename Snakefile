@@ -1,0 +1,51 @@
+# DreamLLM as a runnable experiment.
+#
+#   snakemake --cores all results/tables                                    config/embedded.yaml, on a laptop
+#   snakemake --cores all --configfile=config/other.yaml results/tables     another experiment instead
+#   snakemake --cores all --dry-run                                         what would run, and why
+#
+# Rules are in workflow/rules, paths and digests in workflow/rules/common.smk. docs/workflow.md explains the house.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/foundations.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/results.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        "results/tables",
+        "results/figures",
+
+
+# Names for groups of results; each is also a stage of dvc.yaml.
+
+
+rule foundations:
+    input:
+        FOUNDATIONS.values(),
+
+
+rule data:
+    input:
+        WORLD.values(),
+
+
+rule checkpoints:
+    input:
+        [checkpoint(stage) for stage in TRAINED],
+
+
+rule evaluate:
+    input:
+        METRICS,

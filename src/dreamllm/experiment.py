@@ -1,0 +1,377 @@
+"""What may stand in an experiment file: one class per section, one documented field per key.
+
+Every field carries its meaning, unit and source; `workflow/describe.py` writes the JSON schema and
+docs/configuration.md from them. Nothing is computed at import and nothing is overridden later: what the file
+says is what runs. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
+ShardSet = Literal["pairs", "stories", "instructions", "text"]
+Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
+
+FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
+"""Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a configuration: no unknown keys, no changes after loading, docstrings are the documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Machine(Section):
+    """What one job may use. Never part of a result's identity: changing it retrains nothing."""
+
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs per training or sampling job; 0 = CPU."""
+    threads: Count = 1
+    """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
+    memory_mb: Count = 4000
+    """Memory per job in MB, asked of a cluster scheduler."""
+    minutes: Count = 60
+    """Time limit per job in minutes, asked of a cluster scheduler."""
+
+
+class WorldTraining(Section):
+    """Number of training documents per shard set."""
+
+    pairs: Count = 12000
+    """Pictures with a caption."""
+    stories: Count = 4000
+    """Interleaved stories, the scene changes step by step."""
+    instructions: Count = 6000
+    """Drawing, describing and question-answering instructions."""
+    text: Count = 12000
+    """Text-only documents."""
+
+
+class WorldBenchmarks(Section):
+    """Number of benchmark items in each of the splits dev and test, on scenes that no training document holds."""
+
+    pictures: Count = 240
+    """Pictures with five reference captions each; the questions of VQA and POPE are asked about them."""
+    draw: Count = 240
+    """Prompts to draw."""
+    stories: Count = 100
+    """Openings of stories to go on with in text and pictures."""
+    language: Count = 200
+    """Text-only items of each kind, PIQA and BoolQ."""
+
+
+class World(Section):
+    """The emoji world: documents and benchmarks made of OpenMoji pictograms."""
+
+    folder: str = "data/emoji"
+    """Where it is written. Experiments with the same world may share a folder."""
+    seed: int = 0
+    """Everything in the world follows from this number."""
+    picture_side: Count = 48
+    """Width and height of a picture in pixels."""
+    training: WorldTraining = WorldTraining()
+    benchmarks: WorldBenchmarks = WorldBenchmarks()
+
+
+class Recipe(Section):
+    """How a foundation model is trained."""
+
+    steps: Count
+    """Optimiser steps."""
+    batch_size: Count
+    """Examples per step."""
+    learning_rate: Positive
+    """Peak learning rate of AdamW; linear warm-up, cosine to zero."""
+
+
+class LanguageModelRecipe(Recipe):
+    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
+
+    vocabulary: Count = 360
+    """Pieces of the tokenizer at most, its byte pieces not counted."""
+    hidden: Count = 256
+    layers: Count = 4
+    heads: Count = 8
+    context: Count = 512
+    """Longest sequence in tokens."""
+
+
+class ClipRecipe(Recipe):
+    """Mini CLIP, both towers."""
+
+    hidden: Count = 192
+    layers: Count = 4
+    text_layers: Count = 3
+    heads: Count = 4
+    patch: Count = 12
+    """Side of a patch in pixels; (picture_side / patch)^2 patches are read by the language model."""
+    text_length: Count = 24
+    """Longest caption in tokens."""
+
+
+class VaeRecipe(Recipe):
+    """Mini `AutoencoderKL` of Stable Diffusion."""
+
+    channels: list[Count] = [32, 64, 96]
+    """Width of each level; each level but the last halves the picture's side."""
+    latent_channels: Count = 8
+
+
+class SdRecipe(Recipe):
+    """Mini text-conditioned `UNet2DConditionModel` of Stable Diffusion, with a text encoder that is trained with it."""
+
+    channels: Annotated[list[Count], Field(min_length=2, max_length=2)] = [64, 192]
+    """Width of the fine level and of the coarse level, which attends to the text."""
+    text_hidden: Count = 192
+    """Width of the text encoder, the UNet's cross_attention_dim."""
+    text_layers: Count = 3
+    text_heads: Count = 4
+    text_length: Count = 24
+    """Longest caption in tokens; shorter ones are padded, as in Stable Diffusion."""
+    pictures: Count = 60000
+    """Pictures that are put through the VAE once and then drawn from."""
+    condition_dropout: Share = 0.1
+    """Share of training captions replaced by the empty caption, for classifier-free guidance."""
+
+
+class JudgeRecipe(Recipe):
+    """The classifier that reads a scene off a picture, trained apart from all other models."""
+
+    width: Count = 24
+    """Channels of its first layer."""
+
+
+class FetchedFoundations(Section):
+    """Foundations that were made once and are fetched by digest, as the paper fetches its own."""
+
+    source: Literal["fetch"]
+    folder: str = "data/foundations"
+    """Where they are put: llm/, clip/, sd/ and judge/ in the Hugging Face and diffusers layouts."""
+    store: str = "data/store"
+    """A DVC remote that is a folder."""
+    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
+    """DVC's name of the folder's content, as in dvc.lock: what is looked up in the store."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Digest of all files and their names: what is checked after fetching (`dreamllm.foundations.fetch.digest`)."""
+
+
+class TrainedFoundations(Section):
+    """Foundations trained from nothing on the world of this experiment."""
+
+    source: Literal["train"]
+    folder: str = "data/foundations"
+    """Where they are put."""
+    llm: LanguageModelRecipe
+    clip: ClipRecipe
+    vae: VaeRecipe
+    sd: SdRecipe
+    judge: JudgeRecipe
+
+
+class Model(Section):
+    """What DreamLLM adds to its foundations."""
+
+    num_dream_queries: Count = 64
+    """Dream queries per picture (paper: 64)."""
+    vision_feature_layer: int = -2
+    """Layer of CLIP whose patch features are read, without CLS (official code: -2)."""
+    template: Literal["vicuna_v1.1", "plain"] = "vicuna_v1.1"
+    """How a conversation is written down (paper: Vicuna v1.1)."""
+
+
+class LossWeights(Section):
+    """Weights of the two losses (official code: 1 and 10)."""
+
+    language: Annotated[float, Field(ge=0)] = 1.0
+    diffusion: Annotated[float, Field(ge=0)] = 10.0
+
+
+class Stage(Section):
+    """One training stage. Defaults are the official code's, where it has the option."""
+
+    init: list[Name] = []
+    """Earlier stages whose trained parts are loaded, in order; [] = the foundations alone."""
+    trains: Annotated[list[Part], Field(min_length=1)]
+    """Parts that are trained, all others are frozen. CLIP, VAE and UNet always are (paper section 3.2)."""
+    mode: Literal["comprehension", "creation", "joint"]
+    """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
+    mixture: Annotated[dict[ShardSet, Positive], Field(min_length=1)]
+    """Weight of each shard set; weights need not sum to one."""
+    loss_weights: LossWeights = LossWeights()
+    steps: Count
+    """Optimiser steps."""
+    rows_per_batch: Count
+    """Packed rows per optimiser step, over all devices."""
+    context: Count
+    """Tokens per row."""
+    learning_rate: Positive
+    """Peak learning rate; linear warm-up, cosine to zero."""
+    warmup_ratio: Share = 0.003
+    """Share of the steps that warm up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's two decay rates."""
+    gradient_clip: Positive = 1.0
+    """Largest norm of the gradient."""
+    condition_dropout: Share = 0.0
+    """Share of drawn pictures whose condition is the null condition (released: 0; recommended there: 0.1)."""
+    snr_gamma: Positive | None = None
+    """Gamma of min-SNR weighting (arXiv 2303.09556); null = off."""
+    noise_offset: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of the offset noise; 0 = off."""
+    input_perturbation: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
+
+
+class SdFinetuning(Recipe):
+    """Baseline row of the paper's Table 2: Stable Diffusion fine-tuned on the same pairs with its own text encoder."""
+
+    condition_dropout: Share = 0.1
+    """Share of captions replaced by the empty caption."""
+
+
+class TextSampling(Section):
+    """How answers and captions are written."""
+
+    num_beams: Count = 1
+    """Beams of the search, 1 = greedy (official code: 5)."""
+    max_new_tokens: Count = 48
+    """Longest answer in tokens."""
+    batch_size: Count = 32
+    """Items at a time; results do not depend on it."""
+
+
+class Drawing(Section):
+    """How pictures are drawn."""
+
+    scheduler: Annotated[str, Field(pattern=r"Scheduler$")] = "DDIMScheduler"
+    """Class name of a diffusers scheduler; its noise schedule comes from the foundation."""
+    steps: Count = 25
+    """Denoising steps per picture (official code: 150 for COCO FID)."""
+    guidance: Annotated[float, Field(ge=1)] = 2.0
+    """Scale of classifier-free guidance, 1 = none (official code: 2.0 for COCO FID)."""
+    batch_size: Count = 32
+    """Pictures at a time; results do not depend on it."""
+
+
+class StoryTelling(Section):
+    """How far free interleaving goes."""
+
+    max_new_tokens: Count = 160
+    """Longest story in tokens of text."""
+    max_pictures: Count = 6
+    """Pictures per story at most."""
+
+
+class EvaluationSettings(Section):
+    """Settings of all evaluations; chosen on the split dev, reported on test."""
+
+    split: Literal["dev", "test"] = "test"
+    """Which half of the benchmarks is run."""
+    limit: Count | None = None
+    """Items per benchmark at most; null = all."""
+    prompts: Literal["emoji", "official"] = "emoji"
+    """Wording of the questions: that of the emoji world's instructions, or that of the official evaluation code."""
+    seed: int = 42
+    """Picture k of a benchmark is drawn with this number plus k."""
+    text: TextSampling = TextSampling()
+    drawing: Drawing = Drawing()
+    stories: StoryTelling = StoryTelling()
+
+
+class Evaluation(Section):
+    """A model and the benchmarks it runs."""
+
+    model: Name
+    """Name in the tables: a stage; llm (the language model alone), sd (Stable Diffusion with its own text tower) or
+    sd_finetuned; or a name of its own with `stages`."""
+    stages: list[Name] = []
+    """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
+    benchmarks: Annotated[list[Benchmark], Field(min_length=1)]
+
+
+class Experiment(Section):
+    """A whole experiment."""
+
+    name: Name
+    """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
+    seed: int = 0
+    """Every random number of training follows from this number and the name of its use."""
+    machine: Machine = Machine()
+    world: World = World()
+    foundations: Annotated[FetchedFoundations | TrainedFoundations, Field(discriminator="source")]
+    model: Model = Model()
+    stages: dict[Name, Stage] = {}
+    """Training stages by name, each after those it starts from."""
+    sd_finetuned: SdFinetuning | None = None
+    """Baseline of Table 2; null = not trained."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    evaluations: list[Evaluation] = []
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Experiment:
+        problems = []
+        earlier: list[str] = []
+        for name, stage in self.stages.items():
+            if name in FOUNDATION_MODELS:
+                problems.append(f"stages.{name}: this name is taken by a foundation model")
+            for parent in stage.init:
+                if parent not in earlier:
+                    problems.append(f"stages.{name}.init: no earlier stage {parent!r}{near(parent, earlier)}")
+            earlier.append(name)
+        foundations = [name for name in FOUNDATION_MODELS if name != "sd_finetuned" or self.sd_finetuned]
+        models = [evaluation.model for evaluation in self.evaluations]
+        for index, evaluation in enumerate(self.evaluations):
+            where = f"evaluations[{index}]"
+            if not evaluation.stages and evaluation.model not in [*earlier, *foundations]:
+                hint = near(evaluation.model, [*earlier, *foundations])
+                problems.append(f"{where}.model: no model {evaluation.model!r}{hint}")
+            for stage in evaluation.stages:
+                if stage not in earlier:
+                    problems.append(f"{where}.stages: no stage {stage!r}{near(stage, earlier)}")
+            if evaluation.model in models[:index]:
+                problems.append(
+                    f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def lineage(self, *stages: str) -> list[str]:
+        """Stages whose checkpoints make up the model of `stages`, in loading order.
+
+        A checkpoint all of whose parts are trained again later in the chain is left out.
+        """
+        order: list[str] = []
+
+        def visit(name: str) -> None:
+            for parent in self.stages[name].init:
+                visit(parent)
+            if name not in order:
+                order.append(name)
+
+        for stage in stages:
+            visit(stage)
+        needed: list[str] = []
+        covered: set[str] = set()
+        for name in reversed(order):
+            if not set(self.stages[name].trains) <= covered:
+                needed.insert(0, name)
+            covered |= set(self.stages[name].trains)
+        return needed
+
+
+def near(word: str, known: list[str]) -> str:
+    """Half a sentence that names the known words most like a wrong one."""
+    matches = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(matches)}?" if matches else f"; known: {', '.join(known) or 'none'}"

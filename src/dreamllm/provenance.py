@@ -1,0 +1,88 @@
+"""What a result was made with: a digest of the code that a module runs.
+
+The digest covers the module and every module of this package that it imports, at whatever depth and also inside
+functions, as syntax trees: comments, docstrings and formatting do not count, so that polishing them retrains nothing.
+Modules outside the package are not followed; their versions are pinned in requirements.lock.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+
+NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.config", "dreamllm.experiment", "dreamllm.provenance"})
+"""Modules without influence on a result: the package's version number, and the classes that check a configuration
+(rules record the values in it by themselves)."""
+
+
+def code_digest(*modules: str, package: Path = PACKAGE) -> str:
+    """Digest of all code that `modules` (dotted names) run, see above.
+
+    Raises FileNotFoundError, naming the module, when one does not exist.
+    """
+    trees = {name: _tree(file) for name, file in sorted(closure(*modules, package=package).items())}
+    return hashlib.sha256(repr(trees).encode()).hexdigest()[:16]
+
+
+def closure(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
+    """The modules and all that they import from the package, by dotted name."""
+    found: dict[str, Path] = {}
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        if name in found or name in NOT_FOLLOWED:
+            continue
+        file = _file(name, package)
+        if file is None:
+            raise FileNotFoundError(f"module {name} not found below {package}")
+        found[name] = file
+        parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+        todo += parents  # importing a.b.c runs a/__init__.py and a/b/__init__.py too
+        todo += [other for other in _imports(file, name) if _file(other, package)]
+    return found
+
+
+def _file(name: str, package: Path) -> Path | None:
+    top, *rest = name.split(".")
+    if top != package.name:
+        return None
+    path = package.joinpath(*rest)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.exists()), None)
+
+
+@functools.cache
+def _imports(file: Path, module: str) -> tuple[str, ...]:
+    """Dotted names that may be modules: for `from a import b` both a and a.b."""
+    names = []
+    here = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            base = ".".join([*base, *(node.module.split(".") if node.module else [])])
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
+
+
+@functools.cache
+def _tree(file: Path) -> str:
+    """The module's syntax tree as text, without docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [statement for statement in node.body if not _is_string(statement)] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _is_string(statement: ast.stmt) -> bool:
+    """A string that stands alone does nothing: a docstring, or the documentation under a constant."""
+    return (
+        isinstance(statement, ast.Expr)
+        and isinstance(statement.value, ast.Constant)
+        and isinstance(statement.value.value, str)
+    )

@@ -1,0 +1,58 @@
+"""Stands in for `python -m dreamllm` in tests of the workflow: every verb writes a digest of what it was given."""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+
+def digest(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    content = [f.read_bytes() for f in files if f.name != ".snakemake_timestamp"]
+    return hashlib.sha256(b"".join(content)).hexdigest()
+
+
+def main() -> None:
+    verb, *flags = sys.argv[1:]
+    if "--describe" not in flags:
+        Path("logs").mkdir(exist_ok=True)
+        with Path("logs/ran.txt").open("a") as ran:
+            ran.write(f"{verb}\n")
+    if verb == "fetch-foundations":
+        from dreamllm.foundations import fetch
+
+        parser = argparse.ArgumentParser()
+        fetch.add_arguments(parser)
+        return fetch.main(parser.parse_args(flags))
+
+    values: dict[str, list[str]] = {}
+    for flag in flags:
+        if flag.startswith("--"):
+            values[flag] = current = []
+        else:
+            current.append(flag)
+    ignored = {"--config", "--work", "--out"}
+    given = {
+        flag: [digest(Path(v)) if Path(v).exists() else v for v in values[flag]]
+        for flag in values
+        if flag not in ignored
+    }
+    seal = hashlib.sha256(json.dumps([verb, given], sort_keys=True).encode()).hexdigest()
+
+    out = Path(values["--out"][0])
+    files = {
+        "make-world": ["train/pairs-00000.tar", "benchmarks/captions_test.json"],
+        "train-foundation": ["model.safetensors"],
+        "train": ["trained.safetensors", "losses.csv"],
+        "finetune-sd": ["trained.safetensors", "losses.csv"],
+        "tables": ["table1.csv"],
+        "figures": ["learning_curves.png"],
+    }
+    for path in [out / name for name in files[verb]] if verb in files else [out]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"seal": seal}))
+    return None
+
+
+main()

@@ -1,0 +1,80 @@
+"""The command line: quick help, lazy verbs, clear errors, and the page that `generate` writes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+from PIL import Image
+
+import tiny
+from dreamllm import cli, page
+from dreamllm.document import Document, Picture, Text
+from dreamllm.model.generate import Continuation
+from dreamllm.train import checkpoint
+
+
+def test_help_names_every_verb_and_loads_nothing_heavy():
+    code = "import sys; from dreamllm.cli import main\ntry: main(['--help'])\nfinally: print(sorted(sys.modules))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(f"\n  {verb} " in finished.stdout for verb in cli.VERBS)
+    for heavy in ("torch", "transformers", "diffusers", "numpy", "pydantic"):
+        assert f"'{heavy}'" not in finished.stdout
+
+
+def test_help_takes_less_than_half_a_second_of_computing():
+    code = "import time; from dreamllm.cli import main\ntry: main(['--help'])\nfinally: print(time.process_time())"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(finished.stdout.splitlines()[-1]) < 0.5
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_its_flags_and_help(verb):
+    module = import_module(cli.VERBS[verb][0])
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    assert callable(module.main) and module.__doc__
+
+
+def test_an_unknown_verb_is_an_error_that_lists_the_verbs(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["trian"])
+    assert stopped.value.code == 2
+    assert "'trian'" in capsys.readouterr().err
+
+
+def test_wrong_input_is_one_line_and_a_bug_is_a_traceback(monkeypatch):
+    flags = ["generate", "<image>", "--foundations", "f", "--checkpoints", "c", "--out", "o"]
+    with pytest.raises(SystemExit, match="dreamllm generate: the text has 1 <image> placeholders, but 0 pictures"):
+        cli.main(flags)
+    with pytest.raises(SystemExit, match="dreamllm generate: no-such-file.png: .*No such file"):
+        cli.main([*flags, "--image", "no-such-file.png"])
+    monkeypatch.setattr(page, "main", lambda arguments: int("a bug"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.main(flags)
+
+
+def test_the_page_holds_text_pictures_and_the_reason_for_stopping(tmp_path):
+    prompt = Document("p", "interleaved", (Text("A <ship> & more"), Picture(tiny.picture(1))))
+    drawn = [Picture(tiny.picture(2)), Text("It ends."), Picture(tiny.picture(3))]
+    page.save([Continuation(prompt, tuple(drawn), "context")], tmp_path / "page")
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert "A &lt;ship&gt; &amp; more" in text and "It ends." in text and "the context was full" in text
+    assert text.count("data:image/png;base64,") == 3
+    assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["1-1.png", "1-2.png", "index.html"]
+    assert Image.open(tmp_path / "page" / "1-2.png").tobytes() == tiny.picture(3).tobytes()
+
+
+def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
+    model, processor = tiny.build()
+    monkeypatch.setattr(checkpoint, "load_model", lambda foundations, checkpoints: (model, processor))
+    tiny.picture(1).save(tmp_path / "cat.png")
+    flags = ["--foundations", "f", "--checkpoints", "c", "--out", str(tmp_path / "page"), "--image"]
+    flags += [str(tmp_path / "cat.png"), "--max-new-tokens", "5", "--steps", "2"]
+    cli.main(["generate", "Draw two dogs.", "What is <image> ?", *flags])
+    text = (tmp_path / "page" / "index.html").read_text()
+    assert text.count("<article>") == 2 and "Draw two dogs." in text
+    assert capsys.readouterr().out.strip().endswith("index.html")

@@ -1,0 +1,159 @@
+"""dvc.yaml and the Snakemake DAG describe the same work, and nothing is made behind DVC's back."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import repository
+from dreamllm.config import load
+
+CODE = {"Snakefile", "workflow/rules", "src/dreamllm"}
+STAGES = yaml.safe_load((repository.ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+EXPERIMENT = load(repository.ROOT / "config/embedded.yaml")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    return repository.copy(tmp_path_factory.mktemp("dag") / "house")
+
+
+@pytest.fixture(scope="module")
+def jobs(house):
+    """All jobs that make the results of the default configuration, apart from names for groups of results."""
+    return [job for job in repository.jobs(house, "results/tables", "results/figures") if job[0] != "all"]
+
+
+def allowed(stage: str) -> set[str]:
+    """Rules that the stage may use."""
+    words = STAGES[stage]["cmd"].split()
+    return set(words[words.index("--allowed-rules") + 1 : words.index("--")])
+
+
+def outputs(stage: str) -> set[str]:
+    return {next(iter(out)) if isinstance(out, dict) else out for out in STAGES[stage]["outs"]}
+
+
+def covers(folder: str, path: str) -> bool:
+    return Path(path) == Path(folder) or Path(folder) in Path(path).parents
+
+
+def test_every_rule_belongs_to_one_stage(jobs):
+    for rule in {rule for rule, _, _ in jobs}:
+        assert len([stage for stage in STAGES if rule in allowed(stage)]) == 1, rule
+
+
+def test_every_stage_calls_snakemake_restricted_to_its_rules(jobs):
+    groups = {"foundations", "data", "evaluate"}
+    for name, stage in STAGES.items():
+        assert stage["cmd"].startswith("snakemake --cores all --allowed-rules "), name
+        assert allowed(name) <= {rule for rule, _, _ in jobs} | groups, name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_outputs_of_a_stage_are_those_of_its_jobs(jobs, stage):
+    made = [path for rule, _, files in jobs if rule in allowed(stage) for path in files]
+    assert all(any(covers(out, path) for out in outputs(stage)) for path in made), made
+    assert all(any(covers(out, path) for path in made) for out in outputs(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_dependencies_of_a_stage_are_what_its_jobs_read(jobs, stage):
+    own = [job for job in jobs if job[0] in allowed(stage)]
+    made = {path for _, _, files in own for path in files}
+    read = {path for _, files, _ in own for path in files} - made
+    dependencies = set(STAGES[stage].get("deps", [])) - CODE
+    assert all(any(covers(dep, path) for dep in dependencies) for path in read), read
+    assert all(any(covers(dep, path) for path in read) for dep in dependencies), dependencies
+
+
+def test_no_two_stages_make_the_same():
+    paths = [path for stage in STAGES for path in outputs(stage)]
+    assert not [(a, b) for a in paths for b in paths if a != b and covers(a, b)]
+
+
+def test_stages_depend_on_code_and_on_parameters_that_exist():
+    content = yaml.safe_load((repository.ROOT / "config/embedded.yaml").read_text(encoding="utf-8"))
+    for name, stage in STAGES.items():
+        assert set(stage.get("deps", [])) >= CODE or name == "foundations"
+        for entry in stage.get("params", []):
+            for key in entry["config/embedded.yaml"]:
+                value = content
+                for step in key.split("."):
+                    value = value[step]
+
+
+def test_every_trained_stage_hands_its_parameters_to_dvc():
+    seen = {
+        key for stage in STAGES.values() for entry in stage.get("params", []) for key in entry["config/embedded.yaml"]
+    }
+    assert {f"stages.{name}" for name in EXPERIMENT.stages} <= seen
+    assert {"world", "foundations", "seed", "model", "sd_finetuned", "evaluation", "evaluations"} <= seen
+
+
+def test_snakemake_lint_has_no_findings(house):
+    for config in ("embedded", "smoke", "foundations"):
+        result = repository.run(house, "snakemake", "--lint", "--configfile", f"config/{config}.yaml", check=False)
+        assert result.returncode == 0, result.stdout
+
+
+def test_the_profile_is_found_and_parsing_writes_nothing(house):
+    before = {path for path in house.rglob("*") if ".snakemake" not in path.parts and "__pycache__" not in path.parts}
+    result = repository.run(house, "snakemake", "--dry-run")
+    after = {path for path in house.rglob("*") if ".snakemake" not in path.parts and "__pycache__" not in path.parts}
+    assert "profile profiles/default" in result.stdout
+    assert after == before
+
+
+def test_another_configuration_replaces_the_default(house):
+    files = [
+        path
+        for _, _, outs in repository.jobs(house, "--configfile=config/smoke.yaml", "results/tables")
+        for path in outs
+    ]
+    assert "results/metrics/smoke/sft/captions.json" in files
+    assert "data/foundations_smoke/sd" in files
+    assert not [path for path in files if "embedded" in path]
+
+
+def test_overrides_and_two_configurations_are_refused(house):
+    result = repository.run(house, "snakemake", "-n", "--config", "seed=3", check=False)
+    assert "--config is not used here" in result.stdout
+    result = repository.run(
+        house, "snakemake", "-n", "--configfiles", "config/smoke.yaml", "config/embedded.yaml", check=False
+    )
+    assert "one configuration at a time" in result.stdout
+
+
+def test_a_wrong_configuration_is_explained(house, tmp_path):
+    text = (house / "config/smoke.yaml").read_text().replace("num_dream_queries", "num_dream_query")
+    (tmp_path / "wrong.yaml").write_text(text)
+    result = repository.run(house, "snakemake", "-n", f"--configfile={tmp_path / 'wrong.yaml'}", check=False)
+    assert "model.num_dream_query: unknown key; did you mean num_dream_queries?" in result.stdout
+
+
+def test_files_stay_short():
+    files = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=repository.ROOT, capture_output=True, text=True
+    )
+    limits = {".smk": 150, ".py": 400}
+    for name in files.stdout.split():
+        path = repository.ROOT / name
+        if path.suffix in limits and path.exists() and not name.startswith("tests/"):
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= limits[path.suffix], name
+
+
+def test_what_the_lock_promises_is_in_the_store():
+    lock = repository.ROOT / "dvc.lock"
+    if not lock.exists():
+        pytest.skip("nothing recorded yet")
+    store = repository.ROOT / EXPERIMENT.foundations.store / "files/md5"
+    recorded = {
+        out["path"]: out["md5"] for s in yaml.safe_load(lock.read_text())["stages"].values() for out in s["outs"]
+    }
+    assert recorded["data/foundations"] == EXPERIMENT.foundations.md5
+    listing = store / EXPERIMENT.foundations.md5[:2] / EXPERIMENT.foundations.md5[2:]
+    for entry in json.loads(listing.read_text()):
+        assert (store / entry["md5"][:2] / entry["md5"][2:]).exists(), entry["relpath"]

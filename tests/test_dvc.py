@@ -1,0 +1,138 @@
+"""Snakemake and DVC agree, in every order in which people use them. The verbs are stand-ins; all else is real."""
+
+from pathlib import Path
+
+import pytest
+
+import repository
+from repository import planned, run
+
+TRAINED = "results/checkpoints/embedded"
+
+
+def ran(folder: Path) -> list[str]:
+    """Verbs that have run so far."""
+    return (folder / "logs/ran.txt").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A repository after `snakemake results/tables`, with nothing recorded."""
+    folder = repository.copy_with_stand_ins(tmp_path_factory.mktemp("dvc") / "made")
+    run(folder, "snakemake", "--cores", "2", "results/tables")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(made) -> Path:
+    """The same after `dvc repro`, which found nothing to do, and a commit."""
+    before = ran(made)
+    said = run(made, "dvc", "repro").stdout
+    assert "Nothing to be done" in said
+    assert ran(made) == before, "dvc repro after an unrecorded Snakemake run must not train again"
+    repository.commit(made)
+    return made
+
+
+def test_one_target_makes_tables_and_figures(made):
+    assert (made / "results/tables").is_dir()
+    assert (made / "results/figures").is_dir()
+    assert ran(made).count("train") == 8
+    assert planned(made) == {}
+
+
+def test_after_a_snakemake_run_dvc_has_nothing_to_do_and_the_other_way_round(recorded):
+    before = ran(recorded)
+    assert "Data and pipelines are up to date." in run(recorded, "dvc", "repro").stdout
+    assert "Nothing to be done" in run(recorded, "snakemake", "--cores", "2", "results/tables").stdout
+    assert ran(recorded) == before
+    assert run(recorded, "git", "status", "--short").stdout == ""
+
+
+def test_metrics_and_plots_are_known_to_dvc(recorded):
+    assert "results/metrics/embedded/sft/captions.json" in run(recorded, "dvc", "metrics", "show").stdout
+    assert f"{TRAINED}/sft/losses.csv" in run(recorded, "dvc", "plots", "show", "--json").stdout
+
+
+def test_touching_and_commenting_train_nothing(recorded):
+    for path in [*recorded.glob("config/*"), *recorded.glob("src/dreamllm/*/*.py")]:
+        path.touch()
+    stage = recorded / "src/dreamllm/train/stage.py"
+    text = stage.read_text()
+    stage.write_text(text + "# a comment\n")
+    assert planned(recorded) == {}
+    stage.write_text(text + "CHANGED = 1\n")
+    assert planned(recorded)["train_sft"] == 1
+    stage.write_text(text)
+    assert planned(recorded) == {}
+
+
+def test_a_changed_value_runs_what_depends_on_it(recorded):
+    config = recorded / "config/embedded.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("memory_mb: 4000", "memory_mb: 5000"))
+    assert planned(recorded) == {}
+    config.write_text(text.replace("max_pictures: 6", "max_pictures: 5"))
+    assert set(planned(recorded)) == {"predict_pictures", "score", "tables", "figures"}
+    config.write_text(text.replace("condition_dropout: 0.1 # ", "condition_dropout: 0.2 # "))
+    jobs = planned(recorded)
+    assert jobs["train_align_creation"] == jobs["train_sft"] == jobs["train_sft_creation"] == 1
+    assert not {"make_world", "train_align_comprehension", "train_sft_comprehension"} & set(jobs)
+    config.write_text(text)
+    assert planned(recorded) == {}
+
+
+def test_a_renamed_configuration_trains_nothing_and_a_new_name_trains_all(recorded, tmp_path):
+    text = (recorded / "config/embedded.yaml").read_text()
+    (tmp_path / "renamed.yaml").write_text(text)
+    assert planned(recorded, f"--configfile={tmp_path / 'renamed.yaml'}", "results/tables") == {}
+    (tmp_path / "other.yaml").write_text(text.replace("name: embedded", "name: other"))
+    jobs = planned(recorded, f"--configfile={tmp_path / 'other.yaml'}", "results/tables")
+    assert jobs["train_sft"] == jobs["tables"] == jobs["figures"] == 1
+    assert not {"make_world", "fetch_foundations"} & set(jobs), "these are shared"
+
+
+def test_a_fresh_clone_pulls_the_foundations_alone_and_runs_the_rest(recorded, tmp_path):
+    folder = repository.clone(recorded, tmp_path / "clone")
+    run(folder, "dvc", "pull")
+    assert (folder / "data/foundations/sd/unet/model.safetensors").read_text() == "sd/unet"
+    assert not (folder / "results/tables").exists()
+    said = run(folder, "python", "workflow/restore.py").stdout
+    assert "as recorded: foundations; left to run: data, align, pretrain, sft, arms, evaluate, results" in said
+    jobs = planned(folder, "results/tables")
+    assert jobs["train_sft"] == 1
+    assert "fetch_foundations" not in jobs
+
+
+def test_in_a_fresh_clone_dvc_repro_makes_everything_and_snakemake_agrees(recorded, tmp_path):
+    folder = repository.clone(recorded, tmp_path / "clone")
+    run(folder, "dvc", "repro")
+    assert sorted(ran(folder)) == sorted(ran(recorded))
+    assert planned(folder) == {}
+    assert "Data and pipelines are up to date." in run(folder, "dvc", "repro").stdout
+
+
+def test_what_dvc_brings_is_accepted_and_what_was_changed_is_not(recorded, tmp_path):
+    """With a remote that holds everything, a clone has nothing to train."""
+    source = repository.clone(recorded, tmp_path / "source")
+    pipeline = source / "dvc.yaml"
+    pipeline.write_text(pipeline.read_text().replace(", cache: false", ""))
+    run(source, "snakemake", "--cores", "2", "results/tables")
+    run(source, "dvc", "commit", "--force")
+    run(source, "dvc", "push")
+    repository.commit(source)
+
+    folder = repository.clone(source, tmp_path / "clone")
+    run(folder, "python", "workflow/restore.py")
+    assert planned(folder, "results/tables") == {}
+    assert "up to date" in run(folder, "dvc", "status").stdout
+
+    config = folder / "config/embedded.yaml"
+    config.write_text(config.read_text().replace("max_pictures: 6", "max_pictures: 5"))
+    assert set(planned(folder, "results/tables")) == {"predict_pictures", "score", "tables", "figures"}
+    run(folder, "git", "checkout", "--quiet", "config")
+
+    (folder / TRAINED / "sft/trained.safetensors").write_text("other weights")
+    result = run(folder, "python", "workflow/restore.py", "--no-pull", check=False)
+    assert result.returncode == 1
+    assert "not what dvc.lock says: sft, evaluate, results" in result.stdout

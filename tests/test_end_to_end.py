@@ -1,0 +1,46 @@
+"""The real DAG in miniature: from nothing, foundations included, to tables and figures."""
+
+from pathlib import Path
+
+import pytest
+
+import repository
+from dreamllm.config import load
+
+EXPERIMENT = load(repository.ROOT / "config/smoke.yaml")
+TARGET = ("--configfile=config/smoke.yaml", "results/tables")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    folder = repository.copy(tmp_path_factory.mktemp("end_to_end") / "house")
+    repository.run(folder, "snakemake", "--cores", "2", *TARGET)
+    return folder
+
+
+def test_tables_and_figures_are_made(house):
+    tables = {path.name for path in (house / "results/tables").iterdir()}
+    assert {f"table{number}.{kind}" for number in (1, 2, 3, 4, 7) for kind in ("csv", "md", "tex")} <= tables
+    figures = {path.name for path in (house / "results/figures").iterdir()}
+    assert {"learning_curves.png", "learning_curves.pdf", "drawings.png", "stories.png"} <= figures
+
+
+def test_every_evaluation_has_its_metrics(house):
+    metrics = house / "results/metrics/smoke"
+    found = {f"{path.parent.name}/{path.stem}" for path in metrics.rglob("*.json")}
+    assert found == {f"{e.model}/{benchmark}" for e in EXPERIMENT.evaluations for benchmark in e.benchmarks}
+
+
+def test_a_second_run_has_nothing_to_do(house):
+    assert "Nothing to be done" in repository.run(house, "snakemake", "--cores", "2", *TARGET).stdout
+
+
+def test_every_job_wrote_a_log_and_a_benchmark(house):
+    logs = {path.stem for path in (house / "logs/smoke").glob("*.log")}
+    assert logs == {path.stem for path in (house / "benchmarks/smoke").glob("*.tsv")}
+    assert {"train_sft", "train_foundation_sd", "predict_sft_draw", "score_sft_draw", "tables"} <= logs
+
+
+def test_the_report_can_be_made(house):
+    repository.run(house, "snakemake", "--report", "report.zip", *TARGET)
+    assert (house / "report.zip").stat().st_size > 10_000

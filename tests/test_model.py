@@ -1,0 +1,324 @@
+"""The model: any causal language model fits, packing changes nothing, losses are what they say, saving is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Gemma2Config,
+    GPTNeoXConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+)
+
+import tiny
+from dreamllm.document import Document, Text
+from dreamllm.layout import IGNORE
+from dreamllm.model import diffusion
+from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
+from dreamllm.model.generate import query_states
+from dreamllm.model.vision import patch_features
+from dreamllm.packing import pack
+
+SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LANGUAGE_MODELS = {
+    "llama": tiny.llm_config(),
+    "qwen2": Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True),
+    "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=64, max_position_embeddings=256),
+    "mistral": MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=24),
+    "opt": OPTConfig(**SIZES, ffn_dim=64, max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0),
+}
+DOCUMENTS = [
+    (tiny.story(1), "joint"),
+    (tiny.pair(2), "creation"),
+    (tiny.pair(3), "comprehension"),
+    (tiny.conversation(4), "joint"),
+    (tiny.text(5), "joint"),
+]
+
+
+def sequences(processor, documents=DOCUMENTS, context=256):
+    return [sequence for document, mode in documents for sequence in processor.lay_out(document, mode, context)]
+
+
+def fixed_noise(model, pictures: int, seed: int = 0, **options) -> diffusion.DiffusionNoise:
+    shape = (pictures, 4, 8, 8)
+    return diffusion.draw_noise(shape, 1000, generator=torch.Generator().manual_seed(seed), **options)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_packing_changes_no_hidden_state_whatever_the_language_model(name):
+    model, processor = tiny.build(LANGUAGE_MODELS[name])
+    laid = sequences(processor)
+    (row,) = pack(laid, 512)
+    packed = model(**processor.collate([row]).inputs() | {"draw_pixels": None, "labels": None})
+    start = 0
+    for sequence in laid:
+        alone = model(**processor.collate([[sequence]]).inputs() | {"draw_pixels": None, "labels": None})
+        together = packed.last_hidden_state[:, start : start + len(sequence)]
+        assert torch.allclose(together, alone.last_hidden_state, atol=2e-5)
+        start += len(sequence)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_packing_works_with_every_attention(attention, tmp_path):
+    model, processor = tiny.build()
+    batch = processor.collate(pack(sequences(processor), 256))
+    expected = model(**batch.inputs(), noise=fixed_noise(model, len(batch.draw_slots))).loss
+    model.save_pretrained(tmp_path)
+    for changed in (model, DreamLLMForConditionalGeneration.from_pretrained(tmp_path)):
+        changed.language_model.set_attn_implementation(attention)
+        loss = changed(**batch.inputs(), noise=fixed_noise(model, len(batch.draw_slots))).loss
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_packed_batch_gives_the_losses_of_its_documents(name):
+    model, processor = tiny.build(LANGUAGE_MODELS[name])
+    laid = sequences(processor)
+    rows = pack(laid, 200)
+    batch = processor.collate(rows)
+    noise = fixed_noise(model, len(batch.draw_slots))
+    packed = model(**batch.inputs(), noise=noise)
+    language = drawing = targets = drawn = 0
+    for sequence in [sequence for row in rows for sequence in row]:
+        pictures = slice(drawn, drawn + len(sequence.draw_slots))
+        own = diffusion.DiffusionNoise(
+            noise.posterior[pictures], noise.noise[pictures], None, noise.timesteps[pictures], None
+        )
+        output = model(**processor.collate([[sequence]]).inputs(), noise=own)
+        count = sum(label != IGNORE for label in sequence.labels)
+        language, targets = language + count * output.language_loss.item(), targets + count
+        drawing += len(sequence.draw_slots) * output.diffusion_loss.item()
+        drawn += len(sequence.draw_slots)
+    assert drawn == 4 and len(rows) == 2
+    assert language / targets == pytest.approx(packed.language_loss.item(), abs=1e-5)
+    assert drawing / drawn == pytest.approx(packed.diffusion_loss.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_save_and_load_is_exact_and_in_safetensors_only(name, tmp_path):
+    model, processor = tiny.build(LANGUAGE_MODELS[name])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    assert str(tmp_path.parent) not in (tmp_path / "config.json").read_text()
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    loaded_processor = AutoProcessor.from_pretrained(tmp_path)
+    for ours, theirs in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert ours[0] == theirs[0] and torch.equal(ours[1], theirs[1])
+    ours = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert ours == {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
+    batch, loaded_batch = (one.collate(pack(sequences(one), 256)) for one in (processor, loaded_processor))
+    for key, value in batch.inputs().items():
+        assert torch.equal(value, loaded_batch.inputs()[key])
+    noise = fixed_noise(model, len(batch.draw_slots))
+    assert torch.equal(model(**batch.inputs(), noise=noise).loss, loaded(**batch.inputs(), noise=noise).loss)
+
+
+def test_the_auto_classes_know_the_model(tmp_path):
+    model, _ = tiny.build()
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).num_dream_queries == 4
+    assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path), DreamLLMForConditionalGeneration)
+    random = AutoModelForImageTextToText.from_config(model.config)
+    assert all(torch.isfinite(parameter).all() for parameter in random.parameters())
+
+
+def test_a_language_model_that_does_not_fit_is_refused():
+    capped = Gemma2Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.1)
+    with pytest.raises(ValueError, match="Gemma2ForCausalLM does not fit: its logits are not its head"):
+        tiny.build(capped)
+    recurrent = MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2)
+    with pytest.raises(ValueError, match="MambaForCausalLM does not fit: .* packed into one row"):
+        tiny.build(recurrent)
+
+
+def test_the_same_foundations_and_seed_give_the_same_model():
+    first, second = tiny.build()[0].state_dict(), tiny.build()[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_special_tokens_are_added_once_and_read_from_the_tokenizer():
+    model, processor = tiny.build()
+    config, ids = model.config, processor.tokenizer.convert_tokens_to_ids
+    assert config.dream_start_token_id == ids("<dream_start>") == processor.vocabulary.dream_start
+    assert config.im_patch_token_id == ids("<im_patch>") and config.pad_token_id == ids("[PAD]")
+    assert config.text_config.vocab_size == len(processor.tokenizer) == 408
+    assert model.get_input_embeddings().num_embeddings == 408
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_trainable_part_has_a_gradient_in_every_batch_and_frozen_parts_none():
+    model, processor = tiny.build()
+    for document, mode in DOCUMENTS:
+        model.zero_grad()
+        batch = processor.collate([processor.lay_out(document, mode, 256)])
+        model(**batch.inputs(), generator=torch.Generator().manual_seed(0)).loss.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+            assert parameter.requires_grad == (name.split(".")[0] not in ("vision_model", "vae", "unet"))
+
+
+def test_only_the_named_parts_are_trained():
+    model, _ = tiny.build()
+    model.train_only(["visual_projector", "unet"])
+    trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {"visual_projector", "unet"}
+    with pytest.raises(ValueError, match="cannot train vae; trainable are " + ", ".join(TRAINABLE)):
+        model.train_only(["vae"])
+
+
+def test_frozen_parts_stay_in_evaluation_mode():
+    model, _ = tiny.build()
+    model.train()
+    assert model.language_model.training and not model.vision_model.training and not model.vae.training
+
+
+def test_patch_features_are_a_hidden_state_of_clip_without_its_class_token():
+    model, processor = tiny.build()
+    pixels = processor.read_pixels([tiny.picture(1), tiny.picture(2)])
+    hidden_states = model.vision_model(pixels, output_hidden_states=True).hidden_states
+    for layer in (-2, -1, 1, 0):
+        features = patch_features(model.vision_model, pixels, layer)
+        assert torch.allclose(features, hidden_states[layer][:, 1:], atol=1e-6)
+
+
+def test_a_loss_of_weight_zero_is_not_computed():
+    model, processor = tiny.build()
+    batch = processor.collate(pack(sequences(processor), 256))
+    model.config.language_loss_weight = 0.0
+    output = model(**batch.inputs(), generator=torch.Generator().manual_seed(0))
+    assert output.language_loss is None and output.loss == 10 * output.diffusion_loss
+    model.config.language_loss_weight, model.config.diffusion_loss_weight = 2.0, 0.0
+    output = model(**batch.inputs())
+    assert output.diffusion_loss is None and output.loss == 2 * output.language_loss
+
+
+# ---- the diffusion loss ---------------------------------------------------------------------------------------------
+
+
+def latents(seed: int = 0) -> torch.Tensor:
+    return torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_noise_and_targets_are_those_of_diffusers(prediction_type):
+    config = {"beta_schedule": "scaled_linear", "prediction_type": prediction_type}
+    scheduler = diffusion.DDPMScheduler.from_config(config)
+    noise, timesteps = latents(1), torch.tensor([0, 1, 500, 998, 999])
+    alphas = diffusion.cumulative_alphas(config)[timesteps]
+    expected = scheduler.add_noise(latents(), noise, timesteps)
+    assert torch.allclose(diffusion.add_noise(latents(), noise, alphas), expected, atol=1e-6)
+    target = diffusion.prediction_target(latents(), noise, alphas, prediction_type)
+    expected = noise if prediction_type == "epsilon" else scheduler.get_velocity(latents(), noise, timesteps)
+    assert torch.allclose(target, expected, atol=1e-6)
+
+
+def test_an_unknown_prediction_type_is_an_error():
+    with pytest.raises(ValueError, match="'sample' is not supported"):
+        diffusion.prediction_target(latents(), latents(), torch.ones(5), "sample")
+
+
+def test_min_snr_weights_cap_the_easy_timesteps():
+    alphas = torch.tensor([0.9, 0.5, 0.1])  # signal-to-noise ratios 9, 1, 1/9
+    assert torch.allclose(diffusion.snr_weights(alphas, 5.0, "epsilon"), torch.tensor([5 / 9, 1.0, 1.0]))
+    expected = torch.tensor([5 / 10, 1.0, 1.0])
+    assert torch.allclose(diffusion.snr_weights(alphas, 5.0, "v_prediction"), expected)
+    target = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(3, 4, 8, 8)
+    weighted = diffusion.squared_error(torch.zeros(3, 4, 8, 8), target, torch.tensor([0.5, 1.0, 1.0]))
+    assert weighted.item() == pytest.approx((0.5 + 4 + 9) / 3)
+
+
+def test_the_noise_offset_is_part_of_the_target_and_the_perturbation_is_not():
+    plain, offset, perturbed = (
+        fixed_noise(None, 3, **options) for options in ({}, {"noise_offset": 0.5}, {"input_perturbation": 0.5})
+    )
+    difference = offset.noise - plain.noise
+    assert difference.std() > 0.1
+    assert torch.allclose(difference, difference[:, :, :1, :1].expand_as(difference), atol=1e-6)
+    assert torch.equal(perturbed.noise, plain.noise) and perturbed.perturbation.std() == pytest.approx(0.5, rel=0.2)
+
+
+def test_random_numbers_are_drawn_in_the_official_order():
+    noise = fixed_noise(None, 3, noise_offset=0.1, input_perturbation=0.2, condition_dropout=0.5)
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(3, 4, 8, 8), (3, 4, 8, 8), (3, 4, 1, 1), (3, 4, 8, 8)]
+    normal = [torch.randn(size, generator=generator) for size in sizes]
+    assert torch.equal(noise.posterior, normal[0])
+    assert torch.equal(noise.noise, normal[1] + 0.1 * normal[2])
+    assert torch.equal(noise.perturbation, 0.2 * normal[3])
+    assert torch.equal(noise.timesteps, torch.randint(1000, (3,), generator=generator))
+    assert torch.equal(noise.dropped, torch.rand(3, generator=generator) < 0.5)
+
+
+def test_dropped_conditions_are_the_null_condition_of_sampling():
+    model, processor = tiny.build()
+    model.train()
+    model.config.condition_dropout = 0.5
+    batch = processor.collate([processor.lay_out(tiny.story(), "joint", 256)])
+    null_states = query_states(model, processor, [Document("nothing", "text", (Text(""),))])
+    assert torch.allclose(model.null_states(), null_states, atol=1e-6)
+    noise = fixed_noise(model, 2)
+    everything = dataclasses.replace(noise, dropped=torch.tensor([True, True]))
+    dropped = model(**batch.inputs(), noise=everything).diffusion_loss
+    under_null = model.diffusion_loss(null_states.expand(2, -1, -1), batch.draw_pixels, noise)
+    assert dropped.item() == pytest.approx(under_null.item(), abs=1e-6)
+
+
+def test_conditions_are_dropped_in_training_only():
+    model, processor = tiny.build()
+    model.config.condition_dropout = 1.0
+    batch = processor.collate([processor.lay_out(tiny.story(), "joint", 256)])
+
+    def diffusion_loss() -> float:
+        return model(**batch.inputs(), generator=torch.Generator().manual_seed(3)).diffusion_loss.item()
+
+    evaluated = model.eval() and diffusion_loss()
+    trained = model.train() and diffusion_loss()
+    model.config.condition_dropout = 0.0
+    assert evaluated == diffusion_loss() != trained
+
+
+# ---- stock generate -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}])
+def test_stock_generate_reads_the_pictures_of_a_padded_batch(options):
+    model, processor = tiny.build()
+    texts, pictures = ["What is <image> ?", "<image> and <image> are a dog"], [tiny.picture(i) for i in range(3)]
+    options = options | {"max_new_tokens": 6, "do_sample": False}
+    inputs = processor(text=texts, images=pictures)
+    together = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
+    for row, (text, own) in enumerate(zip(texts, (pictures[:1], pictures[1:]), strict=True)):
+        inputs = processor(text=text, images=own)
+        alone = model.generate(**inputs, **options)[0, inputs["input_ids"].shape[1] :]
+        assert together[row, : len(alone)].tolist() == alone.tolist()
+    other = processor(text=texts, images=[tiny.picture(9), *pictures[1:]])
+    logits, changed = model(**processor(text=texts, images=pictures)).logits, model(**other).logits
+    assert not torch.allclose(logits[0, -1], changed[0, -1]) and torch.allclose(logits[1, -1], changed[1, -1])
+
+
+def test_beams_keep_the_pictures_of_their_prompt():
+    model, processor = tiny.build()
+    inputs = processor.prompts([tiny.story(1), tiny.pair(2)], mode="comprehension")
+    logits = model(**inputs).logits[:, -1]  # (2, V)
+    input_ids, beams = model._expand_inputs_for_generation(expand_size=3, **inputs)
+    expanded = model(input_ids, **beams).logits[:, -1]  # (6, V)
+    assert torch.allclose(expanded, logits.repeat_interleave(3, dim=0), atol=1e-5)
+
+
+def test_a_processor_call_with_too_few_pictures_is_an_error():
+    _, processor = tiny.build()
+    with pytest.raises(ValueError, match="2 <image> placeholders, but 1 pictures"):
+        processor(text="<image> and <image>", images=tiny.picture())

@@ -1,0 +1,80 @@
+"""The code digest changes when, and only when, code that a module runs changes."""
+
+import pytest
+
+from dreamllm import provenance
+from dreamllm.provenance import closure, code_digest
+
+FILES = {
+    "__init__.py": "VERSION = 1",
+    "config.py": "",
+    "entry.py": "from pack.sub import part\n\ndef run():\n    import pack.lazy\n    from . import near\n",
+    "sub/__init__.py": "SUB = 1",
+    "sub/part.py": "from ..far import value\n\ndef f():\n    '''doc'''\n    return value\n",
+    "lazy.py": "LAZY = 1",
+    "near.py": "import json\nNEAR = 1",
+    "far.py": "value = 1",
+    "other.py": "OTHER = 1",
+}
+
+
+@pytest.fixture
+def package(tmp_path):
+    root = tmp_path / "pack"
+    for name, text in FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+@pytest.fixture
+def changes(package):
+    """Says whether replacing a file's text changes the digest of pack.entry."""
+
+    def change(name: str, text: str) -> bool:
+        before = code_digest("pack.entry", package=package)
+        (package / name).write_text(text)
+        provenance._imports.cache_clear()
+        provenance._tree.cache_clear()
+        return code_digest("pack.entry", package=package) != before
+
+    return change
+
+
+def test_the_closure_follows_relative_lazy_and_package_imports(package):
+    assert set(closure("pack.entry", package=package)) == {
+        "pack",
+        "pack.entry",
+        "pack.sub",
+        "pack.sub.part",
+        "pack.lazy",
+        "pack.near",
+        "pack.far",
+    }
+
+
+@pytest.mark.parametrize("name", ["entry.py", "sub/__init__.py", "sub/part.py", "lazy.py", "near.py", "far.py"])
+def test_changed_code_changes_the_digest(changes, name):
+    assert changes(name, FILES[name] + "\nADDED = 1\n")
+
+
+def test_comments_docstrings_and_formatting_do_not(changes):
+    assert not changes(
+        "sub/part.py", '# why\nfrom ..far import value\ndef f():\n    """other"""\n\n    return (value)\n'
+    )
+    assert not changes("far.py", 'value = 1\n"""What it is."""\n')
+
+
+def test_modules_that_are_not_imported_do_not(changes):
+    assert not changes("other.py", "OTHER = 2")
+
+
+def test_a_module_that_does_not_exist_is_named(package):
+    with pytest.raises(FileNotFoundError, match="pack.nothing"):
+        closure("pack.nothing", package=package)
+
+
+def test_configuration_classes_and_version_are_left_out():
+    modules = closure("dreamllm.train.stage")
+    assert "dreamllm.model.dreamllm" in modules
+    assert not {"dreamllm", "dreamllm.config", "dreamllm.experiment"} & set(modules)

@@ -1,0 +1,20 @@
+"""The package makes torchvision importable beside CPU torch, and with it everything that looks for torchvision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+CODE = """
+import dreamllm, sys
+assert "torch" not in sys.modules and "torchvision" not in sys.modules
+from cleanfid import fid
+from torchvision import transforms
+from transformers import CLIPModel, LlamaForCausalLM
+from diffusers import StableDiffusionPipeline
+"""
+
+
+def test_in_a_fresh_process_the_package_comes_first_and_everything_else_imports():
+    finished = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr

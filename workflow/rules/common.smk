@@ -1,0 +1,79 @@
+# The experiment, its paths, and the digests that decide what is run again. Nothing is written while this is read.
+import sys
+from pathlib import Path
+
+from dreamllm.config import ConfigProblem, digest, load
+from dreamllm.experiment import FOUNDATION_MODELS
+from dreamllm.provenance import code_digest
+
+# One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
+if len(workflow.configfiles) > 1:
+    raise WorkflowError(
+        f"one configuration at a time, not {', '.join(map(str, workflow.configfiles))}; "
+        "before a target write --configfile=FILE, with the equals sign"
+    )
+if workflow.config_settings.config:
+    raise WorkflowError(
+        "--config is not used here: copy config/embedded.yaml, change it, and give it by --configfile=FILE"
+    )
+CONFIGFILE = str(next(iter(workflow.configfiles), "config/embedded.yaml"))
+try:
+    EXPERIMENT = load(CONFIGFILE)
+except ConfigProblem as problem:
+    raise WorkflowError(str(problem))
+config.clear()
+config.update(EXPERIMENT.model_dump(mode="json"))  # for the captions of the report
+
+# Big tensors come and go at every step; told not to give their memory back each time, glibc spends 1 % of a CPU job in
+# page faults instead of 28 %. Other C libraries ignore these.
+shell.prefix("export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456; ")
+
+NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
+ENVIRONMENT = workflow.source_path("../../environment.yml")
+
+WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
+FOUNDATIONS = {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
+TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
+PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
+
+
+def checkpoint(stage):
+    return f"results/checkpoints/{NAME}/{stage}"
+
+
+def predictions(model, benchmark):
+    suffix = "tar" if benchmark in PICTURE_BENCHMARKS else "jsonl"
+    return f"results/predictions/{NAME}/{model}/{benchmark}.{suffix}"
+
+
+def checkpoints_of(model):
+    """Checkpoints that make up an evaluated model, in loading order."""
+    stages = next(e.stages for e in EXPERIMENT.evaluations if e.model == model) or [model]
+    if stages == ["sd_finetuned"]:
+        return [checkpoint("sd_finetuned")]
+    if stages[0] in FOUNDATION_MODELS:
+        return []
+    return [checkpoint(stage) for stage in EXPERIMENT.lineage(*stages)]
+
+
+def evaluation_settings(wildcards):
+    """Digest of the settings that one benchmark sees."""
+    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(wildcards.benchmark, {"drawing", "stories"})
+    return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", exclude=not_seen))
+
+
+def configfile(wildcards, output):
+    """The path of the configuration: a function of the output, so that renaming the file runs nothing again.
+
+    What a job reads in the file stands as a digest in its params, and a change of that does run it again.
+    """
+    return CONFIGFILE
+
+
+EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
+METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
+
+
+wildcard_constraints:
+    model="[a-z0-9_]+",
+    benchmark="[a-z]+",

@@ -1,0 +1,25 @@
+# The emoji world: training shards and benchmarks, a function of the seed.
+
+
+rule make_world:
+    output:
+        train=directory(WORLD["train"]),
+        benchmarks=directory(WORLD["benchmarks"]),
+    log:
+        f"logs/{NAME}/make_world.log",
+    benchmark:
+        f"benchmarks/{NAME}/make_world.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        experiment=configfile,
+        out=subpath(output.train, parent=True),
+        code=code_digest("dreamllm.data.world"),
+        config=digest(EXPERIMENT.world),
+    shell:
+        "python -m dreamllm make-world --config {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"

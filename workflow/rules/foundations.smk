@@ -1,0 +1,61 @@
+# Language model, CLIP, Stable Diffusion and the judge: fetched by digest, or trained from nothing.
+# Both ways make the same folders; `foundations.source` in the configuration says which of them is there.
+
+if EXPERIMENT.foundations.source == "fetch":
+
+    rule fetch_foundations:
+        output:
+            **{part: directory(folder) for part, folder in FOUNDATIONS.items()},
+        log:
+            f"logs/{NAME}/fetch_foundations.log",
+        benchmark:
+            f"benchmarks/{NAME}/fetch_foundations.tsv"
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            out=subpath(output.llm, parent=True),
+            store=EXPERIMENT.foundations.store,
+            md5=EXPERIMENT.foundations.md5,
+            sha256=EXPERIMENT.foundations.sha256,
+        shell:
+            "python -m dreamllm fetch-foundations --store {params.store:q} --md5 {params.md5} --sha256 {params.sha256}"
+            " --out {params.out:q} > {log:q} 2>&1"
+
+else:
+    # Where each part goes and the module that trains it; sd/ takes over the autoencoder, vae, which is of no use alone.
+    FOLDERS = {**FOUNDATIONS, "vae": checkpoint("vae")}
+    MODULES = {"llm": "language", "clip": "clip", "vae": "vae", "sd": "diffusion", "judge": "judge"}
+    for PART in FOLDERS:
+
+        rule:
+            name:
+                f"train_foundation_{PART}"
+            input:
+                parts=[FOLDERS["vae"]] if PART == "sd" else [],
+            output:
+                folder=directory(FOLDERS[PART]),
+            log:
+                f"logs/{NAME}/train_foundation_{PART}.log",
+            benchmark:
+                f"benchmarks/{NAME}/train_foundation_{PART}.tsv"
+            conda:
+                ENVIRONMENT
+            threads: MACHINE.threads
+            resources:
+                gpu=MACHINE.gpus,
+                mem_mb=MACHINE.memory_mb,
+                runtime=MACHINE.minutes,
+            params:
+                experiment=configfile,
+                part=PART,
+                parts=lambda wildcards, input: ["--inputs", *input.parts] if input.parts else [],
+                code=code_digest(f"dreamllm.foundations.{MODULES[PART]}"),
+                config=digest(EXPERIMENT.seed, EXPERIMENT.world.picture_side, getattr(EXPERIMENT.foundations, PART)),
+            shell:
+                "python -m dreamllm train-foundation --part {params.part} --config {params.experiment:q}"
+                " {params.parts:q} --out {output.folder:q} > {log:q} 2>&1"

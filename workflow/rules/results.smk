@@ -1,0 +1,69 @@
+# Tables and figures of the active experiment. Another --configfile makes them again from its own metrics.
+# `results/tables` is what is asked for everywhere, so it waits for the figures and brings them along.
+
+
+rule tables:
+    input:
+        metrics=METRICS,
+        paper=sorted(map(str, Path("paper").glob("*.csv"))),
+        figures="results/figures",
+    output:
+        tables=report(
+            directory("results/tables"),
+            patterns=["{name}.csv"],
+            caption="../report/tables.rst",
+            category="Tables",
+            labels={"table": "{name}"},
+        ),
+    log:
+        f"logs/{NAME}/tables.log",
+    benchmark:
+        f"benchmarks/{NAME}/tables.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        experiment=NAME,
+        paper=lambda wildcards, input: Path(input.paper[0]).parent,
+        code=code_digest("dreamllm.results.tables"),
+    shell:
+        "python -m dreamllm tables --metrics {input.metrics:q} --paper {params.paper:q} --out {output.tables:q}"
+        " > {log:q} 2>&1"
+
+
+rule figures:
+    input:
+        checkpoints=[checkpoint(stage) for stage in TRAINED],
+        drawings=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "draw"],
+        stories=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "stories"][-1:],
+        benchmarks=WORLD["benchmarks"],
+    output:
+        figures=report(
+            directory("results/figures"),
+            patterns=["{name}.png"],
+            caption="../report/figures.rst",
+            category="Figures",
+            labels={"figure": "{name}"},
+        ),
+    log:
+        f"logs/{NAME}/figures.log",
+    benchmark:
+        f"benchmarks/{NAME}/figures.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        experiment=NAME,
+        losses=lambda wildcards, input: [f"{Path(c).name}={c}/losses.csv" for c in input.checkpoints],
+        code=code_digest("dreamllm.results.figures"),
+    shell:
+        "python -m dreamllm figures --losses {params.losses:q} --drawings {input.drawings:q}"
+        " --stories {input.stories:q} --benchmarks {input.benchmarks:q} --out {output.figures:q} > {log:q} 2>&1"

@@ -1,0 +1,68 @@
+# DreamLLM's stages, one rule each, and the fine-tuned Stable Diffusion of Table 2.
+# Resume state is in scratch/, which neither Snakemake nor DVC looks at: a killed training goes on where it was.
+
+for STAGE in EXPERIMENT.stages:
+
+    rule:
+        name:
+            f"train_{STAGE}"
+        input:
+            shards=WORLD["train"],
+            llm=FOUNDATIONS["llm"],
+            clip=FOUNDATIONS["clip"],
+            sd=FOUNDATIONS["sd"],
+            init=[checkpoint(stage) for stage in EXPERIMENT.lineage(*EXPERIMENT.stages[STAGE].init)],
+        output:
+            checkpoint=directory(checkpoint(STAGE)),
+        log:
+            f"logs/{NAME}/train_{STAGE}.log",
+        benchmark:
+            f"benchmarks/{NAME}/train_{STAGE}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: MACHINE.threads
+        resources:
+            gpu=MACHINE.gpus,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            experiment=configfile,
+            stage=STAGE,
+            foundations=subpath(input.llm, parent=True),
+            init=lambda wildcards, input: ["--init", *input.init] if input.init else [],
+            work=f"scratch/{NAME}/{STAGE}",
+            code=code_digest("dreamllm.train.stage"),
+            config=digest(EXPERIMENT.seed, EXPERIMENT.model, EXPERIMENT.stages[STAGE]),
+        shell:
+            "python -m dreamllm train --stage {params.stage} --config {params.experiment:q}"
+            " --foundations {params.foundations:q} --data {input.shards:q} {params.init:q}"
+            " --out {output.checkpoint:q} --work {params.work:q} > {log:q} 2>&1"
+
+
+if EXPERIMENT.sd_finetuned:
+
+    rule train_sd_finetuned:
+        input:
+            shards=WORLD["train"],
+            sd=FOUNDATIONS["sd"],
+        output:
+            checkpoint=directory(checkpoint("sd_finetuned")),
+        log:
+            f"logs/{NAME}/train_sd_finetuned.log",
+        benchmark:
+            f"benchmarks/{NAME}/train_sd_finetuned.tsv"
+        conda:
+            ENVIRONMENT
+        threads: MACHINE.threads
+        resources:
+            gpu=MACHINE.gpus,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            experiment=configfile,
+            foundations=subpath(input.sd, parent=True),
+            code=code_digest("dreamllm.foundations.finetune"),
+            config=digest(EXPERIMENT.seed, EXPERIMENT.sd_finetuned),
+        shell:
+            "python -m dreamllm finetune-sd --config {params.experiment:q} --foundations {params.foundations:q}"
+            " --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"
