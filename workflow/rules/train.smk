@@ -21,6 +21,7 @@ for STAGE in EXPERIMENT.stages:
         conda:
             ENVIRONMENT
         threads: MACHINE.threads
+        priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: the long chain first
         resources:
             gpu=MACHINE.gpus,
             mem_mb=MACHINE.memory_mb,
