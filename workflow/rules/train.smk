@@ -18,10 +18,10 @@ for STAGE in EXPERIMENT.stages:
             f"logs/{NAME}/train_{STAGE}.log",
         benchmark:
             f"benchmarks/{NAME}/train_{STAGE}.tsv"
+        priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: the long chain first
         conda:
             ENVIRONMENT
         threads: MACHINE.threads
-        priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: the long chain first
         resources:
             gpu=MACHINE.gpus,
             mem_mb=MACHINE.memory_mb,
