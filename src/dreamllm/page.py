@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dreamllm.atomic import new_file
 from dreamllm.data.pictures import decode, encode_png
 from dreamllm.document import Document, Part, Picture, Text
 
@@ -73,9 +73,8 @@ def _element(part: Part) -> str:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with new_file(path) as file:
+        file.write_bytes(data)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

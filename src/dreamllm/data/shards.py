@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +22,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dreamllm.atomic import new_file
 from dreamllm.data import pictures
 from dreamllm.document import Document, Part, Picture, Text
 
@@ -96,14 +96,13 @@ def _write_shard(documents: list[Document], prefix: Path, number: int, per_shard
     from webdataset import TarWriter  # imports torch: more than a second, only needed here
 
     path = prefix.with_name(f"{prefix.name}-{number:05d}.tar")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file, TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
-            for place, document in enumerate(documents):
-                tar.write({"__key__": f"{number * per_shard + place:08d}", **_members(document)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        new_file(path) as temporary,
+        temporary.open("wb") as file,
+        TarWriter(file, user="", group="", mtime=0, encoder=False) as tar,
+    ):
+        for place, document in enumerate(documents):
+            tar.write({"__key__": f"{number * per_shard + place:08d}", **_members(document)})
     return path
 
 

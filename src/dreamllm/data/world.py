@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dreamllm.atomic import new_folder
 from dreamllm.config import load
 from dreamllm.data import corpus, grammar, shards
 from dreamllm.data.emoji import Scene, Split, render, sample_split
@@ -222,11 +221,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write the world into a temporary folder and move it into place."""
     world = load(args.config).world
-    building = args.out.with_name(f"{args.out.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    write_training(world, building / "train")
-    for split in ("dev", "test"):
-        write_benchmarks(world, split, building / "benchmarks")  # type: ignore[arg-type]
-    shutil.rmtree(args.out, ignore_errors=True)
-    os.replace(building, args.out)
+    with new_folder(args.out) as folder:
+        write_training(world, folder / "train")
+        for split in ("dev", "test"):
+            write_benchmarks(world, split, folder / "benchmarks")  # type: ignore[arg-type]
     print(f"wrote {world.training} and benchmarks of {world.benchmarks.pictures} pictures a split to {args.out}")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 from PIL import Image
 
+from dreamllm.atomic import new_file
 from dreamllm.data.pictures import decode, encode_png
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, parse_jsonl, read_jsonl
 
@@ -63,16 +63,14 @@ def write(
     """Write a prediction file; a tar archive when there are pictures (an empty mapping, too)."""
     lines = [{"header": dict(header)}, *records]
     index = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if images is None:
-        temporary.write_bytes(index)
-    else:
+    with new_file(path) as temporary:
+        if images is None:
+            temporary.write_bytes(index)
+            return
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
             _add(archive, INDEX, index)
             for name, image in images.items():
                 _add(archive, name, encode_png(image))
-    os.replace(temporary, path)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dreamllm.atomic import new_file
 from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
 from dreamllm.evaluate import attributes, benchmarks, captions, choice, fid, pope, stories, vqa
@@ -40,10 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Score one prediction file and write its metrics file."""
     result = score(read(args.predictions), args.benchmark, args.benchmarks, args.foundations)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, args.out)
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def score(predictions: Predictions, benchmark: str, folder: Path, foundations: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ Pairs are those that stage I trains on; VAE and text encoder stay frozen, so eac
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import shutil
 from pathlib import Path
+
+from dreamllm.atomic import new_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,10 +72,7 @@ def main(args: argparse.Namespace) -> None:
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times) if velocity else noise)
 
     losses = optimise("sd_finetuned", list(unet.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
-    building = args.out.with_name(f"{args.out.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    unet.eval().save_pretrained(building / "unet")
     rows = "".join(f"{step},{loss}\n" for step, loss in enumerate(losses, 1))
-    (building / "losses.csv").write_text("step,diffusion_loss\n" + rows)
-    shutil.rmtree(args.out, ignore_errors=True)
-    os.replace(building, args.out)
+    with new_folder(args.out) as folder:
+        unet.eval().save_pretrained(folder / "unet")
+        (folder / "losses.csv").write_text("step,diffusion_loss\n" + rows)

@@ -9,9 +9,9 @@ part reads the documents. `sd` needs the trained VAE, which becomes a part of it
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from pathlib import Path
+
+from dreamllm.atomic import new_folder
 
 PARTS = ("llm", "clip", "vae", "sd", "judge")
 
@@ -38,25 +38,22 @@ def main(args: argparse.Namespace) -> None:
     recipe = getattr(experiment.foundations, args.part, None)
     if recipe is None:
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
-    building = args.out.with_name(f"{args.out.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    if args.part == "llm":
-        model, tokenizer = language.train(recipe, seed)
-        model.half().save_pretrained(building)
-        tokenizer.save_pretrained(building)
-    elif args.part == "clip":
-        model, tokenizer = clip.train(recipe, side, seed)
-        model.half().save_pretrained(building)
-        tokenizer.save_pretrained(building)
-        clip.image_processor(side).save_pretrained(building)
-    elif args.part == "vae":
-        vae.train(recipe, side, seed).half().save_pretrained(building)
-    elif args.part == "sd":
-        if len(args.inputs) != 1:
-            raise SystemExit("train-foundation --part sd needs --inputs with the folder of the trained vae")
-        trained = AutoencoderKL.from_pretrained(args.inputs[0]).float()
-        diffusion.train(recipe, trained, seed).to(dtype=torch.float16).save_pretrained(building)
-    else:
-        judge.save(judge.train(recipe, side, seed).half(), building)
-    shutil.rmtree(args.out, ignore_errors=True)
-    os.replace(building, args.out)
+    with new_folder(args.out) as folder:
+        if args.part == "llm":
+            model, tokenizer = language.train(recipe, seed)
+            model.half().save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        elif args.part == "clip":
+            model, tokenizer = clip.train(recipe, side, seed)
+            model.half().save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            clip.image_processor(side).save_pretrained(folder)
+        elif args.part == "vae":
+            vae.train(recipe, side, seed).half().save_pretrained(folder)
+        elif args.part == "sd":
+            if len(args.inputs) != 1:
+                raise SystemExit("train-foundation --part sd needs --inputs with the folder of the trained vae")
+            trained = AutoencoderKL.from_pretrained(args.inputs[0]).float()
+            diffusion.train(recipe, trained, seed).to(dtype=torch.float16).save_pretrained(folder)
+        else:
+            judge.save(judge.train(recipe, side, seed).half(), folder)

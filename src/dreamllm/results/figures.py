@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
-import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from dreamllm.atomic import new_folder
 from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate.files import BenchmarkProblem, read_text
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
@@ -64,22 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Draw the figures that there is data for into a folder, whole or not at all."""
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        with plt.rc_context(STYLE):
-            if args.losses:
-                curves = dict(named.split("=", 1) for named in args.losses)
-                losses = {name: read_losses(Path(path)) for name, path in curves.items()}
-                save(learning_curves(losses), temporary / "learning_curves")
-            if args.drawings:
-                save(drawings([read(path) for path in args.drawings], args.benchmarks), temporary / "drawings")
-            if args.stories:
-                save(stories(read(args.stories)), temporary / "stories")
-        shutil.rmtree(args.out, ignore_errors=True)
-        os.replace(temporary, args.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(args.out) as folder, plt.rc_context(STYLE):
+        if args.losses:
+            curves = dict(named.split("=", 1) for named in args.losses)
+            losses = {name: read_losses(Path(path)) for name, path in curves.items()}
+            save(learning_curves(losses), folder / "learning_curves")
+        if args.drawings:
+            save(drawings([read(path) for path in args.drawings], args.benchmarks), folder / "drawings")
+        if args.stories:
+            save(stories(read(args.stories)), folder / "stories")
 
 
 def save(figure: Figure, stem: Path) -> None:

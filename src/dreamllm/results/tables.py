@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+from dreamllm.atomic import new_folder
 from dreamllm.evaluate.files import BenchmarkProblem, field, read_json, read_text
 from dreamllm.results.cells import TABLES, Column, Row, Table
 
@@ -67,19 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Write all tables and an index into a folder, whole or not at all."""
     metrics = read_metrics(args.metrics)
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(args.out) as folder:
         for table in TABLES:
             published = read_published(args.paper / f"table{table.paper}.csv") if table.paper else {}
             blocks = fill(table, metrics, published)
             for suffix, render in (("csv", to_csv), ("md", to_markdown), ("tex", to_latex)):
-                (temporary / f"{table.name}.{suffix}").write_text(render(table, blocks), encoding="utf-8")
-        (temporary / "README.md").write_text(index(metrics), encoding="utf-8")
-        shutil.rmtree(args.out, ignore_errors=True)
-        os.replace(temporary, args.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                (folder / f"{table.name}.{suffix}").write_text(render(table, blocks), encoding="utf-8")
+        (folder / "README.md").write_text(index(metrics), encoding="utf-8")
 
 
 def read_metrics(paths: Sequence[Path]) -> Metrics:

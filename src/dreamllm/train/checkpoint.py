@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -24,6 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dreamllm.atomic import new_folder
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
@@ -49,20 +48,11 @@ def save_trained(
     folder: str | Path, parameters: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], losses: str
 ) -> None:
     """Write a checkpoint folder, whole or not at all; the same arguments give the same bytes. Replaces an old one."""
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with new_folder(folder) as temporary:
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in parameters.items()}
         save_file(tensors, temporary / TENSORS, {"format": "pt"})
         (temporary / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (temporary / LOSSES).write_text(losses, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def digest(path: str | Path) -> str:

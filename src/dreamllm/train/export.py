@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from dreamllm.atomic import new_folder
 from dreamllm.train.checkpoint import load_model
 
 
@@ -20,16 +19,9 @@ def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
     Raises CheckpointProblem where they do not fit.
     """
     model, processor = load_model(foundations, checkpoints)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        model.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        shutil.rmtree(out, ignore_errors=True)
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

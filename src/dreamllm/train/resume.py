@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dreamllm.atomic import new_file
 from dreamllm.data.batches import Position
 
 STATE = "state.json"
@@ -117,9 +117,8 @@ def clear(work: str | Path) -> None:
 
 
 def _write_whole(path: Path, write: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    os.replace(temporary, path)
+    with new_file(path) as temporary:
+        write(temporary)
 
 
 def _remove_tensors(work: Path, except_for: Path | None = None) -> None:
