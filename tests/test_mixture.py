@@ -135,6 +135,8 @@ def test_pairs_in_joint_mode_are_read_and_drawn_by_a_fair_coin(mixture):
     assert 160 < modes.count("creation") < 240
     assert modes == [pair_mode("joint", pair(n), epoch=0, seed=1) for n in range(400)]
     assert modes != [pair_mode("joint", pair(n), epoch=1, seed=1) for n in range(400)]
+    mostly_read = [pair_mode("joint", pair(n), 0, 1, read_share=0.8) for n in range(400)]
+    assert 290 < mostly_read.count("comprehension") < 350
     assert pair_mode("creation", pair(1), 0, 1) == "creation"
     assert pair_mode("joint", Document("t", "text", (Text("x"),)), 0, 1) == "joint"
 

@@ -97,7 +97,7 @@ class Recipe(Section):
 class LanguageModelRecipe(Recipe):
     """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
 
-    vocabulary: Count = 360
+    vocabulary: Count = 600
     """Pieces of the tokenizer at most, its byte pieces not counted."""
     hidden: Count = 256
     layers: Count = 4
@@ -207,6 +207,8 @@ class Stage(Section):
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
     mixture: Annotated[dict[ShardSet, Positive], Field(min_length=1)]
     """Weight of each shard set; weights need not sum to one."""
+    read_share: Share = 0.5
+    """Share of the pairs that are read in joint mode; the others are drawn (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()
     steps: Count
     """Optimiser steps."""

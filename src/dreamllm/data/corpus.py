@@ -1,16 +1,26 @@
 """The text-only corpus of the emoji world: what its language model learns to read and write before it sees a picture.
 
 Captions, data-to-text, questions about described scenes, and stories whose last state has to be tracked. Only training
-scenes occur, so the language model has not met a held-out combination either.
+scenes occur, so the language model has not met a held-out combination either. Half of the documents tell of things that
+no picture shows: a language model has read of more than it will see, and so learns that any thing may have any colour.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 
 from dreamllm.data import grammar
-from dreamllm.data.emoji import Scene, sample_split
+from dreamllm.data.emoji import NAMES, Scene, sample_split
 from dreamllm.document import Document, Text
+
+# Things without a picture, by the article they take. All have regular plurals.
+UNSEEN = {
+    "a": "ball bird boat book cake chair clock cloud cup dog drum flag frog hat horse key kite lamp map pear pig ring "
+    "rose shoe sock spoon tent train wheel wagon",
+    "an": "ant anchor arrow egg onion owl",
+}
 
 DESCRIBE = ["describe the picture.", "what does the picture show?", "give a caption."]
 
@@ -38,8 +48,31 @@ def questions(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, st
     return list(asked.items())
 
 
+def rename(document: Document, rng: random.Random) -> Document:
+    """The same document about things of `UNSEEN`: each thing becomes one other throughout, fish stay fish.
+
+    Fish have no plural of their own, so that a text does not say whether `fish` are one or many.
+    """
+    names = [name for name in NAMES if name != "fish"]
+    unseen = {article: rng.sample(words.split(), len(words.split())) for article, words in UNSEEN.items()}
+    words = {}
+    for name in names:
+        other = unseen[grammar.noun_plain(name).split()[0]].pop()
+        words |= {name: other, grammar.plural(name): f"{other}s"}
+    pattern = re.compile(rf"\b({'|'.join(words)})\b")
+    told = [part for part in document.parts if isinstance(part, Text)]
+    return replace(
+        document, parts=tuple(replace(part, text=pattern.sub(lambda m: words[m[0]], part.text)) for part in told)
+    )
+
+
 def sample(id: str, rng: random.Random) -> Document:
     """One document of the corpus: plain text (captions, stories) or a conversation about a scene told in words."""
+    document = _about_seen_things(id, rng)
+    return rename(document, rng) if rng.random() < 0.5 else document
+
+
+def _about_seen_things(id: str, rng: random.Random) -> Document:
     # Pairs are where language has work to do: which colour and which place belong to which object.
     scene = sample_split(rng, "train", rng.choices(["single", "pair", "group"], [15, 70, 15])[0])
     form = rng.choices(["caption", "facts", "reading", "tracking", "story"], [10, 25, 35, 20, 10])[0]

@@ -93,12 +93,13 @@ class Mixture:
         return self._records[name][self._orders[name][1][place]], epoch
 
 
-def pair_mode(mode: Mode, document: Document, epoch: int, seed: int) -> Mode:
-    """How a document is laid out in a stage of this mode: a pair in joint mode is read or drawn, by a fair coin.
+def pair_mode(mode: Mode, document: Document, epoch: int, seed: int, read_share: float = 0.5) -> Mode:
+    """How a document is laid out in a stage of this mode: a pair in joint mode is read or drawn, by a coin.
 
-    The coin (official code, ImageTextPair) is a function of seed, document and epoch, so over the epochs a pair comes
-    both ways.
+    The coin, which says "read" with chance `read_share` (official code, ImageTextPair: a fair one), is a function of
+    seed, document and epoch, so over the epochs a pair comes both ways.
     """
     if document.kind != "pair" or mode != "joint":
         return mode
-    return "comprehension" if seed_of(seed, "pair direction", document.id, epoch) % 2 else "creation"
+    coin = np.random.default_rng(seed_of(seed, "pair direction", document.id, epoch)).random()
+    return "comprehension" if coin < read_share else "creation"

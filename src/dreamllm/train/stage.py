@@ -92,7 +92,7 @@ def train(
         stream = Stream(
             mixture,
             lambda document, epoch: processor.lay_out(
-                document, pair_mode(stage.mode, document, epoch, seed), stage.context
+                document, pair_mode(stage.mode, document, epoch, seed, stage.read_share), stage.context
             ),
             processor.collate,
             stage.rows_per_batch,
