@@ -29,9 +29,14 @@ from dreamllm.seeds import seed_of
 KINDS = ["single", "pair", "group"]
 
 
+def training_scene(rng: random.Random) -> Scene:
+    """A scene to learn from: three in five are pairs, which are the hardest both to read and to draw."""
+    return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0])
+
+
 def pair(id: str, rng: random.Random, side: int) -> Document:
     """A picture with its caption."""
-    scene = sample_split(rng, "train")
+    scene = training_scene(rng)
     parts = (Picture(render(scene, side, rng)), Text(grammar.sample_caption(scene, rng)))
     return Document(id, "pair", parts, {"scene": scene.to_json()})
 
@@ -47,7 +52,7 @@ def story(id: str, rng: random.Random, side: int) -> Document:
 
 def instruction(id: str, rng: random.Random, side: int) -> Document:
     """Four in five: questions about a picture, a description among them; else a request to draw."""
-    scene = sample_split(rng, "train")
+    scene = training_scene(rng)
     picture = render(scene, side, rng)
     meta = {"scene": scene.to_json()}
     if rng.random() < 0.2:
@@ -59,7 +64,7 @@ def instruction(id: str, rng: random.Random, side: int) -> Document:
             Picture(picture, "assistant"),
         )
         return Document(id, "conversation", parts, meta)
-    turns = corpus.questions(scene, rng, 6)
+    turns = corpus.questions(scene, rng, 4)
     turns.insert(rng.randrange(len(turns) + 1), (rng.choice(corpus.DESCRIBE), grammar.caption(scene)))
     talk: list[Text | Picture] = [Picture(picture, "user")]
     for question, answer in turns:
