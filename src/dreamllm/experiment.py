@@ -32,10 +32,23 @@ class Section(BaseModel):
 
 
 class Machine(Section):
-    """What one job may use. Never part of a result's identity: changing it retrains nothing."""
+    """What one job may use, and how. Never part of a result's identity: changing it retrains nothing."""
 
     gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs per training or sampling job; 0 = CPU."""
+    """GPUs of each node for a training job, 1 of which a sampling job gets; 0 = CPU."""
+    nodes: Count = 1
+    """Nodes for a training job; more than one needs Slurm."""
+    sharding: Literal["none", "shard_grad_op", "full_shard"] = "none"
+    """What FSDP splits over the GPUs of a training: nothing (every GPU holds all, DDP); gradients and optimiser state,
+    with the parameters gathered from forward to backward; or these too, gathered layer by layer."""
+    rows_at_a_time: Count | None = None
+    """Rows that a GPU takes through the model at once; the gradients of more are added up. null = all of its rows."""
+    pictures_at_a_time: Count | None = None
+    """Pictures at once through CLIP, VAE and UNet, whose activations are then computed twice. null = all."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of layers and compute their activations again in the backward pass: less memory, slower."""
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention of the language model in training, by transformers' names; flash attention needs its own package."""
     threads: Count = 1
     """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
     memory_mb: Count = 4000
@@ -196,6 +209,17 @@ class LossWeights(Section):
     diffusion: Annotated[float, Field(ge=0)] = 10.0
 
 
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685) on the linear layers of the language model, which itself stays as it is.
+
+    Its embeddings and its head are trained whole, since the special tokens begin as random numbers."""
+
+    rank: Count = 64
+    """Rank of the adapters."""
+    alpha: Positive = 128
+    """Scale: what an adapter adds is multiplied by alpha / rank."""
+
+
 class Stage(Section):
     """One training stage. Defaults are the official code's, where it has the option."""
 
@@ -203,6 +227,8 @@ class Stage(Section):
     """Earlier stages whose trained parts are loaded, in order; [] = the foundations alone."""
     trains: Annotated[list[Part], Field(min_length=1)]
     """Parts that are trained, all others are frozen. CLIP, VAE and UNet always are (paper section 3.2)."""
+    lora: Lora | None = None
+    """Train the language model through low-rank adapters; null = all of it, as the paper does."""
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
     mixture: Annotated[dict[ShardSet, Positive], Field(min_length=1)]
@@ -325,6 +351,8 @@ class Experiment(Section):
         problems = []
         earlier: list[str] = []
         for name, stage in self.stages.items():
+            if stage.lora and "language_model" not in stage.trains:
+                problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
             if name in FOUNDATION_MODELS:
                 problems.append(f"stages.{name}: this name is taken by a foundation model")
             for parent in stage.init:
@@ -352,7 +380,8 @@ class Experiment(Section):
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.
 
-        A checkpoint all of whose parts are trained again later in the chain is left out.
+        A checkpoint all of whose parts are trained again later in the chain is left out. Adapters are no such training
+        of the language model: they add to what was there.
         """
         order: list[str] = []
 
@@ -369,7 +398,7 @@ class Experiment(Section):
         for name in reversed(order):
             if not set(self.stages[name].trains) <= covered:
                 needed.insert(0, name)
-            covered |= set(self.stages[name].trains)
+            covered |= set(self.stages[name].trains) - ({"language_model"} if self.stages[name].lora else set())
         return needed
 
 
