@@ -10,7 +10,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -98,7 +98,7 @@ class Stream:
     rows: int
     context: int
     position: Position
-    share: slice = slice(None)
+    share: slice = field(default_factory=lambda: slice(None))
     agree: Callable[[dict[Draw, ShardProblem]], dict[Draw, ShardProblem]] = alone
 
     def __iter__(self) -> Iterator[Prepared]:
