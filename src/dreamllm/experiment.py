@@ -52,7 +52,7 @@ class Machine(Section):
     threads: Count = 1
     """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
     memory_mb: Count = 4000
-    """Memory per job in MB, asked of a cluster scheduler."""
+    """Memory per job, on each of its nodes, in MB, asked of a cluster scheduler."""
     minutes: Count = 60
     """Time limit per job in minutes, asked of a cluster scheduler."""
 

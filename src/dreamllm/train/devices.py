@@ -39,13 +39,13 @@ def start(stage: Stage, machine: Machine) -> Accelerator:
     Raises MachineProblem where the stage's rows cannot be dealt out evenly.
     """
     some_unused = not (stage.loss_weights.language and stage.loss_weights.diffusion)  # the head, or the projector
+    gpu = torch.cuda.is_available()
     accelerator = Accelerator(
-        mixed_precision="bf16" if torch.cuda.is_available() else "no",
+        cpu=not gpu,  # or several processes without GPUs would not find each other
+        mixed_precision="bf16" if gpu else "no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=some_unused
-            ),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=some_unused),
         ],
     )
     if stage.rows_per_batch % accelerator.num_processes:

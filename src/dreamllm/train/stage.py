@@ -32,7 +32,7 @@ from dreamllm.experiment import Experiment, Stage
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.packing import Row
 from dreamllm.seeds import seed_of
-from dreamllm.train import checkpoint, devices, resume
+from dreamllm.train import checkpoint, devices, lora, resume
 from dreamllm.train.log import MEASURED, Measured, count, look, losses, losses_csv, totals
 from dreamllm.train.schedule import learning_rate
 
@@ -85,6 +85,8 @@ def train(
         # ---- model, optimiser, data ---------------------------------------------------------------------------------
         model, processor = checkpoint.load_model(foundations, init, options)
         apply_stage(model, stage)
+        if stage.lora:
+            lora.add(model, stage.lora, seed)
         mixture = Mixture(sets, stage.mixture, seed)
         accelerator.print(summary(name, stage, model, mixture))
         callable_model = devices.place(model, experiment.machine, accelerator)
@@ -180,6 +182,8 @@ def train(
 
         # ---- the checkpoint -----------------------------------------------------------------------------------------
         trained = {key: devices.whole(parameter.detach()) for key, parameter in parameters.items()}
+        if stage.lora:
+            trained = lora.checkpoint_tensors(trained, stage.lora)
         if first_process:
             metadata = {**identity, "commit": checkpoint.commit(), "totals": totals(log, prepared)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
