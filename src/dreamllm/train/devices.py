@@ -23,7 +23,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from dreamllm.experiment import Machine, Stage
+from dreamllm.experiment import Stage
+from dreamllm.machine import Machine
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 
 TIMEOUT = timedelta(minutes=30)  # for a process that waits for another; the first one hashes all data meanwhile
@@ -70,10 +71,14 @@ def place(
     """Put the model onto the devices, and set how they compute it. Parameters are other objects afterwards (FSDP).
 
     Returns what is to be called in place of the model; the model itself stays usable for everything but its losses.
+    Raises MachineProblem for an attention that is not installed.
     """
     model.pictures_at_a_time = machine.pictures_at_a_time
     if machine.attention != "sdpa":
-        model.language_model.set_attn_implementation(machine.attention)
+        try:
+            model.language_model.set_attn_implementation(machine.attention)
+        except ImportError as error:
+            raise MachineProblem(f"machine.attention: {machine.attention} cannot be used here ({error})") from error
     if machine.gradient_checkpointing:
         checkpoint_activations(model)
     if machine.sharding == "none" or accelerator.num_processes == 1:

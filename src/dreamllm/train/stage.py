@@ -55,7 +55,8 @@ def train(
 
     foundations: folder with llm/, clip/, sd/.  data: folders with the shard sets of the mixture.  init: checkpoints of
     the stages it starts from, in order.  work: folder of the resume state and the TensorBoard logs; a run that was
-    killed goes on from there, on a CPU with a bit-equal result.  save_every: seconds between two saves, at least.
+    killed goes on from there, on a CPU with a bit-equal result.  save_every: seconds between two saves, at least; 0:
+    save after every step.
 
     In several processes, `accelerate launch` starts all of them with the same arguments; the first one alone writes.
 
@@ -171,7 +172,8 @@ def train(
                 progress.update(step + 1 - progress.n)
                 progress.set_postfix({key: f"{value:.3g}" for key, value in zip(MEASURED, log[-1], strict=False)})
                 since = time.monotonic() - last_save
-                if not is_last and devices.from_first(since > max(save_every, saving / SAVING_SHARE)):
+                pause = max(save_every, saving / SAVING_SHARE) if save_every else 0.0
+                if not is_last and devices.from_first(since > pause):
                     begin = time.monotonic()
                     tensors = resume.collect(parameters, optimizer, keep=first_process)
                     if first_process:
@@ -283,7 +285,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoint folders to start from, in order")
     parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
     parser.add_argument("--work", required=True, type=Path, help="folder for resume state and TensorBoard logs")
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves of the resume state")
+    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves, or 0")
 
 
 def main(arguments: argparse.Namespace) -> None:
