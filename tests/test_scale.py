@@ -176,6 +176,29 @@ def processor():
     return tiny.build()[1]
 
 
+def test_in_bfloat16_the_weights_that_are_trained_stay_in_fp32(world, alone, tmp_path):
+    """What a GPU does, on the CPU: also where FSDP gathers bf16 copies of fp32 shards."""
+
+    def child_of(folder: Path, machine: dict) -> Callable[[int], None]:
+        def child(rank: int) -> None:
+            original = devices.Accelerator
+            devices.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
+            test_train.run(world, folder, experiment(machine))
+
+        return child
+
+    for name, processes in (("alone", 1), ("two", 2)):
+        machine = {"sharding": "full_shard"}
+        assert ranks.run(processes, child_of(tmp_path / name, machine), tmp_path / name) == [""] * processes
+        found = test_train.losses(tmp_path / name / "out")
+        for row, wanted in zip(found, test_train.losses(alone / "out"), strict=True):
+            assert row["loss"] == pytest.approx(wanted["loss"], rel=0.02)
+        assert found[0]["loss"] != test_train.losses(alone / "out")[0]["loss"]
+        tensors = load_file(tmp_path / name / "out" / "trained.safetensors")
+        weight = tensors["language_model.model.layers.0.self_attn.q_proj.weight"]
+        assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
+
+
 # ---- order of documents --------------------------------------------------------------------------------------------
 
 

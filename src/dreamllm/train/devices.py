@@ -101,7 +101,7 @@ def place(
 
 def checkpoint_activations(model: DreamLLMForConditionalGeneration) -> None:
     """Keep only the inputs of decoder layers and UNet blocks, and compute the rest again in the backward pass."""
-    model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     model.unet.enable_gradient_checkpointing()
     for module in model.language_model.modules():
         if isinstance(module, GradientCheckpointingLayer):
