@@ -5,6 +5,7 @@ ranks.run(2, function)    calls function(rank) in 2 processes that can talk thro
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import socket
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-TIMEOUT = 120  # seconds; beyond them a process counts as hanging
+TIMEOUT = 60  # seconds; beyond them a process counts as hanging
 
 
 def run(number: int, function: Callable[[int], object], folder: Path, timeout: float = TIMEOUT) -> list[str]:
@@ -27,7 +28,7 @@ def run(number: int, function: Callable[[int], object], folder: Path, timeout: f
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [(rank, number, port, function, folder / f"error-{rank}.txt") for rank in range(number)]
+    arguments = [(rank, number, port, function, timeout, folder / f"error-{rank}.txt") for rank in range(number)]
     processes = [multiprocessing.get_context("fork").Process(target=_child, args=each) for each in arguments]
     for process in processes:
         process.start()
@@ -38,12 +39,15 @@ def run(number: int, function: Callable[[int], object], folder: Path, timeout: f
     for process in processes:
         process.kill()
     if hanging:
-        raise TimeoutError(f"ranks {hanging} did not end within {timeout} s")
+        said = "\n".join(f"rank {rank}: {each[-1].read_text()}" for rank, each in enumerate(arguments))
+        raise TimeoutError(f"ranks {hanging} did not end within {timeout} s\n{said}")
     return [file.read_text() if (file := each[-1]).exists() else "" for each in arguments]
 
 
-def _child(rank: int, number: int, port: int, function: Callable[[int], object], error: Path) -> None:
+def _child(rank: int, number: int, port: int, function: Callable[[int], object], timeout: float, error: Path) -> None:
     error.unlink(missing_ok=True)
+    hanging = error.open("w")
+    faulthandler.dump_traceback_later(0.9 * timeout, file=hanging)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()  # of trainings in the test's own process
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
@@ -53,4 +57,5 @@ def _child(rank: int, number: int, port: int, function: Callable[[int], object],
     except BaseException:
         error.write_text(traceback.format_exc())
         os._exit(1)
+    faulthandler.cancel_dump_traceback_later()
     os._exit(0)

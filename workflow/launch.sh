@@ -9,7 +9,7 @@ if ((NODES == 1)); then # port 0: a free one, so that two trainings can share a 
         --module dreamllm "$@"
 fi
 : "${SLURM_JOB_NODELIST:?machine.nodes is $NODES: more than one node needs a Slurm job, see docs/training.md}"
-FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would break the pipe
 export FIRST PORT=$((20000 + SLURM_JOB_ID % 20000)) # on all nodes the same, and another one for another job
 # shellcheck disable=SC2016  # to be expanded on each node
 exec srun --nodes "$NODES" --ntasks "$NODES" --ntasks-per-node 1 --kill-on-bad-exit=1 bash -c '

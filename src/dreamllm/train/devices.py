@@ -10,7 +10,7 @@ them may then depend on its pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -111,7 +111,7 @@ def checkpoint_activations(model: DreamLLMForConditionalGeneration) -> None:
 
 
 def not_yet(model: torch.nn.Module, *, last: bool) -> AbstractContextManager:
-    """Around the backward pass of a part of a batch: DDP adds gradients of other processes only after the last part.
+    """Around forward and backward of a part of a batch: DDP exchanges gradients only after the last part.
 
     FSDP does so after each, because its gradients are sharded only then.
     """
@@ -130,6 +130,16 @@ def clip_gradients(parameters: list[torch.nn.Parameter], largest: float) -> torc
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor without sharding; all processes must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """The tensors without sharding, on the CPU, for processes that `keep` them (none for others); all must ask."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        entire = whole(tensor.detach())  # one at a time: all together may not fit a GPU
+        if keep:
+            found[name] = entire.cpu()
+    return found
 
 
 def placed(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:

@@ -63,12 +63,9 @@ def collect(
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
-        entries = {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-        for key, tensor in {name: parameter.detach(), **entries}.items():
-            whole = devices.whole(tensor)
-            if keep:
-                tensors[key] = whole.cpu()
-    return tensors
+        tensors[name] = parameter
+        tensors |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
+    return devices.gathered(tensors, keep=keep)
 
 
 @torch.no_grad()

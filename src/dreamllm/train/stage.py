@@ -144,20 +144,20 @@ def train(
 
                 parts: list[torch.Tensor] = []
                 for batch in prepared.batch:
-                    pictures = slice(picture, picture + len(batch.draw_slots))
                     torch.manual_seed(seed_of(seed, "dropout", step, *([row] if row else [])))
-                    with accelerator.autocast():
-                        output = callable_model(
-                            **batch.to(accelerator.device).inputs(),
-                            noise=noise[pictures],
-                            num_targets=counts.targets,
-                            num_pictures=counts.pictures_drawn,
-                        )
-                    parts.append(losses(output))
+                    pictures = slice(picture, picture + len(batch.draw_slots))
                     row, picture = row + len(batch.document_ids), pictures.stop
-                    with devices.not_yet(callable_model, last=row == share.stop):
+                    with devices.not_yet(callable_model, last=len(parts) + 1 == len(prepared.batch)):
+                        with accelerator.autocast():
+                            output = callable_model(
+                                **batch.to(accelerator.device).inputs(),
+                                noise=noise[pictures],
+                                num_targets=counts.targets,
+                                num_pictures=counts.pictures_drawn,
+                            )
                         # times the number of processes, because gradients are averaged over them, not added
                         accelerator.backward(output.loss * accelerator.num_processes)
+                    parts.append(losses(output))
                 norm = devices.clip_gradients(list(parameters.values()), stage.gradient_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -183,7 +183,7 @@ def train(
                     saving = last_save - begin
 
         # ---- the checkpoint -----------------------------------------------------------------------------------------
-        trained = {key: devices.whole(parameter.detach()) for key, parameter in parameters.items()}
+        trained = devices.gathered(parameters, keep=first_process)
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
         if first_process:
