@@ -9,12 +9,14 @@ import faulthandler
 import multiprocessing
 import os
 import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tqdm import tqdm
 
 TIMEOUT = 60  # seconds; beyond them a process counts as hanging
 
@@ -48,6 +50,7 @@ def _child(rank: int, number: int, port: int, function: Callable[[int], object],
     error.unlink(missing_ok=True)
     hanging = error.open("w")
     faulthandler.dump_traceback_later(0.9 * timeout, file=hanging)
+    tqdm.set_lock(threading.RLock())  # the one from before the fork may be held by a thread that is not here
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()  # of trainings in the test's own process
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
