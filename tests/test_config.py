@@ -63,7 +63,7 @@ def test_an_unknown_key_inside_a_named_stage_is_found(changed):
 
 
 def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
-    assert "machine.zzz: unknown key; known: gpus, memory_mb, minutes, threads" in changed(("gpus:", "zzz: 1\n  gpus:"))
+    assert "machine.zzz: unknown key; known: attention, gpus, gradient" in changed(("gpus:", "zzz: 1\n  gpus:"))
 
 
 def test_all_problems_are_told_at_once(changed):

@@ -134,6 +134,17 @@ def test_a_wrong_configuration_is_explained(house, tmp_path):
     assert "model.num_dream_query: unknown key; did you mean num_dream_queries?" in result.stdout
 
 
+def test_a_rule_starts_the_launcher_only_for_several_gpus(house, tmp_path):
+    text = (repository.ROOT / "config" / "smoke.yaml").read_text()
+    (tmp_path / "many.yaml").write_text(text + "\nmachine: {gpus: 8, nodes: 2}\n")
+    target = "results/checkpoints/smoke/align_creation"
+    many = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'many.yaml'}", target).stdout
+    assert "bash workflow/launch.sh 2 8 train --stage align_creation" in many
+    assert "nodes=2" in many and "mpi=srun" in many
+    one = repository.run(house, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
+    assert "python -m dreamllm train --stage align_creation" in one and "mpi" not in one
+
+
 def test_files_stay_short():
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=repository.ROOT, capture_output=True, text=True

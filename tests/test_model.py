@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
 from dreamllm.model.vision import patch_features
 from dreamllm.packing import pack
+from dreamllm.train.devices import checkpoint_activations
 
 SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LANGUAGE_MODELS = {
@@ -78,6 +80,80 @@ def test_packing_works_with_every_attention(attention, tmp_path):
         changed.language_model.set_attn_implementation(attention)
         loss = changed(**batch.inputs(), noise=fixed_noise(model, len(batch.draw_slots))).loss
         assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_flash_attention_keeps_packed_documents_apart_in_several_rows(monkeypatch):
+    """Its kernel is replaced by one that runs here: what counts is where it is told that documents begin and end."""
+    from transformers.integrations import flash_attention
+
+    def varlen(query, key, value, mask, *, cu_seq_lens_q, max_length_q, softmax_scale, is_causal, **_):
+        assert mask is None and is_causal and max_length_q == query.shape[1]
+        groups = query.shape[2] // key.shape[2]
+        q, k, v = query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1)  # (B T, heads, D)
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        documents = [slice(*ends) for ends in itertools.pairwise(cu_seq_lens_q.tolist())]
+        apart = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(x[document].transpose(0, 1) for x in (q, k, v)), is_causal=True, scale=softmax_scale
+            ).transpose(0, 1)
+            for document in documents
+        ]
+        return torch.cat(apart).view_as(query)
+
+    model, processor = tiny.build()
+    batch = processor.collate(pack(sequences(processor), 200))
+    assert len(batch.input_ids) > 1 and len(batch.document_ids[0]) > 1
+    expected = model(**batch.inputs(), noise=fixed_noise(model, len(batch.draw_slots))).loss
+    monkeypatch.setattr(flash_attention, "_flash_attention_forward", varlen)
+    model.language_model.config._attn_implementation = "flash_attention_2"
+    found = model(**batch.inputs(), noise=fixed_noise(model, len(batch.draw_slots))).loss
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_parts_of_a_batch_add_up_to_its_losses_and_gradients():
+    model, processor = tiny.build()
+    rows = pack(sequences(processor), 200)
+    whole = processor.collate(rows)
+    noise, targets = fixed_noise(model, len(whole.draw_slots)), int((whole.labels[:, 1:] != IGNORE).sum())
+    output = model(**whole.inputs(), noise=noise)
+    output.loss.backward()
+    wanted = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
+    model.zero_grad(set_to_none=True)
+    model.pictures_at_a_time = 1
+    checkpoint_activations(model.train())
+    total, drawn = 0.0, 0
+    for row in rows:
+        batch = processor.collate([row])
+        end = drawn + len(batch.draw_slots)
+        counts = {"num_targets": targets, "num_pictures": len(whole.draw_slots)}
+        loss = model(**batch.inputs(), noise=noise[drawn:end], **counts).loss
+        loss.backward()
+        total, drawn = total + loss.item(), end
+    assert total == pytest.approx(output.loss.item(), rel=1e-5)
+    for name, gradient in wanted.items():
+        assert torch.allclose(model.get_parameter(name).grad, gradient, atol=1e-5), name
+
+
+def test_activations_of_a_frozen_language_model_are_checkpointed_and_its_dropout_stays_off(monkeypatch):
+    model, processor = tiny.build()
+    model.train_only(["dream_queries"])
+    model.train().language_model.eval()
+    checkpoint_activations(model)
+    layers = model.language_model.model.layers
+    assert all(layer.training and not layer.self_attn.training for layer in layers)
+    forwards = []
+    monkeypatch.setattr(type(layers[0].mlp), "forward", counted(type(layers[0].mlp).forward, forwards))
+    batch = processor.collate(pack(sequences(processor), 256))
+    model(**batch.inputs(), noise=fixed_noise(model, len(batch.draw_slots))).loss.backward()
+    assert len(forwards) == 2 * len(layers)  # once forward, once more in the backward pass
+
+
+def counted(function, calls: list):
+    def forward(*arguments):
+        calls.append(1)
+        return function(*arguments)
+
+    return forward
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from dreamllm.machine import Count, Machine, Name, Positive, Section, Share
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
 ShardSet = Literal["pairs", "stories", "instructions", "text"]
@@ -18,30 +20,6 @@ Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of a configuration: no unknown keys, no changes after loading, docstrings are the documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Machine(Section):
-    """What one job may use. Never part of a result's identity: changing it retrains nothing."""
-
-    gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs per training or sampling job; 0 = CPU."""
-    threads: Count = 1
-    """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
-    memory_mb: Count = 4000
-    """Memory per job in MB, asked of a cluster scheduler."""
-    minutes: Count = 60
-    """Time limit per job in minutes, asked of a cluster scheduler."""
 
 
 class WorldTraining(Section):
@@ -196,6 +174,17 @@ class LossWeights(Section):
     diffusion: Annotated[float, Field(ge=0)] = 10.0
 
 
+class Lora(Section):
+    """Low-rank adapters (arXiv 2106.09685) on the linear layers of the language model, which itself stays as it is.
+
+    Its embeddings and its head are trained whole, since the special tokens begin as random numbers."""
+
+    rank: Count = 64
+    """Rank of the adapters."""
+    alpha: Positive = 128
+    """Scale: what an adapter adds is multiplied by alpha / rank."""
+
+
 class Stage(Section):
     """One training stage. Defaults are the official code's, where it has the option."""
 
@@ -203,6 +192,8 @@ class Stage(Section):
     """Earlier stages whose trained parts are loaded, in order; [] = the foundations alone."""
     trains: Annotated[list[Part], Field(min_length=1)]
     """Parts that are trained, all others are frozen. CLIP, VAE and UNet always are (paper section 3.2)."""
+    lora: Lora | None = None
+    """Train the language model through low-rank adapters; null = all of it, as the paper does."""
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
     mixture: Annotated[dict[ShardSet, Positive], Field(min_length=1)]
@@ -325,6 +316,8 @@ class Experiment(Section):
         problems = []
         earlier: list[str] = []
         for name, stage in self.stages.items():
+            if stage.lora and "language_model" not in stage.trains:
+                problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
             if name in FOUNDATION_MODELS:
                 problems.append(f"stages.{name}: this name is taken by a foundation model")
             for parent in stage.init:
@@ -352,7 +345,8 @@ class Experiment(Section):
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.
 
-        A checkpoint all of whose parts are trained again later in the chain is left out.
+        A checkpoint all of whose parts are trained again later in the chain is left out. Adapters are no such training
+        of the language model: they add to what was there.
         """
         order: list[str] = []
 
@@ -369,7 +363,7 @@ class Experiment(Section):
         for name in reversed(order):
             if not set(self.stages[name].trains) <= covered:
                 needed.insert(0, name)
-            covered |= set(self.stages[name].trains)
+            covered |= set(self.stages[name].trains) - ({"language_model"} if self.stages[name].lora else set())
         return needed
 
 

@@ -70,6 +70,17 @@ def configfile(wildcards, output):
     return CONFIGFILE
 
 
+def launch(wildcards, output):
+    """How training processes are started: a function of the output, so that another machine trains nothing again."""
+    if MACHINE.gpus * MACHINE.nodes <= 1:
+        return "python -m dreamllm"
+    return f"bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
+
+
+# What the Slurm plugin wants to know of a job on several nodes, which starts its tasks by itself.
+NODES = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun") if MACHINE.nodes > 1 else {}
+
+
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
 METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
 

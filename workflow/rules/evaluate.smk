@@ -18,7 +18,7 @@ rule predict_text:
         ENVIRONMENT
     threads: MACHINE.threads
     resources:
-        gpu=MACHINE.gpus,
+        gpu=min(1, MACHINE.gpus),
         mem_mb=MACHINE.memory_mb,
         runtime=MACHINE.minutes,
     params:

@@ -23,10 +23,12 @@ for STAGE in EXPERIMENT.stages:
             ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=MACHINE.gpus,
+            **NODES,
+            gpu=MACHINE.gpus * MACHINE.nodes,
             mem_mb=MACHINE.memory_mb,
             runtime=MACHINE.minutes,
         params:
+            launch=launch,
             experiment=configfile,
             stage=STAGE,
             foundations=subpath(input.llm, parent=True),
@@ -35,7 +37,7 @@ for STAGE in EXPERIMENT.stages:
             code=code_digest("dreamllm.train.stage"),
             config=digest(EXPERIMENT.seed, EXPERIMENT.model, EXPERIMENT.stages[STAGE]),
         shell:
-            "python -m dreamllm train --stage {params.stage} --config {params.experiment:q}"
+            "{params.launch} train --stage {params.stage} --config {params.experiment:q}"
             " --foundations {params.foundations:q} --data {input.shards:q} {params.init:q}"
             " --out {output.checkpoint:q} --work {params.work:q} > {log:q} 2>&1"
 
@@ -56,7 +58,7 @@ if EXPERIMENT.sd_finetuned:
             ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=MACHINE.gpus,
+            gpu=min(1, MACHINE.gpus),
             mem_mb=MACHINE.memory_mb,
             runtime=MACHINE.minutes,
         params:

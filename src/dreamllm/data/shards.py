@@ -22,11 +22,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn
 
+from PIL import Image
+
 from dreamllm.atomic import new_file
 from dreamllm.data import pictures
 from dreamllm.document import Document, Part, Picture, Text
 
 MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # webdataset's rule: a key ends at the file name's first dot
+STAND_IN = Image.new("RGB", (1, 1))  # in place of a picture that is not decoded
 EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)  # closes every tar archive
 
 
@@ -174,8 +177,12 @@ def index(path: str | Path, on_problem: Callable[[ShardProblem], object] = stop)
     ]
 
 
-def load(record: Record) -> Document:
-    """Load one document, whole. Raises ShardProblem naming file and record otherwise."""
+def load(record: Record, *, decode: bool = True) -> Document:
+    """Load one document, whole. Raises ShardProblem naming file and record otherwise.
+
+    decode: False reads the text alone and puts a stand-in of one pixel for each picture, to plan with; what is wrong
+    inside a picture is then not noticed.
+    """
 
     def problem(what: str) -> ShardProblem:
         return ShardProblem(record.file, record.key, what)
@@ -186,7 +193,7 @@ def load(record: Record) -> Document:
             if suffix in members:
                 raise problem(f"two files are named {record.key}.{suffix}")
             file.seek(offset)
-            members[suffix] = file.read(size)
+            members[suffix] = file.read(size) if decode or suffix == "json" else b""
     if "json" not in members:
         raise problem(f"has no {record.key}.json, only {', '.join(members)}")
     try:
@@ -194,13 +201,13 @@ def load(record: Record) -> Document:
     except ValueError as error:  # also UnicodeDecodeError
         raise problem(f"malformed JSON ({error})") from error
     try:
-        parts = _parse_parts(header, members)
+        parts = _parse_parts(header, members, pictures.decode if decode else lambda _: STAND_IN)
         return Document(header["id"], header["kind"], parts, header.get("meta", {}))
     except ValueError as error:
         raise problem(str(error)) from error
 
 
-def _parse_parts(header: Any, files: dict[str, bytes]) -> tuple[Part, ...]:
+def _parse_parts(header: Any, files: dict[str, bytes], decode: Callable[[bytes], Image.Image]) -> tuple[Part, ...]:
     """Build the parts of a document from its JSON and its picture files; every file must be named by a part."""
     if not isinstance(header, dict) or not isinstance(header.get("parts"), list):
         raise ValueError('the JSON needs the fields "id", "kind" and "parts" (a list)')
@@ -223,7 +230,7 @@ def _parse_parts(header: Any, files: dict[str, bytes]) -> tuple[Part, ...]:
             raise ValueError(f"part {number}: picture {content} is missing")
         named.add(content)
         try:
-            parts.append(Picture(pictures.decode(files[content]), role))
+            parts.append(Picture(decode(files[content]), role))
         except ValueError as error:
             raise ValueError(f"part {number}: picture {content} {error}") from error
     if unnamed := sorted(files.keys() - named):

@@ -28,6 +28,10 @@ class DiffusionNoise:
         """The same numbers on `device`."""
         return DiffusionNoise(*(None if value is None else value.to(device) for value in vars(self).values()))
 
+    def __getitem__(self, pictures: slice) -> DiffusionNoise:
+        """The numbers of some of the pictures."""
+        return DiffusionNoise(*(None if value is None else value[pictures] for value in vars(self).values()))
+
 
 def draw_noise(
     shape: tuple[int, int, int, int],
@@ -99,7 +103,17 @@ def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> tor
     return snr.clamp(max=gamma) / snr
 
 
-def squared_error(prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared error in fp32, over everything or as the mean of weighted means per picture; a scalar."""
+def squared_error(
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    count: int | None = None,
+) -> torch.Tensor:
+    """Mean squared error in fp32, over everything or as the mean of weighted means per picture; a scalar.
+
+    count: number of pictures to divide by, where these are only some of a batch; the parts' losses then add up.
+    """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # (M,)
-    return (errors if weights is None else errors * weights).mean()
+    if weights is not None:
+        errors = errors * weights
+    return errors.sum() / (len(errors) if count is None else count)

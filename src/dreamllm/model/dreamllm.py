@@ -9,7 +9,7 @@ This module tokenises nothing (`layout.py`), samples nothing (`generate.py`), re
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
@@ -26,6 +27,7 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.generic import is_flash_attention_requested
 
 from dreamllm.layout import IGNORE
 from dreamllm.model import diffusion
@@ -71,6 +73,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.visual_projector = nn.Linear(config.vision_config.hidden_size, width)
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, width))
         self.condition_projector = nn.Linear(width, config.unet_config["cross_attention_dim"], bias=False)
+        self.pictures_at_a_time: int | None = None  # through CLIP, VAE and UNet; None = all. Saves memory, costs time
         self.post_init()
         self.train_only(UNFROZEN)
 
@@ -96,6 +99,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         draw_slots: torch.Tensor | None = None,
         noise: diffusion.DiffusionNoise | None = None,
         generator: torch.Generator | None = None,
+        num_targets: int | None = None,
+        num_pictures: int | None = None,
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
@@ -106,11 +111,18 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         (N, 3, Hc, Wc) go to the P positions from each of read_slots (N, 2), the dream queries to the Q positions from
         each of draw_slots (M, 2); draw_pixels (M, 3, Hd, Wd) in [-1, 1] is what the diffusion loss compares with. Its
         random numbers are `noise`, or else drawn from `generator`.
+
+        num_targets, num_pictures: what the losses are divided by when this is a part of a larger batch, of which other
+        parts are computed elsewhere or later: the whole batch's numbers. The parts' losses then add up to the batch's,
+        however it is cut. (The official code averages each process's part by itself, so that pictures and words weigh
+        more where there are few of them.)
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots)
         if attention_mask is None and past_key_values is None and position_ids is not None:
             attention_mask = packed_attention_mask(self.language_model.config, inputs_embeds, position_ids)
+            if is_flash_attention_requested(self.language_model.config):
+                kwargs = packed_lengths(position_ids) | kwargs
         outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
@@ -126,11 +138,13 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             result.logits = self.language_model.get_output_embeddings()(hidden[:, kept])
             return result
         if labels is not None and self.config.language_loss_weight:
-            result.language_loss = self.language_loss(hidden, labels)
+            result.language_loss = self.language_loss(hidden, labels, num_targets)
             result.loss = self.config.language_loss_weight * result.language_loss
         if draw_slots is not None and self.config.diffusion_loss_weight:
             states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
-            result.diffusion_loss = self.diffusion_loss(states, draw_pixels, noise, generator)
+            result.diffusion_loss = self.diffusion_loss(
+                states, draw_pixels, noise, generator, num_pictures=num_pictures
+            )
             weighted = self.config.diffusion_loss_weight * result.diffusion_loss
             result.loss = weighted if result.loss is None else result.loss + weighted
         return result
@@ -160,15 +174,20 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = self.visual_projector.weight.new_zeros(0, self.config.num_patches, width)
         else:
             with torch.no_grad():  # CLIP is frozen throughout
-                features = patch_features(self.vision_model, pixels, self.config.vision_feature_layer)
+                features = in_parts(
+                    lambda part: patch_features(self.vision_model, part, self.config.vision_feature_layer),
+                    self.pictures_at_a_time,
+                    pixels,
+                )
         return self.visual_projector(features)
 
-    def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor, num_targets: int | None = None) -> torch.Tensor:
         """Cross entropy of the next token, averaged over the targets; logits are computed at these positions only."""
         targets = labels[:, 1:]
         is_target = targets != IGNORE
         logits = self.language_model.get_output_embeddings()(hidden[:, :-1][is_target])  # (number of targets, V)
-        return F.cross_entropy(logits.float(), targets[is_target], reduction="sum") / is_target.sum().clamp(min=1)
+        count = is_target.sum().clamp(min=1) if num_targets is None else max(1, num_targets)
+        return F.cross_entropy(logits.float(), targets[is_target], reduction="sum") / count
 
     def diffusion_loss(
         self,
@@ -177,26 +196,23 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         noise: diffusion.DiffusionNoise | None = None,
         generator: torch.Generator | None = None,
         null_states: torch.Tensor | None = None,
+        num_pictures: int | None = None,
     ) -> torch.Tensor:
         """Loss of denoising M pictures (M, 3, Hd, Wd) under their query states (M, Q, D); zero for no pictures.
 
         Conditions are dropped in training mode only, for `null_states` (1, Q, D), which are computed here unless given.
         """
-        if pixels is None:
-            return self.condition_projector(states[:0]).sum()  # zero, with the projector in the graph
         config = self.config
+        drops = self.training and config.condition_dropout > 0
+        if drops and null_states is None:  # also for no pictures: where parameters are sharded, all processes must
+            null_states = self.null_states()  # go through the language model equally often
+        if pixels is None:  # zero, with the projector in the graph
+            unused = 0 if null_states is None else 0 * null_states.sum()
+            return self.condition_projector(states[:0]).sum() + unused
         with torch.no_grad():  # the VAE is frozen throughout
-            posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-            mean, std = posterior.mean.float(), posterior.std.float()  # (M, C, h, w)
+            mean, std = in_parts(self.latent_moments, self.pictures_at_a_time, pixels).chunk(2, dim=1)
         if noise is None:
-            noise = diffusion.draw_noise(
-                tuple(mean.shape),
-                len(self.alphas),
-                noise_offset=config.noise_offset,
-                input_perturbation=config.input_perturbation,
-                condition_dropout=config.condition_dropout if self.training else 0.0,
-                generator=generator,
-            )
+            noise = self.draw_noise(len(pixels), generator)
         noise = noise.to(mean.device)
         if noise.dropped is not None and null_states is None:
             null_states = self.null_states()
@@ -206,12 +222,30 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         alphas = self.alphas.to(mean.device)[noise.timesteps]
         input_noise = noise.noise if noise.perturbation is None else noise.noise + noise.perturbation
         noisy = diffusion.add_noise(latents, input_noise, alphas)
-        prediction = self.denoise(noisy, noise.timesteps, conditions)
+        prediction = in_parts(self.denoise, self.pictures_at_a_time, noisy, noise.timesteps, conditions, recompute=True)
         target = diffusion.prediction_target(latents, noise.noise, alphas, self.prediction_type)
         weights = None
         if config.snr_gamma is not None:
             weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
-        return diffusion.squared_error(prediction, target, weights)
+        return diffusion.squared_error(prediction, target, weights, num_pictures)
+
+    def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
+        """The random numbers of the diffusion loss of `count` pictures, as this model's options want them."""
+        config = self.config
+        side = config.unet_config["sample_size"]
+        return diffusion.draw_noise(
+            (count, config.vae_config["latent_channels"], side, side),
+            len(self.alphas),
+            noise_offset=config.noise_offset,
+            input_perturbation=config.input_perturbation,
+            condition_dropout=config.condition_dropout if self.training else 0.0,
+            generator=generator,
+        )
+
+    def latent_moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Mean and standard deviation of the VAE's posterior for pictures (M, 3, Hd, Wd): (M, 2C, h, w) in fp32."""
+        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        return torch.cat([posterior.mean.float(), posterior.std.float()], dim=1)
 
     def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
         """The UNet's prediction for noisy latents (M, C, h, w) under projected conditions (M, Q, Dc), in fp32."""
@@ -306,6 +340,33 @@ def packed_attention_mask(
         past_key_values=None,
         position_ids=position_ids,
     )
+
+
+def packed_lengths(position_ids: torch.Tensor) -> dict[str, Any]:
+    """Where the documents of position_ids (B, T) begin and end, as flash attention wants it: rows one after another.
+
+    Without these transformers finds packed documents by itself only in a batch of one row.
+    """
+    flat = position_ids.flatten()
+    starts = (flat == 0).nonzero().flatten().to(torch.int32)
+    ends = F.pad(starts, (0, 1), value=len(flat))  # (number of documents + 1,)
+    longest = position_ids.shape[1]  # an upper bound will do, and the true one would have to be waited for
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def in_parts(
+    function: Callable[..., torch.Tensor], size: int | None, *tensors: torch.Tensor, recompute: bool = False
+) -> torch.Tensor:
+    """function(*tensors) for at most `size` entries at a time (None: all at once), joined again.
+
+    recompute: keep no activations of a part; the backward pass computes the part once more.
+    """
+    if size is None or len(tensors[0]) <= size:
+        return function(*tensors)
+    parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    if recompute:
+        return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
+    return torch.cat([function(*part) for part in parts])
 
 
 def fill_slots(embeds: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Checkpoints of a stage: what was trained, and what it was trained from.
 
-    FOLDER/trained.safetensors   the trained parameters alone, in fp32, named as in the model's state dict
+    FOLDER/trained.safetensors   the trained parameters alone, in fp32, named as in the model's state dict; see lora.py
     FOLDER/checkpoint.json       stage, configuration, digests of everything it was made from, versions, final losses
     FOLDER/losses.csv            one line per step
 
@@ -26,6 +26,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
+from dreamllm.train import lora
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
@@ -141,7 +142,7 @@ def load_model(
 
 
 def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) -> None:
-    """Copy the trained parameters of one checkpoint into the model.
+    """Copy the trained parameters of one checkpoint into the model, and add its adapters to what they were trained on.
 
     Raises CheckpointProblem naming each tensor that the model lacks or holds in another shape; nothing is copied then.
     """
@@ -151,13 +152,20 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
     parameters = dict(model.named_parameters())
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
-        problems = [f"the model has no {name}" for name in names if name not in parameters]
-        for name in names:
-            if name in parameters and (shape := file.get_slice(name).get_shape()) != list(parameters[name].shape):
-                problems.append(f"{name} is {shape} there and {list(parameters[name].shape)} in the model")
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        for name in [name for name in names if name.endswith(lora.A)]:  # an adapter has the shape of its product
+            shapes[name] = (*shapes[name.removesuffix(lora.A) + lora.B][:1], *shapes[name][1:])
+        targets = {name: lora.target(name) for name in names if not name.endswith(lora.B)}
+        problems = [f"the model has no {target}" for target in targets.values() if target not in parameters]
+        for name, target in targets.items():
+            if target in parameters and shapes[name] != (shape := tuple(parameters[target].shape)):
+                problems.append(f"{name} is {list(shapes[name])} there and {list(shape)} in the model")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise CheckpointProblem(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
-        with torch.no_grad():
-            for name in names:
-                parameters[name].copy_(file.get_tensor(name))
+        for name, target in targets.items():
+            if name.endswith(lora.A):
+                other = file.get_tensor(name.removesuffix(lora.A) + lora.B)
+                lora.merge(parameters[target], file.get_tensor(name), other)
+            else:
+                parameters[target].data.copy_(file.get_tensor(name))

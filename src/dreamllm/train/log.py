@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dreamllm.data.batches import Prepared
 from dreamllm.layout import IGNORE
 from dreamllm.model.dreamllm import DreamLLMOutput
-from dreamllm.packing import Batch
+from dreamllm.packing import Row
 
 # The columns of losses.csv after the step. `loss` is weighted, its two parts are not; a part is empty where the stage
 # or the batch does not have it. The gradient's norm is the one before clipping.
@@ -40,36 +40,54 @@ class Measured:
     counts: tuple[float, ...]
 
 
-def measure(output: DreamLLMOutput, norm: torch.Tensor) -> torch.Tensor:
-    """The MEASURED values of a step, left on their device; NaN stands for a loss that the stage does not have."""
-    nothing = torch.full_like(norm, math.nan)
-    values = (output.loss, output.language_loss, output.diffusion_loss, norm)
+@dataclass(frozen=True)
+class Counts:
+    """What some packed rows hold. Padding is no token."""
+
+    tokens: int
+    targets: int
+    pictures_read: int
+    pictures_drawn: int
+
+
+def count(rows: Iterable[Row]) -> Counts:
+    """Count what is in packed rows; the first label of a row has nothing before it and is no target."""
+    rows = list(rows)
+    sequences = [sequence for row in rows for sequence in row]
+    first_labels = [row[0].labels[0] for row in rows]
+    ignored = sum(sequence.labels.count(IGNORE) for sequence in sequences)
+    tokens = sum(map(len, sequences))
+    return Counts(
+        tokens=tokens,
+        targets=tokens - ignored - sum(label != IGNORE for label in first_labels),
+        pictures_read=sum(len(sequence.read_slots) for sequence in sequences),
+        pictures_drawn=sum(len(sequence.draw_slots) for sequence in sequences),
+    )
+
+
+def losses(output: DreamLLMOutput) -> torch.Tensor:
+    """Loss, language loss and diffusion loss (3,), left on their device; NaN for one that the stage does not have."""
+    nothing = torch.full_like(output.loss.detach(), math.nan)
+    values = (output.loss, output.language_loss, output.diffusion_loss)
     return torch.stack([nothing if value is None else value.detach().float() for value in values])
 
 
-def count(batch: Batch) -> tuple[int, int, int, int]:
-    """The COUNTED values of a batch on the CPU, after the learning rate. Padding is no token."""
-    number = (batch.position_ids == 0).cumsum(dim=1)  # (B, T), which document of its row a position belongs to, from 1
-    is_token = number <= torch.tensor([[len(ids)] for ids in batch.document_ids])
-    targets = (batch.labels[:, 1:] != IGNORE).sum()
-    return int(is_token.sum()), int(targets), len(batch.read_slots), len(batch.draw_slots)
-
-
-def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter) -> list[list[float]]:
+def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter | None) -> list[list[float]]:
     """Fetch the losses of the steps after step `logged`, report them and skipped documents, return rows of COLUMNS.
 
+    board: None in all processes but the first, which alone reports.
     Raises NonFiniteLoss for the first step whose loss or gradient is not finite.
     """
     fetched = torch.stack([step.values for step in waiting]).double().tolist()  # the one wait for the device
     rows = []
     for number, (step, values) in enumerate(zip(waiting, fetched, strict=True), logged + 1):
-        for problem in step.prepared.problems:
+        for problem in step.prepared.problems if board else ():
             skipped = step.prepared.position.skipped
             tqdm.write(f"skipped a damaged document ({skipped} so far): {problem}", file=sys.stderr)
         row = dict(zip(COLUMNS, (*values, *step.counts), strict=True))
         if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
             losses = ", ".join(f"{key} {row[key]:g}" for key in MEASURED)
-            documents = ", ".join(document for ids in step.prepared.batch.document_ids for document in ids)
+            documents = ", ".join(sequence.document.id for packed in step.prepared.rows for sequence in packed)
             raise NonFiniteLoss(
                 f"step {number}: {losses}. The state saved before is kept. Lower the learning rate (it was "
                 f"{row['learning_rate']:.2g}), or look at the documents of this step: {documents}"
@@ -78,7 +96,7 @@ def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter) -> list
             row["language_loss"] = math.nan  # the model says 0, which would look like a very good step
         if not row["pictures_drawn"]:
             row["diffusion_loss"] = math.nan
-        for key, value in row.items():
+        for key, value in row.items() if board else ():
             if not math.isnan(value):
                 board.add_scalar(key, value, number)
         rows.append(list(row.values()))

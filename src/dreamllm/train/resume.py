@@ -13,7 +13,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from dreamllm.atomic import new_file
 from dreamllm.data.batches import Position
+from dreamllm.train import devices
 
 STATE = "state.json"
 
@@ -53,34 +54,60 @@ def locked(work: str | Path) -> Iterator[None]:
         yield
 
 
-def collect(parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Everything that a step changes, by name: "NAME" for parameters, "NAME/exp_avg" and alike for optimiser state."""
+def collect(
+    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """Everything that a step changes, by name: "NAME" for parameters, "NAME/exp_avg" and alike for optimiser state.
+
+    Where they are sharded, all processes must call this; those that do not `keep` the whole tensors get none.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
-        tensors[name] = parameter.detach()
+        tensors[name] = parameter
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-    return tensors
+    return devices.gathered(tensors, keep=keep)
 
 
+@torch.no_grad()
 def restore(
-    parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor | None],
 ) -> None:
-    """Undo `collect`: put the tensors into the parameters and the optimiser."""
+    """Undo `collect`: put the tensors into the parameters and the optimiser, on all processes.
+
+    tensors: those of the first process count; the others give the same names, in the same order, with None.
+    """
     for key, tensor in tensors.items():
         name, _, entry = key.partition("/")
         parameter = parameters[name]
         if not entry:
-            parameter.data.copy_(tensor)
-        else:  # AdamW keeps its step count on the CPU unless fused, its moments beside the parameter
-            device = parameter.device if tensor.ndim or optimizer.defaults.get("fused") else "cpu"
-            optimizer.state[parameter][entry] = tensor.to(device)
+            parameter.copy_(devices.placed(tensor, parameter))
+        elif entry == "step":  # AdamW keeps its step count on the CPU unless fused, its moments beside the parameter
+            device = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
+            optimizer.state[parameter][entry] = devices.placed(tensor, torch.zeros((), device=device))
+        else:
+            optimizer.state[parameter][entry] = devices.placed(tensor, parameter)
+
+
+def spread(
+    state: State | None, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> State | None:
+    """Put the state that the first process has read (None elsewhere) into all processes.
+
+    Returns it without its tensors, or None everywhere where the first process has none.
+    """
+    outline = devices.from_first(state and replace(state, tensors=dict.fromkeys(state.tensors)))
+    if outline:
+        restore(parameters, optimizer, state.tensors if state else outline.tensors)
+    return outline
 
 
 def save(work: str | Path, identity: Mapping[str, Any], state: State) -> None:
     """Write the state; a kill at any moment leaves this one or the one before."""
     work = Path(work)
     file = work / f"state-{state.step}.safetensors"
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
     _write_whole(file, lambda path: save_file(tensors | {"/log": state.log}, path))
     content = {"identity": identity, "step": state.step, "position": state.position.to_json(), "tensors": file.name}
     _write_whole(work / STATE, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))

@@ -1,8 +1,11 @@
 """Train one stage (paper section 3.2: alignment, I-GPT, supervised fine-tuning): `dreamllm train --stage NAME ...`.
 
 What is trained, on what, and how is said by the stage's section of the configuration; this file is the loop. It knows
-no tokens (`layout.py`), no losses (`model/dreamllm.py`), no order of documents (`data/mixture.py`) and no state files
-(`resume.py`). One process, one device; fp32 on a CPU, bf16 autocast with fp32 weights on a GPU.
+no tokens (`layout.py`), no losses (`model/dreamllm.py`), no order of documents (`data/mixture.py`), no state files
+(`resume.py`) and no sharding (`devices.py`). fp32 on a CPU, bf16 autocast with fp32 weights on a GPU.
+
+Any number of processes trains on the same batches and to the same result: each takes its share of a batch's rows, in
+parts where the machine cannot hold them at once, and every part's loss is divided by what the whole batch holds.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
+from dataclasses import astuple
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -26,12 +30,14 @@ from dreamllm.data.batches import Stream, prefetch, start
 from dreamllm.data.mixture import Mixture, pair_mode
 from dreamllm.experiment import Experiment, Stage
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
+from dreamllm.packing import Row
 from dreamllm.seeds import seed_of
-from dreamllm.train import checkpoint, resume
-from dreamllm.train.log import MEASURED, Measured, count, look, losses_csv, measure, totals
+from dreamllm.train import checkpoint, devices, lora, resume
+from dreamllm.train.log import MEASURED, Measured, count, look, losses, losses_csv, totals
 from dreamllm.train.schedule import learning_rate
 
 LOOK_EVERY = 10  # steps between looks at the losses on a GPU, each of which waits for it; on a CPU it is every step
+SAVING_SHARE = 0.05  # of the time at most goes into saving the state, which takes minutes for a large model
 
 
 def train(
@@ -49,18 +55,23 @@ def train(
 
     foundations: folder with llm/, clip/, sd/.  data: folders with the shard sets of the mixture.  init: checkpoints of
     the stages it starts from, in order.  work: folder of the resume state and the TensorBoard logs; a run that was
-    killed goes on from there, on a CPU with a bit-equal result.  save_every: seconds between two saves.
+    killed goes on from there, on a CPU with a bit-equal result.  save_every: seconds between two saves, at least; 0:
+    save after every step.
 
-    Raises CheckpointProblem, ShardProblem, ValueError for inputs that do not fit, NonFiniteLoss, and RuntimeError when
-    another training holds the work folder.
+    In several processes, `accelerate launch` starts all of them with the same arguments; the first one alone writes.
+
+    Raises CheckpointProblem, MachineProblem, ShardProblem, ValueError for inputs that do not fit, NonFiniteLoss, and
+    RuntimeError when another training holds the work folder.
     """
-    with resume.locked(work):
+    accelerator = devices.start(experiment.stages[name], experiment.machine)
+    first_process = accelerator.is_main_process
+    with resume.locked(work) if first_process else nullcontext():
         # ---- what this training is ----------------------------------------------------------------------------------
         stage = experiment.stages[name]
         seed = seed_of(experiment.seed, "stage", name)
         sets = find_sets(stage.mixture, data)
         options = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
-        identity = {
+        identity = first_process and {
             "stage": name,
             "seed": experiment.seed,
             "config": stage.model_dump(mode="json"),
@@ -73,77 +84,114 @@ def train(
         }
 
         # ---- model, optimiser, data ---------------------------------------------------------------------------------
-        accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
-        if accelerator.num_processes > 1:
-            raise RuntimeError(f"a stage trains in one process, {accelerator.num_processes} were started")
         model, processor = checkpoint.load_model(foundations, init, options)
         apply_stage(model, stage)
+        if stage.lora:
+            lora.add(model, stage.lora, seed)
+        mixture = Mixture(sets, stage.mixture, seed)
+        accelerator.print(summary(name, stage, model, mixture))
+        callable_model = devices.place(model, experiment.machine, accelerator)
         parameters = checkpoint.trained_parameters(model)
         groups = parameter_groups(model, parameters, stage.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, fused=True)
-        model, optimizer = accelerator.prepare(model, optimizer)
-        mixture = Mixture(sets, stage.mixture, seed)
 
-        state = resume.load(work, identity)
+        state = resume.spread(resume.load(work, identity) if first_process else None, parameters, optimizer)
         if state:
-            resume.restore(parameters, optimizer.optimizer, state.tensors)
-            print(f"going on after step {state.step} of {stage.steps}")
+            accelerator.print(f"going on after step {state.step} of {stage.steps}")
         first, position, log = (state.step, state.position, state.log.tolist()) if state else (0, start(mixture), [])
+        share = devices.share(stage, accelerator)
+        rows_at_a_time = experiment.machine.rows_at_a_time or stage.rows_per_batch
         stream = Stream(
             mixture,
             lambda document, epoch: processor.lay_out(
                 document, pair_mode(stage.mode, document, epoch, seed, stage.read_share), stage.context
             ),
-            processor.collate,
+            lambda rows: [processor.collate(part) for part in batched(rows, rows_at_a_time)],
             stage.rows_per_batch,
             stage.context,
             position,
+            share,
+            devices.agreement(),
         )
-        print(summary(name, stage, model, mixture))
 
         # ---- the loop -----------------------------------------------------------------------------------------------
         patience = 1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
         with (
-            closing(prefetch(stream)) as batches,
-            SummaryWriter(work / "tensorboard", purge_step=first + 1) as board,
-            tqdm(initial=first, total=stage.steps, desc=name, unit="step", mininterval=patience) as progress,
+            closing(prefetch(islice(stream, stage.steps - first))) as batches,
+            SummaryWriter(work / "tensorboard", purge_step=first + 1) if first_process else nullcontext() as board,
+            tqdm(
+                initial=first,
+                total=stage.steps,
+                desc=name,
+                unit="step",
+                mininterval=patience,
+                disable=not first_process,
+            ) as progress,
         ):
             waiting: list[Measured] = []  # steps whose losses nobody has looked at yet
             look_every = 1 if accelerator.device.type == "cpu" else LOOK_EVERY
-            last_save = time.monotonic()
+            last_save, saving = time.monotonic(), 0.0
             for step in range(first, stage.steps):
-                prepared = next(batches)
-                batch = prepared.batch.to(accelerator.device)
                 rate = learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
+                prepared = next(batches)
+                counts = count(prepared.rows)  # of the whole batch, as are the random numbers of its pictures
+                generator = torch.Generator().manual_seed(seed_of(seed, "diffusion noise", step))
+                noise = model.draw_noise(counts.pictures_drawn, generator)
+                picture = count(prepared.rows[: share.start]).pictures_drawn  # the first that this process draws
+                row = share.start
 
-                torch.manual_seed(seed_of(seed, "dropout", step))
-                noise = torch.Generator().manual_seed(seed_of(seed, "diffusion noise", step))
-                output = model(**batch.inputs(), generator=noise)
-                accelerator.backward(output.loss)
-                norm = accelerator.clip_grad_norm_(parameters.values(), stage.gradient_clip)
+                parts: list[torch.Tensor] = []
+                for batch in prepared.batch:
+                    torch.manual_seed(seed_of(seed, "dropout", step, *([row] if row else [])))
+                    pictures = slice(picture, picture + len(batch.draw_slots))
+                    row, picture = row + len(batch.document_ids), pictures.stop
+                    with devices.not_yet(callable_model, last=len(parts) + 1 == len(prepared.batch)):
+                        with accelerator.autocast():
+                            output = callable_model(
+                                **batch.to(accelerator.device).inputs(),
+                                noise=noise[pictures],
+                                num_targets=counts.targets,
+                                num_pictures=counts.pictures_drawn,
+                            )
+                        # times the number of processes, because gradients are averaged over them, not added
+                        accelerator.backward(output.loss * accelerator.num_processes)
+                    parts.append(losses(output))
+                norm = devices.clip_gradients(list(parameters.values()), stage.gradient_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-                waiting.append(Measured(prepared, measure(output, norm), (rate, *count(prepared.batch))))
+                values = torch.cat([accelerator.reduce(torch.stack(parts).sum(dim=0), "sum"), norm[None].float()])
+                waiting.append(Measured(prepared, values, (rate, *astuple(counts))))
                 is_last = step + 1 == stage.steps
-                wants_save = time.monotonic() - last_save > save_every
-                if len(waiting) == look_every or is_last or wants_save:
-                    log += look(waiting, len(log), board)
-                    progress.update(step + 1 - progress.n)
-                    progress.set_postfix({key: f"{value:.3g}" for key, value in zip(MEASURED, log[-1], strict=False)})
-                    waiting = []
-                if wants_save and not is_last:
-                    tensors = resume.collect(parameters, optimizer.optimizer)
-                    rows = torch.tensor(log, dtype=torch.float64)
-                    resume.save(work, identity, resume.State(step + 1, prepared.position, tensors, rows))
+                if len(waiting) < look_every and not is_last:
+                    continue
+                log += look(waiting, len(log), board)
+                waiting = []
+                progress.update(step + 1 - progress.n)
+                progress.set_postfix({key: f"{value:.3g}" for key, value in zip(MEASURED, log[-1], strict=False)})
+                since = time.monotonic() - last_save
+                pause = max(save_every, saving / SAVING_SHARE) if save_every else 0.0
+                if not is_last and devices.from_first(since > pause):
+                    begin = time.monotonic()
+                    tensors = resume.collect(parameters, optimizer, keep=first_process)
+                    if first_process:
+                        rows = torch.tensor(log, dtype=torch.float64)
+                        resume.save(work, identity, resume.State(step + 1, prepared.position, tensors, rows))
                     last_save = time.monotonic()
+                    saving = last_save - begin
 
         # ---- the checkpoint -----------------------------------------------------------------------------------------
-        metadata = {**identity, "commit": checkpoint.commit(), "totals": totals(log, prepared)}
-        checkpoint.save_trained(out, parameters, metadata, losses_csv(log))
-        resume.clear(work)
+        trained = devices.gathered(parameters, keep=first_process)
+        if stage.lora:
+            trained = lora.checkpoint_tensors(trained, stage.lora)
+        if first_process:
+            metadata = {**identity, "commit": checkpoint.commit(), "totals": totals(log, prepared)}
+            checkpoint.save_trained(out, trained, metadata, losses_csv(log))
+            resume.clear(work)
+        accelerator.wait_for_everyone()  # so that no process reports an end before there is a checkpoint
+        accelerator.end_training()
 
 
 # ---- setting up ----------------------------------------------------------------------------------------------------
@@ -161,6 +209,11 @@ def find_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, 
             )
         sets[name] = found[0]
     return sets
+
+
+def batched(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+    """The rows in parts of `size`, of which the last may be smaller."""
+    return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
 
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
@@ -232,7 +285,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoint folders to start from, in order")
     parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
     parser.add_argument("--work", required=True, type=Path, help="folder for resume state and TensorBoard logs")
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves of the resume state")
+    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves, or 0")
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,44 @@
+"""The section `machine` of an experiment file, and what all sections are made of; see `experiment.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a configuration: no unknown keys, no changes after loading, docstrings are the documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Machine(Section):
+    """What one job may use, and how. Never part of a result's identity: changing it retrains nothing."""
+
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs of each node for a training job, 1 of which a sampling job gets; 0 = CPU."""
+    nodes: Count = 1
+    """Nodes for a training job; more than one needs Slurm."""
+    sharding: Literal["none", "shard_grad_op", "full_shard"] = "none"
+    """What FSDP splits over the GPUs of a training: nothing (every GPU holds all, DDP); gradients and optimiser state,
+    with the parameters gathered from forward to backward; or these too, gathered layer by layer."""
+    rows_at_a_time: Count | None = None
+    """Rows that a GPU takes through the model at once; the gradients of more are added up. null = all of its rows."""
+    pictures_at_a_time: Count | None = None
+    """Pictures at once through CLIP, VAE and UNet, whose activations are then computed twice. null = all."""
+    gradient_checkpointing: bool = False
+    """Keep only the inputs of layers and compute their activations again in the backward pass: less memory, slower."""
+    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention of the language model in training, by transformers' names; flash attention needs its own package."""
+    threads: Count = 1
+    """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
+    memory_mb: Count = 4000
+    """Memory per job, on each of its nodes, in MB, asked of a cluster scheduler."""
+    minutes: Count = 60
+    """Time limit per job in minutes, asked of a cluster scheduler."""
