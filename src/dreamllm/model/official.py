@@ -9,7 +9,7 @@ A released checkpoint is a folder (official code, modeling_dreamllm.py and model
     stable_diffusion_head.bin      VAE, UNet and the condition projector
     tokenizer.model, ...           a LLaMA tokenizer with eight added tokens, whose ids follow no order
 
-The configurations of CLIP, VAE, UNet and noise schedule are not in it. Files are read and written by `official_files.py`.
+The configurations of CLIP, VAE, UNet and noise schedule are not in it. `official_files.py` reads and writes the files.
 """
 
 from __future__ import annotations

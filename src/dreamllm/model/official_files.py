@@ -53,8 +53,8 @@ def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     plugins = [f"{plugin}.bin" for plugin in PLUGINS]
     if absent := [name for name in plugins if not (folder / name).is_file()]:
         raise OfficialProblem(
-            f"{folder}: {', '.join(absent)} missing; a checkpoint needs all of {', '.join(plugins)} beside the language "
-            "model (older names, dream_queries.pt and *_projector.pt, are not read)"
+            f"{folder}: {', '.join(absent)} missing; a checkpoint needs {', '.join(plugins)} beside the language model "
+            "(older names, dream_queries.pt and *_projector.pt, are not read)"
         )
     return {name: _read(folder / name) for name in [*_language_model_files(folder), *plugins]}
 
@@ -160,8 +160,8 @@ def write(
 ) -> None:
     """Fill an empty folder with an official checkpoint.
 
-    config: of `official.official_config`.  files: of `official.split`.  llm_dir: of the language model. Raises OfficialProblem
-    when it has no tokenizer.model.
+    config: of `official.official_config`.  files: of `official.split`.  llm_dir: of the language model
+    Raises OfficialProblem when it has no tokenizer.model.
     """
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id")}

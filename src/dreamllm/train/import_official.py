@@ -1,9 +1,9 @@
 """Imports a checkpoint that the authors released, as foundations and a checkpoint of ours: `dreamllm import-official`.
 
-    FOUNDATIONS/llm, clip, sd      the language model with its vocabulary, CLIP, Stable Diffusion, as every model has them
-    CHECKPOINT/trained.safetensors visual projector, dream queries, condition projector
-    CHECKPOINT/checkpoint.json     as every checkpoint has it
-    CHECKPOINT/import.json         every tensor of the official files and what became of it, digests, their config.json
+    FOUNDATIONS/{llm,clip,sd}        the language model with its vocabulary, CLIP and Stable Diffusion
+    CHECKPOINT/trained.safetensors   visual projector, dream queries, condition projector
+    CHECKPOINT/checkpoint.json       as every checkpoint has it
+    CHECKPOINT/import.json           what became of every tensor of the official files; digests; their config.json
 
 So whatever takes foundations and checkpoints takes an imported model: predict, generate, train, export. Nothing of the
 released files is run, and nothing is left out silently.
@@ -17,13 +17,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, LlamaForCausalLM
 
 from dreamllm.atomic import new_folder
 from dreamllm.model import official
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.official import OfficialProblem
 from dreamllm.model.official_files import (
     TOKENIZER_FILES,
     digests,
