@@ -19,6 +19,12 @@ Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
 
+RELEASED = "released"
+"""The checkpoint that `foundations.source: import` makes; named in stages and evaluations like a stage."""
+
+RELEASED_PARTS = ("visual_projector", "dream_queries", "condition_projector")
+"""Parts that it holds; the language model lies with the foundations."""
+
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -178,6 +184,26 @@ class TrainedFoundations(Section):
     judge: JudgeRecipe
 
 
+class ImportedFoundations(Section):
+    """A released checkpoint of the authors: foundations, and a checkpoint `released` on them."""
+
+    source: Literal["import"]
+    folder: str = "data/foundations_released"
+    """Where llm/, clip/ and sd/ are put."""
+    manifest: str = "paper/released.yaml"
+    """Which repository, revision and digests the three names below stand for."""
+    checkpoint: str = "dreamllm-7b-chat-v1.0"
+    """The released checkpoint."""
+    clip: str = "clip-vit-large-patch14"
+    """CLIP that it was built on."""
+    sd: str = "stable-diffusion-2-1-base"
+    """Stable Diffusion that it was built on."""
+    downloads: str = "data/released"
+    """Where they are downloaded to, each in a folder of its name; nothing is downloaded for a folder that is there."""
+    instruments: FetchedFoundations
+    """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
+
+
 class Model(Section):
     """What DreamLLM adds to its foundations."""
 
@@ -311,7 +337,7 @@ class Experiment(Section):
     """Every random number of training follows from this number and the name of its use."""
     machine: Machine = Machine()
     world: World = World()
-    foundations: Annotated[FetchedFoundations | TrainedFoundations, Field(discriminator="source")]
+    foundations: Annotated[FetchedFoundations | TrainedFoundations | ImportedFoundations, Field(discriminator="source")]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
     """Training stages by name, each after those it starts from."""
@@ -324,7 +350,13 @@ class Experiment(Section):
     def _names_exist(self) -> Experiment:
         problems = []
         earlier: list[str] = []
+        if self.foundations.source == "import":
+            earlier = [RELEASED]
+            if self.foundations.folder == self.foundations.instruments.folder:
+                problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
         for name, stage in self.stages.items():
+            if name == RELEASED:
+                problems.append(f"stages.{name}: this name is taken by an imported checkpoint")
             if name in FOUNDATION_MODELS:
                 problems.append(f"stages.{name}: this name is taken by a foundation model")
             for parent in stage.init:
@@ -357,7 +389,7 @@ class Experiment(Section):
         order: list[str] = []
 
         def visit(name: str) -> None:
-            for parent in self.stages[name].init:
+            for parent in [] if name == RELEASED else self.stages[name].init:
                 visit(parent)
             if name not in order:
                 order.append(name)
@@ -367,9 +399,10 @@ class Experiment(Section):
         needed: list[str] = []
         covered: set[str] = set()
         for name in reversed(order):
-            if not set(self.stages[name].trains) <= covered:
+            parts = set(RELEASED_PARTS if name == RELEASED else self.stages[name].trains)
+            if not parts <= covered:
                 needed.insert(0, name)
-            covered |= set(self.stages[name].trains)
+            covered |= parts
         return needed
 
 

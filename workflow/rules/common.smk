@@ -2,6 +2,8 @@
 import sys
 from pathlib import Path
 
+import yaml
+
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS
 from dreamllm.provenance import code_digest
@@ -32,7 +34,12 @@ NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
 ENVIRONMENT = workflow.source_path("../../environment.yml")
 
 WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
-FOUNDATIONS = {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
+IMPORTED = EXPERIMENT.foundations.source == "import"
+FETCHED = EXPERIMENT.foundations.instruments if IMPORTED else EXPERIMENT.foundations  # or trained, in the same folders
+MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
+FOUNDATIONS = (
+    {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")} if IMPORTED else MEASURING
+)
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
 
@@ -68,6 +75,12 @@ def configfile(wildcards, output):
     What a job reads in the file stands as a digest in its params, and a change of that does run it again.
     """
     return CONFIGFILE
+
+
+def released_entry(wildcards):
+    """Digest of what is to be downloaded: its repository, revision and digests."""
+    entries = yaml.safe_load(Path(EXPERIMENT.foundations.manifest).read_text(encoding="utf-8"))
+    return digest(entries.get(wildcards.name))
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]

@@ -21,8 +21,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, LlamaForCausalLM
 
 from dreamllm.atomic import new_folder
+from dreamllm.config import load
+from dreamllm.experiment import RELEASED, RELEASED_PARTS, Experiment, Model
 from dreamllm.model import official
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.official import OfficialProblem
 from dreamllm.model.official_files import (
     TOKENIZER_FILES,
     digests,
@@ -35,28 +38,28 @@ from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint
 
 REPORT = "import.json"
-TRAINED = ("visual_projector", "dream_queries", "condition_projector")  # what lies in the checkpoint
 OF_SD = ("model_index.json", "text_encoder", "tokenizer", "feature_extractor", "scheduler")  # taken over as they are
 
 
 def import_official(
-    source: Path,
-    clip_dir: Path,
-    sd_dir: Path,
-    foundations: Path,
-    out: Path,
-    *,
-    seed: int = 0,
-    template: str = "vicuna_v1.1",
+    source: Path, clip_dir: Path, sd_dir: Path, foundations: Path, out: Path, experiment: Experiment | None = None
 ) -> str:
     """Write the official checkpoint in `source` to `foundations`/{llm,clip,sd} and `out`; returns a summary in words.
 
     clip_dir, sd_dir: folders that `source` was made with, for their configurations and for what it does not hold:
-    CLIP's text tower, Stable Diffusion's text encoder.  seed: of an experiment that goes on training from here
+    CLIP's text tower, Stable Diffusion's text encoder.  experiment: whose stages and evaluations use it
     Raises OfficialProblem when anything does not fit; then nothing is written.
     """
+    options = (experiment.model if experiment else Model()).model_dump(mode="json")
     content = read_json(source / "config.json")
     read = official.read_config(content, str(source / "config.json"))
+    for name in ("num_dream_queries", "vision_feature_layer"):
+        if experiment and options[name] != getattr(read, name):
+            raise OfficialProblem(
+                f"{source}: {name} is {getattr(read, name)}; write that in the section model of the configuration, "
+                f"which has {options[name]}"
+            )
+        options[name] = getattr(read, name)
     tokenizer = read_tokenizer(source, read.ids, read.llm.vocab_size)
     config = model_config(read, clip_dir, sd_dir)
     tensors, keys = official.convert(read_tensors(source), official.expected_shapes(config), read.llm)
@@ -84,19 +87,14 @@ def import_official(
         "missing": [],  # or it would have been refused
     }
     metadata = {
-        "stage": "released",
-        "model": {
-            "num_dream_queries": config.num_dream_queries,
-            "vision_feature_layer": config.vision_feature_layer,
-            "template": template,
-            "seed": seed_of(seed, "model"),
-        },
+        "stage": RELEASED,
+        "model": options | {"seed": seed_of(experiment.seed if experiment else 0, "model")},
         "foundations": checkpoint.foundation_digests(foundations),
         "source": report["files"],
         "versions": checkpoint.versions(),
         "commit": checkpoint.commit(),
     }
-    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in TRAINED}
+    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in RELEASED_PARTS}
     with new_folder(out) as folder:
         checkpoint.save_trained(folder, trained, metadata, "step,language_loss,diffusion_loss\n")
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -161,13 +159,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--foundations", required=True, type=Path, help="folder to write llm/, clip/ and sd/ to")
     parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="seed of an experiment that trains on from it")
+    parser.add_argument("--config", type=Path, help="experiment that uses it; its section model must agree")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Run `dreamllm import-official`."""
+    experiment = load(arguments.config) if arguments.config else None
     print(
         import_official(
-            arguments.source, arguments.clip, arguments.sd, arguments.foundations, arguments.out, seed=arguments.seed
+            arguments.source, arguments.clip, arguments.sd, arguments.foundations, arguments.out, experiment
         )
     )
