@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub on the loopback interface: one repository at one revision, and faults on request."""
+"""A stand-in for the Hugging Face hub on the loopback interface: one repository at one revision; it can break off."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of a folder as REPO at REVISION; `cut` names files whose next answer breaks off half-way."""
+    """Serves the files of a folder as REPO at REVISION; the next answer of a file in `cut` breaks
+    off half-way, one in `gone` is listed but cannot be had."""
 
     def __init__(self, repo: str, folder: Path):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repo, self.folder = repo, folder
         self.cut: set[str] = set()
-        self.served: list[tuple[str, int]] = []  # (file, first byte) of every answer with content
+        self.gone: set[str] = set()
+        self.served: list[str] = []  # file of every answer with content
 
     @property
     def address(self) -> str:
@@ -40,15 +42,18 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.split("?")[0]
         if path.startswith("/api/models/"):
-            repo, _, revision = path.removeprefix("/api/models/").partition("/revision/")
+            repo, what, revision = re.match(
+                r"([^/]+/[^/]+)(?:/(\w+)/([^/]+))?", path.removeprefix("/api/models/")
+            ).groups()
             if repo != self.server.repo:
                 return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             if revision != REVISION:
                 return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            return self.answer(200, json.dumps(self.listing()).encode())
+            content = self.tree() if what == "tree" else self.listing()
+            return self.answer(200, json.dumps(content).encode())
         repo, _, rest = path.lstrip("/").partition("/resolve/")
         file = self.server.folder / rest.partition("/")[2]
-        if repo != self.server.repo or not file.is_file():
+        if repo != self.server.repo or not file.is_file() or file.name in self.server.gone:
             return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
         content = file.read_bytes()
         headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": REVISION}
@@ -56,10 +61,10 @@ class _Handler(BaseHTTPRequestHandler):
         if first:
             start = int(first[1])
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            return self.answer(206, content[start:], headers, file.name, start)
+            return self.answer(206, content[start:], headers, file.name)
         return self.answer(200, content, headers, file.name)
 
-    def answer(self, status: int, content: bytes, headers: dict | None = None, name: str = "", start: int = 0) -> None:
+    def answer(self, status: int, content: bytes, headers: dict | None = None, name: str = "") -> None:
         self.send_response(status)
         for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(key, value)
@@ -67,13 +72,21 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         if name:
-            self.server.served.append((name, start))
+            self.server.served.append(name)
         if name in self.server.cut:
             self.server.cut.discard(name)
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
         else:
             self.wfile.write(content)
+
+    def tree(self) -> list[dict]:
+        siblings = self.listing()["siblings"]
+        return [
+            {"type": "file", "path": sibling["rfilename"], "size": sibling["size"], "oid": "0" * 40}
+            | ({"lfs": {"oid": sibling["lfs"]["sha256"], **sibling["lfs"]}} if "lfs" in sibling else {})
+            for sibling in siblings
+        ]
 
     def listing(self) -> dict:
         siblings = []

@@ -18,10 +18,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError, RevisionResolutionError
 
 RECORD = "download.json"
 KEYS = {"repo": str, "revision": (str, type(None)), "patterns": list, "sha256": dict}
@@ -71,11 +70,9 @@ def fetch(entry: dict[str, Any], out: Path, endpoint: str | None = None) -> dict
         api.snapshot_download(
             entry["repo"], revision=entry["revision"], local_dir=partial, allow_patterns=entry["patterns"]
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ReleasedProblem(
-            f"{where} cannot be fetched: {reason}. What has come stays; call again to go on"
-        ) from None
+    except (HTTPError, RevisionResolutionError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ReleasedProblem(f"{where} cannot be fetched: {reason}. Call again to go on") from None
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     by_hub = {sibling.rfilename: sibling.lfs.sha256 for sibling in siblings if sibling.lfs}
     files = {}
