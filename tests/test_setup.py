@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
-MADE = ("results/", "data/emoji", "data/foundations", "data/mine", "data/released", "data/store", "scratch/", "logs/", "benchmarks/")
+MADE = ("results/", "data/emoji", "data/foundations", "data/mine", "data/store", "scratch/", "logs/", "benchmarks/")
+MADE += ("data/released",)
 MADE += (".venv", ".snakemake", "config/mine.yaml", "workflow/profiles/slurm")
 
 

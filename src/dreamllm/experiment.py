@@ -19,11 +19,7 @@ Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
 
-RELEASED = "released"
-"""The checkpoint that `foundations.source: import` makes; named in stages and evaluations like a stage."""
-
-RELEASED_PARTS = ("visual_projector", "dream_queries", "condition_projector")
-"""Parts that it holds; the language model lies with the foundations."""
+RELEASED = "released"  # the checkpoint that `foundations.source: import` makes, named like a stage
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -190,16 +186,12 @@ class ImportedFoundations(Section):
     source: Literal["import"]
     folder: str = "data/foundations_released"
     """Where llm/, clip/ and sd/ are put."""
-    manifest: str = "paper/released.yaml"
-    """Which repository, revision and digests the three names below stand for."""
     checkpoint: str = "dreamllm-7b-chat-v1.0"
-    """The released checkpoint."""
+    """The released checkpoint: a name in paper/released.yaml, downloaded to data/released unless it is there."""
     clip: str = "clip-vit-large-patch14"
     """CLIP that it was built on."""
     sd: str = "stable-diffusion-2-1-base"
     """Stable Diffusion that it was built on."""
-    downloads: str = "data/released"
-    """Where they are downloaded to, each in a folder of its name; nothing is downloaded for a folder that is there."""
     instruments: FetchedFoundations
     """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
 
@@ -349,16 +341,12 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
         problems = []
-        earlier: list[str] = []
-        if self.foundations.source == "import":
-            earlier = [RELEASED]
-            if self.foundations.folder == self.foundations.instruments.folder:
-                problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
+        earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
+        if earlier and self.foundations.folder == self.foundations.instruments.folder:
+            problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
         for name, stage in self.stages.items():
-            if name == RELEASED:
-                problems.append(f"stages.{name}: this name is taken by an imported checkpoint")
-            if name in FOUNDATION_MODELS:
-                problems.append(f"stages.{name}: this name is taken by a foundation model")
+            if name in (*FOUNDATION_MODELS, RELEASED):
+                problems.append(f"stages.{name}: this name is taken by a model that is not trained in stages")
             for parent in stage.init:
                 if parent not in earlier:
                     problems.append(f"stages.{name}.init: no earlier stage {parent!r}{near(parent, earlier)}")
@@ -399,7 +387,7 @@ class Experiment(Section):
         needed: list[str] = []
         covered: set[str] = set()
         for name in reversed(order):
-            parts = set(RELEASED_PARTS if name == RELEASED else self.stages[name].trains)
+            parts = {name} if name == RELEASED else set(self.stages[name].trains)
             if not parts <= covered:
                 needed.insert(0, name)
             covered |= parts

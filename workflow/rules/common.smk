@@ -2,8 +2,6 @@
 import sys
 from pathlib import Path
 
-import yaml
-
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS
 from dreamllm.provenance import code_digest
@@ -75,12 +73,6 @@ def configfile(wildcards, output):
     What a job reads in the file stands as a digest in its params, and a change of that does run it again.
     """
     return CONFIGFILE
-
-
-def released_entry(wildcards):
-    """Digest of what is to be downloaded: its repository, revision and digests."""
-    entries = yaml.safe_load(Path(EXPERIMENT.foundations.manifest).read_text(encoding="utf-8"))
-    return digest(entries.get(wildcards.name))
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]

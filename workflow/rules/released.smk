@@ -1,7 +1,8 @@
 # A checkpoint that the authors released, as foundations and the checkpoint `released`, which evaluations and stages name.
+import yaml
 
 if IMPORTED:
-    DOWNLOADS = EXPERIMENT.foundations.downloads
+    DOWNLOADS, MANIFEST = "data/released", "paper/released.yaml"
 
     rule fetch_released:
         output:
@@ -20,8 +21,10 @@ if IMPORTED:
             mem_mb=MACHINE.memory_mb,
             runtime=MACHINE.minutes,
         params:
-            manifest=EXPERIMENT.foundations.manifest,
-            entry=released_entry,
+            manifest=MANIFEST,
+            entry=lambda wildcards: digest(
+                yaml.safe_load(Path(MANIFEST).read_text(encoding="utf-8")).get(wildcards.name)
+            ),
         shell:
             "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {wildcards.name}"
             " --out {output.folder:q} > {log:q} 2>&1"

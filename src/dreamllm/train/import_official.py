@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionMod
 
 from dreamllm.atomic import new_folder
 from dreamllm.config import load
-from dreamllm.experiment import RELEASED, RELEASED_PARTS, Experiment, Model
+from dreamllm.experiment import RELEASED, Experiment, Model
 from dreamllm.model import official
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.official import OfficialProblem
@@ -38,6 +38,7 @@ from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint
 
 REPORT = "import.json"
+NEW_PARTS = ("visual_projector", "dream_queries", "condition_projector")  # what lies in the checkpoint
 OF_SD = ("model_index.json", "text_encoder", "tokenizer", "feature_extractor", "scheduler")  # taken over as they are
 
 
@@ -94,7 +95,7 @@ def import_official(
         "versions": checkpoint.versions(),
         "commit": checkpoint.commit(),
     }
-    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in RELEASED_PARTS}
+    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in NEW_PARTS}
     with new_folder(out) as folder:
         checkpoint.save_trained(folder, trained, metadata, "step,language_loss,diffusion_loss\n")
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
