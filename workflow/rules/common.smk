@@ -2,6 +2,8 @@
 import sys
 from pathlib import Path
 
+import yaml
+
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS
 from dreamllm.provenance import code_digest
@@ -39,6 +41,7 @@ FOUNDATIONS = (
     {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")} if IMPORTED else MEASURING
 )
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
+RELEASES = "paper/released.yaml"
 PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
 
 
@@ -73,6 +76,12 @@ def configfile(wildcards, output):
     What a job reads in the file stands as a digest in its params, and a change of that does run it again.
     """
     return CONFIGFILE
+
+
+def release(wildcards):
+    """Digest of what is downloaded; a sha256 that was only added to the manifest downloads nothing again."""
+    entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(wildcards.name, {})
+    return digest({key: entry.get(key) for key in ("repo", "revision", "patterns")})
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]

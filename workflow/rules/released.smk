@@ -1,8 +1,6 @@
 # A checkpoint that the authors released, as foundations and the checkpoint `released`, which evaluations and stages name.
-import yaml
-
 if IMPORTED:
-    DOWNLOADS, MANIFEST = "data/released", "paper/released.yaml"
+    DOWNLOADS = "data/released"
 
     rule fetch_released:
         output:
@@ -21,10 +19,8 @@ if IMPORTED:
             mem_mb=MACHINE.memory_mb,
             runtime=MACHINE.minutes,
         params:
-            manifest=MANIFEST,
-            entry=lambda wildcards: digest(
-                yaml.safe_load(Path(MANIFEST).read_text(encoding="utf-8")).get(wildcards.name)
-            ),
+            manifest=RELEASES,
+            release=release,
         shell:
             "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {wildcards.name}"
             " --out {output.folder:q} > {log:q} 2>&1"
