@@ -89,6 +89,8 @@ def test_other_foundations_are_refused(foundations, tmp_path):
     folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
     other = tiny.foundations(tmp_path / "other")
     load_model(other, [folder])  # the same foundations elsewhere are the same
+    (other / "clip" / ".snakemake_timestamp").touch()  # made by a rule or by hand
+    load_model(other, [folder])
     config = other / "clip" / "config.json"
     config.write_text(config.read_text() + "\n")
     with pytest.raises(CheckpointProblem, match="another clip foundation"):

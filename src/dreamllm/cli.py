@@ -25,6 +25,9 @@ VERBS = {  # verb: (module, what it does)
     "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),
     "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
+    "fetch-released": ("dreamllm.foundations.released", "download what the authors released, at a pinned revision"),
+    "import-official": ("dreamllm.train.import_official", "read a checkpoint that the authors released"),
+    "export-official": ("dreamllm.train.export_official", "write a trained model as their code reads it"),
 }
 
 

@@ -21,6 +21,8 @@ Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
 
+RELEASED = "released"  # the checkpoint that `foundations.source: import` makes, named like a stage
+
 
 class WorldTraining(Section):
     """Number of training documents per shard set."""
@@ -154,6 +156,22 @@ class TrainedFoundations(Section):
     vae: VaeRecipe
     sd: SdRecipe
     judge: JudgeRecipe
+
+
+class ImportedFoundations(Section):
+    """A released checkpoint of the authors: foundations, and a checkpoint `released` on them."""
+
+    source: Literal["import"]
+    folder: str = "data/foundations_released"
+    """Where llm/, clip/ and sd/ are put."""
+    checkpoint: str = "dreamllm-7b-chat-v1.0"
+    """The released checkpoint: a name in paper/released.yaml, downloaded to data/released unless it is there."""
+    clip: str = "clip-vit-large-patch14"
+    """CLIP that it was built on."""
+    sd: str = "stable-diffusion-2-1-base"
+    """Stable Diffusion that it was built on."""
+    instruments: FetchedFoundations
+    """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
 
 
 class Model(Section):
@@ -302,7 +320,7 @@ class Experiment(Section):
     """Every random number of training follows from this number and the name of its use."""
     machine: Machine = Machine()
     world: World = World()
-    foundations: Annotated[FetchedFoundations | TrainedFoundations, Field(discriminator="source")]
+    foundations: Annotated[FetchedFoundations | TrainedFoundations | ImportedFoundations, Field(discriminator="source")]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
     """Training stages by name, each after those it starts from."""
@@ -314,12 +332,14 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Experiment:
         problems = []
-        earlier: list[str] = []
+        earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
+        if earlier and self.foundations.folder == self.foundations.instruments.folder:
+            problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
         for name, stage in self.stages.items():
             if stage.lora and "language_model" not in stage.trains:
                 problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
-            if name in FOUNDATION_MODELS:
-                problems.append(f"stages.{name}: this name is taken by a foundation model")
+            if name in (*FOUNDATION_MODELS, RELEASED):
+                problems.append(f"stages.{name}: this name is taken by a model that is not trained in stages")
             for parent in stage.init:
                 if parent not in earlier:
                     problems.append(f"stages.{name}.init: no earlier stage {parent!r}{near(parent, earlier)}")
@@ -351,7 +371,7 @@ class Experiment(Section):
         order: list[str] = []
 
         def visit(name: str) -> None:
-            for parent in self.stages[name].init:
+            for parent in [] if name == RELEASED else self.stages[name].init:
                 visit(parent)
             if name not in order:
                 order.append(name)
@@ -361,9 +381,10 @@ class Experiment(Section):
         needed: list[str] = []
         covered: set[str] = set()
         for name in reversed(order):
-            if not set(self.stages[name].trains) <= covered:
+            parts = {name} if name == RELEASED else set(self.stages[name].trains)
+            if not parts <= covered:
                 needed.insert(0, name)
-            covered |= set(self.stages[name].trains) - ({"language_model"} if self.stages[name].lora else set())
+            covered |= parts - ({"language_model"} if name != RELEASED and self.stages[name].lora else set())
         return needed
 
 

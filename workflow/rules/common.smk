@@ -2,6 +2,8 @@
 import sys
 from pathlib import Path
 
+import yaml
+
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS
 from dreamllm.provenance import code_digest
@@ -32,8 +34,14 @@ NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
 ENVIRONMENT = workflow.source_path("../../environment.yml")
 
 WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
-FOUNDATIONS = {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
+IMPORTED = EXPERIMENT.foundations.source == "import"
+FETCHED = EXPERIMENT.foundations.instruments if IMPORTED else EXPERIMENT.foundations  # or trained, in the same folders
+MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
+FOUNDATIONS = (
+    {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")} if IMPORTED else MEASURING
+)
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
+RELEASES = "paper/released.yaml"
 PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
 
 
@@ -79,6 +87,12 @@ def launch(wildcards, output):
 
 # What the Slurm plugin wants to know of a job on several nodes, which starts its tasks by itself.
 NODES = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun") if MACHINE.nodes > 1 else {}
+
+
+def release(wildcards):
+    """Digest of what is downloaded; a sha256 that was only added to the manifest downloads nothing again."""
+    entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(wildcards.name, {})
+    return digest({key: entry.get(key) for key in ("repo", "revision", "patterns")})
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]

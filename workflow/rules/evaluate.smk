@@ -43,8 +43,8 @@ rule score:
     input:
         predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark),
         benchmarks=WORLD["benchmarks"],
-        clip=FOUNDATIONS["clip"],
-        judge=FOUNDATIONS["judge"],
+        clip=MEASURING["clip"],
+        judge=MEASURING["judge"],
     output:
         metrics=f"results/metrics/{NAME}/{{model}}/{{benchmark}}.json",
     log:

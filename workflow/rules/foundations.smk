@@ -1,11 +1,12 @@
 # Language model, CLIP, Stable Diffusion and the judge: fetched by digest, or trained from nothing.
-# Both ways make the same folders; `foundations.source` in the configuration says which of them is there.
+# Both ways make the same folders; `foundations.source` in the configuration says which of them is there. Where a released
+# checkpoint is imported (released.smk), the fetched ones measure only.
 
-if EXPERIMENT.foundations.source == "fetch":
+if FETCHED.source == "fetch":
 
     rule fetch_foundations:
         output:
-            **{part: directory(folder) for part, folder in FOUNDATIONS.items()},
+            **{part: directory(folder) for part, folder in MEASURING.items()},
         log:
             f"logs/{NAME}/fetch_foundations.log",
         benchmark:
@@ -19,9 +20,9 @@ if EXPERIMENT.foundations.source == "fetch":
             runtime=MACHINE.minutes,
         params:
             out=subpath(output.llm, parent=True),
-            store=EXPERIMENT.foundations.store,
-            md5=EXPERIMENT.foundations.md5,
-            sha256=EXPERIMENT.foundations.sha256,
+            store=FETCHED.store,
+            md5=FETCHED.md5,
+            sha256=FETCHED.sha256,
         shell:
             "python -m dreamllm fetch-foundations --store {params.store:q} --md5 {params.md5} --sha256 {params.sha256}"
             " --out {params.out:q} > {log:q} 2>&1"

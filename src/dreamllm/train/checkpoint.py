@@ -57,14 +57,14 @@ def save_trained(
 
 
 def digest(path: str | Path) -> str:
-    """sha256 of a file, or of a folder: of the names and digests of all files in it."""
+    """sha256 of a file, or of a folder: of the names and digests of all files in it, Snakemake's mark apart."""
     path = Path(path)
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != ".snakemake_timestamp")
     lines = [f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

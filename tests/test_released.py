@@ -1,0 +1,264 @@
+"""Released weights are fetched at a pinned revision and checked; config/released.yaml scores them, training nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import hub
+import released
+import repository
+import tiny
+from dreamllm.config import ConfigProblem, load
+from dreamllm.foundations import fetch as store
+from dreamllm.foundations import judge
+from dreamllm.foundations.released import ReleasedProblem, fetch, read_entry
+
+REPO = "authors/dreamllm"
+MANIFEST = repository.ROOT / "paper/released.yaml"
+
+
+# ---- the manifest --------------------------------------------------------------------------------------------------
+
+
+def test_every_entry_of_the_manifest_is_complete_or_says_what_is_missing():
+    content = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
+    for name, entry in content.items():
+        if entry["revision"] is None:
+            with pytest.raises(ReleasedProblem, match=f"{name} has no revision yet. Look it up on the page of"):
+                read_entry(MANIFEST, name)
+        else:
+            read_entry(MANIFEST, name)
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in entry["sha256"].values()), name
+    foundations = load(repository.ROOT / "config/released.yaml").foundations
+    assert {foundations.checkpoint, foundations.clip, foundations.sd} <= content.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"revision": "main"}, "revision is 'main', not a commit"),
+        ({"sha256": None}, "sha256 is None"),
+        ({"branch": "main"}, "must have exactly the keys"),
+    ],
+)
+def test_a_wrong_entry_is_refused(tmp_path, change, told):
+    path = tmp_path / "released.yaml"
+    entry = {"repo": REPO, "revision": hub.REVISION, "patterns": ["*"], "sha256": {}}
+    path.write_text(yaml.safe_dump({"a": entry | change}))
+    with pytest.raises(ReleasedProblem, match=re.escape(told)):
+        read_entry(path, "a")
+    with pytest.raises(ReleasedProblem, match="no entry 'b'; there are a"):
+        read_entry(path, "b")
+
+
+# ---- fetching ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path) -> Path:
+    folder = tmp_path / "hub"
+    (folder / "vae").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "dream_embedding.bin").write_bytes(bytes(range(256)) * 400)
+    (folder / "vae/config.json").write_text("{ }")
+    (folder / "README.md").write_text("not wanted")
+    return folder
+
+
+def entry(**changes) -> dict:
+    return {"repo": REPO, "revision": hub.REVISION, "patterns": ["*.json", "*.bin"], "sha256": {}} | changes
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_wanted_files_come_and_are_checked(files, tmp_path):
+    with hub.serve(REPO, files) as server:
+        given = {"vae/config.json": sha256(files / "vae/config.json")}
+        record = fetch(entry(sha256=given), tmp_path / "out", server.address)
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert found == {"config.json", "dream_embedding.bin", "vae/config.json", "download.json"}
+    assert {name: file["checked"] for name, file in record["files"].items()} == {
+        "config.json": "trusted on first download",
+        "dream_embedding.bin": "hub",
+        "vae/config.json": "manifest",
+    }
+    assert json.loads((tmp_path / "out/download.json").read_text()) == record
+    assert record["files"]["config.json"]["sha256"] == sha256(files / "config.json")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_wrong_digest_is_refused_and_the_file_deleted(files, tmp_path):
+    with hub.serve(REPO, files) as server:
+        with pytest.raises(ReleasedProblem, match="dream_embedding.bin has sha256 .* should have 0000"):
+            fetch(entry(sha256={"dream_embedding.bin": "0" * 64}), tmp_path / "out", server.address)
+        assert not (tmp_path / "out").exists()
+        assert not list(tmp_path.rglob(".out*/dream_embedding.bin"))
+        fetch(entry(), tmp_path / "out", server.address)  # with the right digest it comes again
+
+
+def test_a_connection_that_breaks_is_made_again(files, tmp_path):
+    with hub.serve(REPO, files) as server:
+        server.cut = {"dream_embedding.bin"}
+        fetch(entry(), tmp_path / "out", server.address)
+    assert server.served.count("dream_embedding.bin") == 2
+    assert sha256(tmp_path / "out/dream_embedding.bin") == sha256(files / "dream_embedding.bin")
+
+
+def test_a_download_that_failed_leaves_nothing_under_its_name_and_goes_on(files, tmp_path):
+    with hub.serve(REPO, files) as server:
+        server.gone = {"dream_embedding.bin"}
+        with pytest.raises(ReleasedProblem, match="cannot be fetched: .*Call again to go on"):
+            fetch(entry(), tmp_path / "out", server.address)
+        assert not (tmp_path / "out").exists()
+        server.gone = set()
+        fetch(entry(), tmp_path / "out", server.address)
+    assert server.served.count("config.json") <= 2  # one of them is vae/config.json
+    assert sha256(tmp_path / "out/dream_embedding.bin") == sha256(files / "dream_embedding.bin")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"revision": "f" * 40}, "authors/dreamllm at ffffffffffff cannot be fetched: .*Revision Not Found"),
+        ({"repo": "authors/other"}, "authors/other at 0123456789ab cannot be fetched: .*Repository Not Found"),
+        ({"patterns": ["*.gguf"]}, "no file fits *.gguf"),
+        ({"sha256": {"x": "0" * 64}}, "x of the manifest is not there"),
+    ],
+)
+def test_what_cannot_be_had_is_told(files, tmp_path, change, told):
+    with hub.serve(REPO, files) as server, pytest.raises(ReleasedProblem, match=told.replace("*.gguf", r"\*\.gguf")):
+        fetch(entry(**change), tmp_path / "out", server.address)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ReleasedProblem, match="cannot be fetched"):
+        fetch(entry(), tmp_path / "out", "http://127.0.0.1:9")
+
+
+# ---- the configuration ---------------------------------------------------------------------------------------------
+
+RELEASED = (repository.ROOT / "config/released.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("stages: [released]", "stages: [releasd]", "no stage 'releasd'; did you mean released?"),
+        ("folder: data/foundations_released", "folder: data/foundations", "each of them needs its own"),
+        ("checkpoint:", "checkpont:", "foundations.checkpont: unknown key; did you mean checkpoint"),
+        ("    md5: 9aef0a09afcbefafbe45c3fa09694588.dir\n", "", "foundations.instruments.md5: missing"),
+    ],
+)
+def test_a_wrong_configuration_is_explained(tmp_path, old, new, told):
+    assert old in RELEASED
+    path = tmp_path / "wrong.yaml"
+    path.write_text(RELEASED.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigProblem, match=re.escape(told)):
+        load(path)
+
+
+def test_training_can_go_on_from_the_released_checkpoint(tmp_path):
+    stage = {"init": ["released"], "mode": "joint", "mixture": {"pairs": 1}, "steps": 1, "rows_per_batch": 1}
+    stage |= {"context": 64, "learning_rate": 1e-3}
+    content = yaml.safe_load(RELEASED)
+    content["stages"] = {"more": stage | {"trains": ["dream_queries"]}}
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
+    assert load(tmp_path / "more.yaml").lineage("more") == ["released", "more"]
+    content["stages"]["released"] = content["stages"].pop("more")
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigProblem, match="stages.released: this name is taken"):
+        load(tmp_path / "more.yaml")
+
+
+# ---- the DAG -------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_dag_trains_nothing(tmp_path):
+    house = repository.copy(tmp_path / "house")
+    planned = repository.planned(house, "--configfile=config/released.yaml", "results/tables")
+    assert planned == {
+        "fetch_released": 3,
+        "import_released": 1,
+        "fetch_foundations": 1,
+        "make_world": 1,
+        "predict_text": 4,
+        "predict_pictures": 3,
+        "score": 7,
+        "figures": 1,
+        "tables": 1,
+    }
+    lint = repository.run(house, "snakemake", "--lint", "--configfile", "config/released.yaml", check=False)
+    assert lint.returncode == 0, lint.stdout
+
+
+def test_a_tiny_release_is_imported_and_scored(tmp_path):
+    """The DAG of config/released.yaml with downloads that are there already, a small world and few steps."""
+    house = repository.copy(tmp_path / "house")
+    release = released.write(tmp_path / "release", context=1024)
+    content = yaml.safe_load(RELEASED)
+    names = content["foundations"] | {"clip": "clip-vit-large-patch14", "sd": "stable-diffusion-2-1-base"}
+    for part, name in (("dreamllm", names["checkpoint"]), ("clip", names["clip"]), ("sd", names["sd"])):
+        shutil.copytree(release / part, house / "data/released" / name)
+    instruments = tiny.foundations(tmp_path / "instruments")
+    torch.manual_seed(0)
+    judge.save(judge.Judge(48, 4), instruments / "judge")
+    content["foundations"]["instruments"] |= put_in_store(instruments, house / "data/store")
+    content |= {
+        "name": "tiny_release",
+        "machine": {},
+        "model": {"num_dream_queries": 4},
+        "evaluations": content["evaluations"][1:],  # tiny Stable Diffusion has no text encoder
+        "evaluation": {
+            "prompts": "official",
+            "text": {"num_beams": 2, "max_new_tokens": 4},
+            "drawing": {"steps": 2},
+            "stories": {"max_new_tokens": 4, "max_pictures": 1},
+        },
+    }
+    content["world"] |= {"benchmarks": {"pictures": 3, "draw": 3, "stories": 2, "language": 2}}
+    (house / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
+    target = ("--configfile=config/tiny_release.yaml", "results/tables")
+
+    result = repository.run(house, "snakemake", "--cores", "2", *target)
+    assert "fetch_released" not in result.stdout and "train_" not in result.stdout
+    metrics = {path.stem for path in (house / "results/metrics/tiny_release/sft").iterdir()}
+    assert metrics == {"captions", "vqa", "pope", "draw", "stories", "language"}
+    protocol = json.loads((house / "results/metrics/tiny_release/sft/draw.json").read_text())["protocol"]
+    assert list(protocol["checkpoints"]) == ["released"]
+    assert "nothing missing, nothing unexpected" in (house / "logs/tiny_release/import_released.log").read_text()
+    assert "Nothing to be done" in repository.run(house, "snakemake", "--cores", "2", *target).stdout
+
+    content["model"]["num_dream_queries"] = 64
+    (house / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
+    result = repository.run(house, "snakemake", "--cores", "2", *target, check=False)
+    assert "num_dream_queries is 4; write that in the section model" in result.stdout
+
+
+def put_in_store(folder: Path, where: Path) -> dict[str, str]:
+    """Put a folder into a store as DVC does; returns its two digests."""
+    listing = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            md5 = hashlib.md5(path.read_bytes()).hexdigest()
+            listing.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
+            put(path.read_bytes(), md5, where)
+    listing.sort(key=lambda file: file["relpath"])
+    put(json.dumps(listing).encode(), store.md5_of(folder), where)
+    return {"md5": store.md5_of(folder), "sha256": store.sha256_of(folder)}
+
+
+def put(content: bytes, md5: str, where: Path) -> None:
+    path = where / "files/md5" / md5[:2] / md5[2:]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)

@@ -1,0 +1,55 @@
+# A checkpoint that the authors released, as foundations and the checkpoint `released`, which evaluations and stages name.
+if IMPORTED:
+    DOWNLOADS = "data/released"
+
+    rule fetch_released:
+        output:
+            folder=directory(f"{DOWNLOADS}/{{name}}"),
+        log:
+            f"logs/{NAME}/fetch_released_{{name}}.log",
+        benchmark:
+            f"benchmarks/{NAME}/fetch_released_{{name}}.tsv"
+        wildcard_constraints:
+            name="[A-Za-z0-9._-]+",
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            manifest=RELEASES,
+            release=release,
+        shell:
+            "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {wildcards.name}"
+            " --out {output.folder:q} > {log:q} 2>&1"
+
+    rule import_released:
+        input:
+            source=f"{DOWNLOADS}/{EXPERIMENT.foundations.checkpoint}",
+            clip=f"{DOWNLOADS}/{EXPERIMENT.foundations.clip}",
+            sd=f"{DOWNLOADS}/{EXPERIMENT.foundations.sd}",
+        output:
+            **{part: directory(folder) for part, folder in FOUNDATIONS.items()},
+            checkpoint=directory(checkpoint("released")),
+        log:
+            f"logs/{NAME}/import_released.log",
+        benchmark:
+            f"benchmarks/{NAME}/import_released.tsv"
+        conda:
+            ENVIRONMENT
+        threads: MACHINE.threads
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            experiment=configfile,
+            foundations=subpath(output.llm, parent=True),
+            code=code_digest("dreamllm.train.import_official"),
+            config=digest(EXPERIMENT.seed, EXPERIMENT.model),
+        shell:
+            "python -m dreamllm import-official --source {input.source:q} --clip {input.clip:q} --sd {input.sd:q}"
+            " --config {params.experiment:q} --foundations {params.foundations:q} --out {output.checkpoint:q}"
+            " > {log:q} 2>&1"
