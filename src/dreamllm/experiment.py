@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
-ShardSet = Literal["pairs", "stories", "instructions", "text"]
+WORLD_SETS = ("pairs", "stories", "instructions", "text")
+"""Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
 Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
@@ -68,6 +69,44 @@ class WorldBenchmarks(Section):
     """Openings of stories to go on with in text and pictures."""
     language: Count = 200
     """Text-only items of each kind, PIQA and BoolQ."""
+
+
+class SourceUse(Section):
+    """How a public data set is used: what of it becomes documents."""
+
+    candidates: Count | None = None
+    """Records read from the beginning of the set at most; null = all. Of the web's pictures many are gone, so this is
+    more than `documents`."""
+    documents: Count | None = None
+    """Documents kept at most; null = all that can be made."""
+    picture_side: Count = 512
+    """Shorter side of a stored picture in pixels at most (Stable Diffusion 2.1 draws 512)."""
+    smallest_picture: Count = 1
+    """Pictures with a shorter side than this are left out (official code: 128 for the third stage's documents)."""
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = 95
+    """Quality of the stored JPEG pictures; null = PNG, without any loss and about five times as big."""
+    min_similarity: Share = 0.0
+    """MMC4: pictures whose CLIP similarity with their sentence is lower are left out (paper: 0.25)."""
+
+
+class InstructionWriter(Section):
+    """Who writes the instructions of the paper's two sets that were never released."""
+
+    endpoint: str | None = None
+    """Base address of an OpenAI-compatible service, such as http://localhost:8000/v1; null = templates, offline. The
+    key comes from the environment variable OPENAI_API_KEY."""
+    model: str = ""
+    """Name of the service's model (paper: GPT-4)."""
+    parallel: Count = 8
+    """Requests under way at a time."""
+    dollars_per_million: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
+    """Price of a million tokens in and out, for the count of the cost."""
+
+    @model_validator(mode="after")
+    def _has_model(self) -> InstructionWriter:
+        if self.endpoint and not self.model:
+            raise ValueError("instruction_writer.model: an endpoint needs the name of its model")
+        return self
 
 
 class World(Section):
@@ -205,8 +244,9 @@ class Stage(Section):
     """Parts that are trained, all others are frozen. CLIP, VAE and UNet always are (paper section 3.2)."""
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
-    mixture: Annotated[dict[ShardSet, Positive], Field(min_length=1)]
-    """Weight of each shard set; weights need not sum to one."""
+    mixture: Annotated[dict[Name, Positive], Field(min_length=1)]
+    """Weight of each shard set: pairs, stories, instructions and text of the emoji world, and those of `sources`.
+    Weights need not sum to one."""
     read_share: Share = 0.5
     """Share of the pairs that are read in joint mode; the others are drawn (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()
@@ -311,6 +351,9 @@ class Experiment(Section):
     """Every random number of training follows from this number and the name of its use."""
     machine: Machine = Machine()
     world: World = World()
+    sources: dict[Name, SourceUse] = {}
+    """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
+    instruction_writer: InstructionWriter = InstructionWriter()
     foundations: Annotated[FetchedFoundations | TrainedFoundations, Field(discriminator="source")]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
@@ -324,7 +367,14 @@ class Experiment(Section):
     def _names_exist(self) -> Experiment:
         problems = []
         earlier: list[str] = []
+        sets = [*WORLD_SETS, *self.sources]
+        problems += [
+            f"sources.{name}: this name is taken by the emoji world" for name in WORLD_SETS if name in self.sources
+        ]
         for name, stage in self.stages.items():
+            for key in stage.mixture:
+                if key not in sets:
+                    problems.append(f"stages.{name}.mixture: no shard set {key!r}{near(key, sets)}")
             if name in FOUNDATION_MODELS:
                 problems.append(f"stages.{name}: this name is taken by a foundation model")
             for parent in stage.init:
