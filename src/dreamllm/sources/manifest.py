@@ -122,6 +122,8 @@ def load(path: Path = MANIFEST) -> dict[str, Source]:
                     problems.append(f"{name}.{key}: no set {other!r}{near(other, list(content))}")
         if (source.format == "instructions") != bool(source.written_from):
             problems.append(f"{name}: format instructions and the key written_from go together")
+        if not source.unknown and not (source.licence and source.bytes) and source.format != "instructions":
+            problems.append(f"{name}: licence or bytes are empty, and `unknown` does not say why")
         if not source.files and source.format != "instructions" and not source.obtain:
             problems.append(f"{name}: without files, `obtain` has to say how one gets it")
     if problems:

@@ -59,7 +59,8 @@ def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes] | Rejected]]
     """
     problems: list[shards.ShardProblem] = []
     seen: set[str] = set()
-    for record in shards.index(tar, problems.append):
+    records = shards.index(tar, problems.append)
+    for record in sorted(records, key=lambda record: record.key):  # img2dataset writes them as they arrive
         where = f"{tar}, record {record.key}"
         path = PurePosixPath(record.key)
         suffixes = [suffix for suffix, _, _ in record.members]
