@@ -43,6 +43,8 @@ class Machine(Section):
     """Memory per job in MB, asked of a cluster scheduler."""
     minutes: Count = 60
     """Time limit per job in minutes, asked of a cluster scheduler."""
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
+    """What img2dataset spreads the fetching of pictures with: the cores of a machine, or a Spark or Ray cluster."""
 
 
 class WorldTraining(Section):
@@ -72,8 +74,11 @@ class WorldBenchmarks(Section):
 
 
 class SourceUse(Section):
-    """How a public data set is used: what of it becomes documents."""
+    """How a public data set is used: what of it becomes documents. An evaluation set has nothing to choose."""
 
+    folder: str | None = None
+    """Where it is made: addresses, fetched pictures and shards/; null = data/sources/NAME. Experiments that use a set
+    alike may share a folder."""
     candidates: Count | None = None
     """Records read from the beginning of the set at most; null = all. Of the web's pictures many are gone, so this is
     more than `documents`."""
