@@ -218,6 +218,17 @@ def test_files_of_a_hub_repository_are_fetched_at_one_commit(server, tmp_path):
     assert len(files) == 3, "huggingface_hub's notes are gone"
 
 
+def test_a_later_fetch_asks_the_hub_for_the_commit_of_the_first(server, tmp_path):
+    server.hub["datasets/owner/name"] = HUB
+    wanted = source({"hub": "datasets/owner/name", "path": "list.json"})
+    fetch("set", wanted, tmp_path / "set")
+    (tmp_path / "set/list.json").unlink()
+    server.seen.clear()
+    fetch("set", wanted, tmp_path / "set")
+    assert server.requests(f"/api/datasets/owner/name/revision/{loopback.COMMIT}")
+    assert not server.requests("/api/datasets/owner/name")
+
+
 def test_a_cut_line_of_the_hub_goes_on(server, tmp_path):
     server.hub["datasets/owner/name"] = HUB
     path = f"/datasets/owner/name/resolve/{loopback.COMMIT}/data/train-0.bin"

@@ -1,4 +1,4 @@
-"""Evaluation sets in their publishers' formats come out as what the benchmark readers read, pictures and answers kept."""
+"""Evaluation sets in their publishers' formats come out as what the benchmark readers read, nothing lost."""
 
 from __future__ import annotations
 
