@@ -298,8 +298,8 @@ def test_a_set_that_must_be_asked_for_is_taken_by_hand(tmp_path):
 
 
 def test_the_command_fetches_and_explains(server, tmp_path, capsys):
-    about = f"{{title: set, format: as_is, availability: open, source: test, files: [{{url: '{server.url}/set.zip'}}]}}"
-    (tmp_path / "sources.yaml").write_text(f"mine: {about}\n")
+    about = f"title: set, format: as_is, availability: open, source: test, files: [{{url: '{server.url}/set.zip'}}]"
+    (tmp_path / "sources.yaml").write_text(f"mine: {{{about}, unknown: all}}\n")
     flags = ["--manifest", str(tmp_path / "sources.yaml"), "--out", str(tmp_path / "raw/mine")]
     cli.main(["fetch-source", "--source", "mine", *flags])
     assert "1 files, 3,000,000 bytes" in capsys.readouterr().out

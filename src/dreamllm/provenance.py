@@ -14,7 +14,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 
-NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.config", "dreamllm.experiment", "dreamllm.provenance"})
+CONFIGURATION = {"dreamllm.config", "dreamllm.experiment", "dreamllm.section", "dreamllm.section_sources"}
+NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.provenance", *CONFIGURATION})
 """Modules without influence on a result: the package's version number, and the classes that check a configuration
 (rules record the values in it by themselves)."""
 
