@@ -20,7 +20,8 @@ class Loopback:
 
     files: path -> content.  hub: "datasets/owner/name" -> {path: content}.  faults: path -> misbehaviours, used up one
     per request: ("cut", n) closes the line after n bytes, ("status", code, headers), ("redirect", path),
-    ("ignore range",), ("html",).  answers: path -> function of a request's body and headers, for POST.
+    ("ignore range",), ("short range", n) answers a range with n bytes, ("html",).
+    answers: path -> function of a request's body and headers, for POST.
     """
 
     def __init__(self) -> None:
@@ -111,10 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
             start, code = int(wanted[1]), 206
             if start >= len(content):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-        body = content[start:]
+        body = content[start:][: fault[1] if fault[0] == "short range" else None]
         headers = {"ETag": tag, "Accept-Ranges": "bytes", **(extra or {})}
         if code == 206:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(content)}"
         if fault[0] != "cut":
             return self._send(code, body, headers)
         self.send_response(code)

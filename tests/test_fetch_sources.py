@@ -92,6 +92,12 @@ def test_a_server_without_ranges_begins_again(server, tmp_path):
     assert (tmp_path / "set.zip").read_bytes() == CONTENT
 
 
+def test_a_server_that_sends_less_than_the_range_is_asked_for_the_rest(server, tmp_path):
+    server.faults["/set.zip"] = [("cut", 1_200_000), ("short range", 500_000)]
+    download(f"{server.url}/set.zip", tmp_path / "set.zip")
+    assert (tmp_path / "set.zip").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_server_is_waited_for_as_long_as_it_says(server, tmp_path, status):
     server.faults["/set.zip"] = [("status", status, {"Retry-After": "1"})]
