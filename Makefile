@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tables foundations test lint restore record lock clean
+.PHONY: help setup tables foundations test lint downloader restore record lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ lint: setup ## formatting and static checks
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+downloader: ## img2dataset, which fetches pictures by address, in an environment of its own
+	$(PYTHON) -m venv .img2dataset
+	.img2dataset/bin/pip install --quiet img2dataset==1.47.0
 
 restore: setup ## bring recorded files by DVC and make Snakemake agree
 	python workflow/restore.py

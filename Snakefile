@@ -15,6 +15,7 @@ report: "workflow/report/workflow.rst"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
+include: "workflow/rules/sources.smk"
 include: "workflow/rules/foundations.smk"
 include: "workflow/rules/released.smk"
 include: "workflow/rules/train.smk"

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import Experiment, Section
+from dreamllm.experiment import Experiment
+from dreamllm.sections.base import Section
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "config").glob("*.yaml"))
@@ -63,7 +64,9 @@ def test_an_unknown_key_inside_a_named_stage_is_found(changed):
 
 
 def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
-    assert "machine.zzz: unknown key; known: attention, gpus, gradient" in changed(("gpus:", "zzz: 1\n  gpus:"))
+    assert "machine.zzz: unknown key; known: attention, distributor, gpus, gradient" in changed(
+        ("gpus:", "zzz: 1\n  gpus:")
+    )
 
 
 def test_all_problems_are_told_at_once(changed):
@@ -87,6 +90,15 @@ def test_a_stage_can_only_start_from_earlier_stages(changed):
     complaint = changed(("init: [pretrain]", "init: [pretrian]"))
     assert "stages.sft.init: no earlier stage 'pretrian'; did you mean pretrain" in complaint
     assert "no earlier stage 'sft'" in changed(("init: [pretrain]", "init: [sft]"))
+
+
+def test_a_mixture_names_sets_of_the_world_or_of_the_sources(changed):
+    complaint = changed(("mixture: {pairs: 1}", "mixture: {pears: 1}"))
+    assert "stages.align_comprehension.mixture: no shard set 'pears'; did you mean pairs?" in complaint
+    sources = ("name: embedded", "name: embedded\nsources: {llava_pretrain: {}, text: {}}")
+    complaint = changed(sources, ("mixture: {pairs: 1}", "mixture: {llava_pretrian: 1}"))
+    assert "no shard set 'llava_pretrian'; did you mean llava_pretrain?" in complaint
+    assert "sources.text: this name is taken by the emoji world" in complaint
 
 
 def test_an_evaluated_model_must_exist_and_stand_once(changed):

@@ -14,10 +14,10 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
 from dreamllm.data import corpus, grammar, shards, world
 from dreamllm.data.emoji import Scene, render, sample_scene, sample_split, split_of
 from dreamllm.document import Text
-from dreamllm.experiment import JudgeRecipe
 from dreamllm.foundations import clip, finetune, judge, language, run, text
 from dreamllm.foundations.optimise import optimise, scenes, to_tensor
 from dreamllm.model.foundations import build_from_foundations
+from dreamllm.sections.foundations import JudgeRecipe
 
 EXPERIMENT = "config/smoke.yaml"
 

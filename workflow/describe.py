@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dreamllm.experiment import Experiment, Section
+from dreamllm.experiment import Experiment
+from dreamllm.sections.base import Section
 
 ROOT = Path(__file__).parent.parent
 INTRODUCTION = """# Configuration

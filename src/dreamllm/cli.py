@@ -15,6 +15,11 @@ import dreamllm
 
 VERBS = {  # verb: (module, what it does)
     "make-world": ("dreamllm.data.world", "write the emoji world: training shards and benchmark files"),
+    "fetch-source": ("dreamllm.sources.fetch", "fetch a public data set: whole, checked, going on after a cut"),
+    "list-urls": ("dreamllm.sources.urls", "list the addresses of a data set's pictures for img2dataset"),
+    "build-shards": ("dreamllm.sources.build", "turn a fetched data set into document shards"),
+    "write-instructions": ("dreamllm.sources.instruct", "write the instruction sets that were never released"),
+    "place-benchmark": ("dreamllm.sources.benchmarks", "put a fetched evaluation set where its reader looks for it"),
     "fetch-foundations": ("dreamllm.foundations.fetch", "fetch the foundation models by digest"),
     "train-foundation": ("dreamllm.foundations.run", "train one foundation model from nothing"),
     "train": ("dreamllm.train.stage", "train one stage of DreamLLM"),

@@ -15,7 +15,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from dreamllm.experiment import Experiment, Section, near
+from dreamllm.experiment import Experiment, near
+from dreamllm.sections.base import Section
 
 
 class ConfigProblem(ValueError):
@@ -27,6 +28,16 @@ def load(path: str | Path) -> Experiment:
 
     Raises ConfigProblem, naming the file and every key path that is wrong, with near matches for unknown keys.
     """
+    content = read_yaml(path)
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        problems = [line for detail in error.errors() for line in _explain(detail)]
+        raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigProblem when it is missing, malformed or has a key twice."""
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
@@ -37,11 +48,7 @@ def load(path: str | Path) -> Experiment:
         raise ConfigProblem(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigProblem(f"{path}: a configuration is a mapping of keys to values, this is {type(content).__name__}")
-    try:
-        return Experiment.model_validate(content)
-    except ValidationError as error:
-        problems = [line for detail in error.errors() for line in _explain(detail)]
-        raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None
+    return content
 
 
 def digest(*parts: Any) -> str:

@@ -12,10 +12,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dreamllm.machine import Count, Machine, Name, Positive, Section, Share
+from dreamllm.sections.base import Count, Name, Positive, Section, Share
+from dreamllm.sections.foundations import FetchedFoundations, ImportedFoundations, Recipe, TrainedFoundations
+from dreamllm.sections.machine import Machine
+from dreamllm.sections.sources import InstructionWriter, SourceUse
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
-ShardSet = Literal["pairs", "stories", "instructions", "text"]
+WORLD_SETS = ("pairs", "stories", "instructions", "text")
+"""Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
 Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
@@ -63,117 +67,6 @@ class World(Section):
     benchmarks: WorldBenchmarks = WorldBenchmarks()
 
 
-class Recipe(Section):
-    """How a foundation model is trained."""
-
-    steps: Count
-    """Optimiser steps."""
-    batch_size: Count
-    """Examples per step."""
-    learning_rate: Positive
-    """Peak learning rate of AdamW; linear warm-up, cosine to zero."""
-
-
-class LanguageModelRecipe(Recipe):
-    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
-
-    vocabulary: Count = 600
-    """Pieces of the tokenizer at most, its byte pieces not counted."""
-    hidden: Count = 256
-    layers: Count = 4
-    heads: Count = 8
-    context: Count = 512
-    """Longest sequence in tokens."""
-
-
-class ClipRecipe(Recipe):
-    """Mini CLIP, both towers."""
-
-    hidden: Count = 192
-    layers: Count = 4
-    text_layers: Count = 3
-    heads: Count = 4
-    patch: Count = 12
-    """Side of a patch in pixels; (picture_side / patch)^2 patches are read by the language model."""
-    text_length: Count = 24
-    """Longest caption in tokens."""
-
-
-class VaeRecipe(Recipe):
-    """Mini `AutoencoderKL` of Stable Diffusion."""
-
-    channels: list[Count] = [32, 64, 96]
-    """Width of each level; each level but the last halves the picture's side."""
-    latent_channels: Count = 8
-
-
-class SdRecipe(Recipe):
-    """Mini text-conditioned `UNet2DConditionModel` of Stable Diffusion, with a text encoder that is trained with it."""
-
-    channels: Annotated[list[Count], Field(min_length=2, max_length=2)] = [64, 192]
-    """Width of the fine level and of the coarse level, which attends to the text."""
-    text_hidden: Count = 192
-    """Width of the text encoder, the UNet's cross_attention_dim."""
-    text_layers: Count = 3
-    text_heads: Count = 4
-    text_length: Count = 24
-    """Longest caption in tokens; shorter ones are padded, as in Stable Diffusion."""
-    pictures: Count = 60000
-    """Pictures that are put through the VAE once and then drawn from."""
-    condition_dropout: Share = 0.1
-    """Share of training captions replaced by the empty caption, for classifier-free guidance."""
-
-
-class JudgeRecipe(Recipe):
-    """The classifier that reads a scene off a picture, trained apart from all other models."""
-
-    width: Count = 24
-    """Channels of its first layer."""
-
-
-class FetchedFoundations(Section):
-    """Foundations that were made once and are fetched by digest, as the paper fetches its own."""
-
-    source: Literal["fetch"]
-    folder: str = "data/foundations"
-    """Where they are put: llm/, clip/, sd/ and judge/ in the Hugging Face and diffusers layouts."""
-    store: str = "data/store"
-    """A DVC remote that is a folder."""
-    md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
-    """DVC's name of the folder's content, as in dvc.lock: what is looked up in the store."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Digest of all files and their names: what is checked after fetching (`dreamllm.foundations.fetch.digest`)."""
-
-
-class TrainedFoundations(Section):
-    """Foundations trained from nothing on the world of this experiment."""
-
-    source: Literal["train"]
-    folder: str = "data/foundations"
-    """Where they are put."""
-    llm: LanguageModelRecipe
-    clip: ClipRecipe
-    vae: VaeRecipe
-    sd: SdRecipe
-    judge: JudgeRecipe
-
-
-class ImportedFoundations(Section):
-    """A released checkpoint of the authors: foundations, and a checkpoint `released` on them."""
-
-    source: Literal["import"]
-    folder: str = "data/foundations_released"
-    """Where llm/, clip/ and sd/ are put."""
-    checkpoint: str = "dreamllm-7b-chat-v1.0"
-    """The released checkpoint: a name in paper/released.yaml, downloaded to data/released unless it is there."""
-    clip: str = "clip-vit-large-patch14"
-    """CLIP that it was built on."""
-    sd: str = "stable-diffusion-2-1-base"
-    """Stable Diffusion that it was built on."""
-    instruments: FetchedFoundations
-    """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
-
-
 class Model(Section):
     """What DreamLLM adds to its foundations."""
 
@@ -214,8 +107,9 @@ class Stage(Section):
     """Train the language model through low-rank adapters; null = all of it, as the paper does."""
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
-    mixture: Annotated[dict[ShardSet, Positive], Field(min_length=1)]
-    """Weight of each shard set; weights need not sum to one."""
+    mixture: Annotated[dict[Name, Positive], Field(min_length=1)]
+    """Weight of each shard set: pairs, stories, instructions and text of the emoji world, and those of `sources`.
+    Weights need not sum to one."""
     read_share: Share = 0.5
     """Share of the pairs that are read in joint mode; the others are drawn (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()
@@ -320,6 +214,9 @@ class Experiment(Section):
     """Every random number of training follows from this number and the name of its use."""
     machine: Machine = Machine()
     world: World = World()
+    sources: dict[Name, SourceUse] = {}
+    """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
+    instruction_writer: InstructionWriter = InstructionWriter()
     foundations: Annotated[FetchedFoundations | TrainedFoundations | ImportedFoundations, Field(discriminator="source")]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
@@ -335,7 +232,14 @@ class Experiment(Section):
         earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
         if earlier and self.foundations.folder == self.foundations.instruments.folder:
             problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
+        sets = [*WORLD_SETS, *self.sources]
+        problems += [
+            f"sources.{name}: this name is taken by the emoji world" for name in WORLD_SETS if name in self.sources
+        ]
         for name, stage in self.stages.items():
+            for key in stage.mixture:
+                if key not in sets:
+                    problems.append(f"stages.{name}.mixture: no shard set {key!r}{near(key, sets)}")
             if stage.lora and "language_model" not in stage.trains:
                 problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
             if name in (*FOUNDATION_MODELS, RELEASED):

@@ -14,9 +14,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 
-NOT_FOLLOWED = frozenset(
-    {"dreamllm", "dreamllm.config", "dreamllm.experiment", "dreamllm.machine", "dreamllm.provenance"}
+CONFIGURATION = (
+    "config",
+    "experiment",
+    *(f"sections.{name}" for name in ("base", "foundations", "machine", "sources")),
 )
+NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.provenance", *(f"dreamllm.{name}" for name in CONFIGURATION)})
 """Modules without influence on a result: the package's version number, and the classes that check a configuration
 (rules record the values in it by themselves)."""
 

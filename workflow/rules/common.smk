@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import FOUNDATION_MODELS
+from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS, SourceUse
 from dreamllm.provenance import code_digest
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
@@ -43,6 +43,19 @@ FOUNDATIONS = (
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
 PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
+
+
+def source_folder(name, part):
+    """Where a public data set is made. part: urls, pictures or shards."""
+    folder = EXPERIMENT.sources.get(name, SourceUse()).folder
+    return f"{folder or f'data/sources/{name}'}/{part}"
+
+
+def shard_folders(stage):
+    """The folders with the shard sets of a stage's mixture."""
+    sets = list(EXPERIMENT.stages[stage].mixture)
+    world = [WORLD["train"]] if set(sets) & set(WORLD_SETS) else []
+    return world + [source_folder(name, "shards") for name in sets if name not in WORLD_SETS]
 
 
 def checkpoint(stage):

@@ -7,7 +7,7 @@ for STAGE in EXPERIMENT.stages:
         name:
             f"train_{STAGE}"
         input:
-            shards=WORLD["train"],
+            shards=shard_folders(STAGE),
             llm=FOUNDATIONS["llm"],
             clip=FOUNDATIONS["clip"],
             sd=FOUNDATIONS["sd"],

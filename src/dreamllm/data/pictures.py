@@ -52,3 +52,10 @@ def encode_png(image: Image.Image) -> bytes:
     plain = Image.fromarray(np.asarray(image))  # drops text chunks, profiles and transparency marks of the source file
     plain.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def encode_jpeg(image: Image.Image, quality: int) -> bytes:
+    """Encode as JPEG without colour subsampling: small, with a loss, and the same bytes for the same pixels."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(image)).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()

@@ -61,8 +61,12 @@ class Record:
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def write(documents: Iterable[Document], prefix: str | Path, per_shard: int = 1000) -> list[Path]:
+def write(
+    documents: Iterable[Document], prefix: str | Path, per_shard: int = 1000, jpeg_quality: int | None = None
+) -> list[Path]:
     """Write documents to `PREFIX-00000.tar`, `PREFIX-00001.tar`, ... and return these paths.
+
+    Pictures are stored as PNG, without loss, or as JPEG of a quality from 1 to 100.
 
     The same documents give the same bytes. Each shard appears whole or not at all; shards left over from an earlier,
     longer set of the same prefix are removed. Raises ValueError for two documents of one id.
@@ -78,10 +82,10 @@ def write(documents: Iterable[Document], prefix: str | Path, per_shard: int = 10
         seen.add(document.id)
         waiting.append(document)
         if len(waiting) == per_shard:
-            shards.append(_write_shard(waiting, prefix, len(shards), per_shard))
+            shards.append(_write_shard(waiting, prefix, len(shards), per_shard, jpeg_quality))
             waiting = []
     if waiting:
-        shards.append(_write_shard(waiting, prefix, len(shards), per_shard))
+        shards.append(_write_shard(waiting, prefix, len(shards), per_shard, jpeg_quality))
     for path in find(prefix):
         if path not in shards:
             path.unlink()
@@ -95,7 +99,9 @@ def find(prefix: str | Path) -> list[Path]:
     return sorted(path for path in prefix.parent.glob("*.tar") if name.fullmatch(path.name))
 
 
-def _write_shard(documents: list[Document], prefix: Path, number: int, per_shard: int) -> Path:
+def _write_shard(
+    documents: list[Document], prefix: Path, number: int, per_shard: int, jpeg_quality: int | None
+) -> Path:
     from webdataset import TarWriter  # imports torch: more than a second, only needed here
 
     path = prefix.with_name(f"{prefix.name}-{number:05d}.tar")
@@ -105,11 +111,11 @@ def _write_shard(documents: list[Document], prefix: Path, number: int, per_shard
         TarWriter(file, user="", group="", mtime=0, encoder=False) as tar,
     ):
         for place, document in enumerate(documents):
-            tar.write({"__key__": f"{number * per_shard + place:08d}", **_members(document)})
+            tar.write({"__key__": f"{number * per_shard + place:08d}", **_members(document, jpeg_quality)})
     return path
 
 
-def _members(document: Document) -> dict[str, bytes]:
+def _members(document: Document, jpeg_quality: int | None) -> dict[str, bytes]:
     """The files of a document by suffix."""
     members: dict[str, bytes] = {}
     parts: list[dict[str, str]] = []
@@ -117,8 +123,11 @@ def _members(document: Document) -> dict[str, bytes]:
         if isinstance(part, Text):
             parts.append({"text": part.text, "role": part.role})
         else:
-            name = f"{len(members)}.png"
-            members[name] = pictures.encode_png(part.image)
+            name = f"{len(members)}.{'jpg' if jpeg_quality else 'png'}"
+            encoded = (
+                pictures.encode_jpeg(part.image, jpeg_quality) if jpeg_quality else pictures.encode_png(part.image)
+            )
+            members[name] = encoded
             parts.append({"image": name, "role": part.role})
     header = {"id": document.id, "kind": document.kind, "parts": parts, "meta": document.meta}
     members["json"] = json.dumps(header, ensure_ascii=False, sort_keys=True).encode()

@@ -11,9 +11,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from dreamllm.data.emoji import Scene, render, sample_split, split_of
 from dreamllm.data.grammar import sample_caption, step
-from dreamllm.experiment import ClipRecipe
 from dreamllm.foundations.optimise import device, half_precision, optimise
 from dreamllm.foundations.text import caption_tokenizer
+from dreamllm.sections.foundations import ClipRecipe
 
 
 def near_miss(scene: Scene, rng: random.Random) -> Scene:

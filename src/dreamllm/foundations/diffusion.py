@@ -12,9 +12,9 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreamllm.data.grammar import sample_caption
-from dreamllm.experiment import SdRecipe
 from dreamllm.foundations.optimise import device, half_precision, optimise, scenes, to_tensor
 from dreamllm.foundations.text import caption_tokenizer
+from dreamllm.sections.foundations import SdRecipe
 
 
 def build(recipe: SdRecipe, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast) -> StableDiffusionPipeline:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamllm.data.emoji import BACKGROUND_NAMES, COLOUR_NAMES, NAMES, Scene, render, sample_scene
-from dreamllm.experiment import JudgeRecipe
 from dreamllm.foundations.optimise import device, half_precision, optimise, to_tensor
+from dreamllm.sections.foundations import JudgeRecipe
 
 ARRANGEMENTS = [("single", 1), ("row", 2), ("column", 2), ("group", 2), ("group", 3), ("group", 4)]
 HEADS = [len(ARRANGEMENTS), len(BACKGROUND_NAMES), len(NAMES), len(COLOUR_NAMES), len(NAMES), len(COLOUR_NAMES)]

@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dreamllm.data import corpus
 from dreamllm.document import Document, Text
-from dreamllm.experiment import LanguageModelRecipe
 from dreamllm.foundations.optimise import device, half_precision, optimise
 from dreamllm.foundations.text import llama_tokenizer
+from dreamllm.sections.foundations import LanguageModelRecipe
 
 
 def sentences(count: int, seed: int) -> Iterator[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL
 
-from dreamllm.experiment import VaeRecipe
 from dreamllm.foundations.optimise import device, half_precision, optimise, scenes, to_tensor
+from dreamllm.sections.foundations import VaeRecipe
 
 
 def build(recipe: VaeRecipe, side: int) -> AutoencoderKL:

@@ -24,8 +24,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dreamllm.experiment import Stage
-from dreamllm.machine import Machine
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.sections.machine import Machine
 
 TIMEOUT = timedelta(minutes=30)  # for a process that waits for another; the first one hashes all data meanwhile
 

@@ -1,21 +1,12 @@
-"""The section `machine` of an experiment file, and what all sections are made of; see `experiment.py`."""
+"""The section `machine` of an experiment file (`experiment.py`)."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of a configuration: no unknown keys, no changes after loading, docstrings are the documentation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from dreamllm.sections.base import Count, Section
 
 
 class Machine(Section):
@@ -42,3 +33,5 @@ class Machine(Section):
     """Memory per job, on each of its nodes, in MB, asked of a cluster scheduler."""
     minutes: Count = 60
     """Time limit per job in minutes, asked of a cluster scheduler."""
+    distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
+    """What img2dataset spreads the fetching of pictures with: the cores of a machine, or a Spark or Ray cluster."""

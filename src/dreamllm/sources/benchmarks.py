@@ -1,0 +1,253 @@
+"""Put a fetched evaluation set where the benchmark readers look for it: `dreamllm place-benchmark`.
+
+    dreamllm place-benchmark --source okvqa --raw data/raw/okvqa --pictures-from =data/raw/coco_val2014 --out DIR
+
+Each set becomes the files that `dreamllm.evaluate.benchmarks` reads, split test, and is read by it before the folder
+appears. What has no reader yet (MMBench, MM-Vet) is placed as it came. Pictures stay in their archive where their names
+can stay: the archive is linked, not copied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dreamllm.atomic import new_folder
+from dreamllm.evaluate import benchmarks
+from dreamllm.seeds import seed_of
+from dreamllm.sources import manifest
+from dreamllm.sources.manifest import Source
+from dreamllm.sources.records import (
+    Folders,
+    Member,
+    PictureFiles,
+    RecordProblem,
+    Rejected,
+    folders_of,
+    members,
+    one,
+    read_json,
+    read_jsonl,
+)
+
+FID_PICTURES = 30_000  # of COCO val2014 (paper Table 2, as all of the literature)
+
+
+def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
+    """Write a set's benchmark files to the folder `out`, which appears whole or not at all.
+
+    Raises RecordProblem for a file that is not as its format says, BenchmarkProblem when the readers refuse the result.
+    """
+    with new_folder(out) as folder:
+        if source.format == "as_is":
+            for path in sorted(path for path in raw.rglob("*") if path.is_file()):
+                _link(path, folder / path.relative_to(raw))
+            return
+        benchmark, write = WRITERS[source.format]
+        wanted = write(raw, folder)
+        _write_pictures(wanted, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
+        items = benchmarks.load(benchmark, folder, "test")
+        print(f"{out}: {len(items)} items of {benchmark}, {len(wanted)} pictures")
+
+
+# ---- one writer per set: files into the folder; returns the pictures, by the name they shall have ------------------
+
+
+def _coco_karpathy(raw: Path, folder: Path) -> dict[str, str]:
+    """Karpathy's test split of COCO 2014: {"images": [{"split", "filename", "cocoid", "sentences"}]}."""
+    images = [image for image in read_json(one(raw, "dataset_coco.json"))["images"] if image["split"] == "test"]
+    _captions(
+        folder,
+        [
+            (image["cocoid"], image["filename"], [sentence["raw"].strip() for sentence in image["sentences"]])
+            for image in images
+        ],
+    )
+    return {image["filename"]: image["filename"] for image in images}
+
+
+def _image_paragraphs(raw: Path, folder: Path) -> dict[str, str]:
+    """Stanford's image paragraphs: a list of {"image_id", "paragraph"}, and the ids of the test split."""
+    test = set(read_json(one(raw, "test_split.json")))
+    told: dict[int, str] = {}
+    for record in read_json(one(raw, "paragraphs_v1.json")):
+        if record["image_id"] in test:
+            told.setdefault(record["image_id"], " ".join(record["paragraph"].split()))
+    _captions(folder, [(id_, f"{id_}.jpg", [paragraph]) for id_, paragraph in sorted(told.items())])
+    return {f"{id_}.jpg": f"{id_}.jpg" for id_ in told}
+
+
+def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
+    """30,000 pictures of COCO val2014 with one caption each, both drawn by a named seed and written down.
+
+    The official script draws them anew for each of its eight seeds and records none (bug B11).
+    """
+    content = read_json(one(raw, "captions_val2014.json"))
+    names = {image["id"]: image["file_name"] for image in content["images"]}
+    captions: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        captions.setdefault(annotation["image_id"], []).append(annotation)
+    rng = random.Random(seed_of("COCO FID", "pictures and captions"))
+    ids = sorted(rng.sample(sorted(captions), min(FID_PICTURES, len(captions))))
+    records = []
+    for id_ in ids:
+        chosen = rng.choice(sorted(captions[id_], key=lambda annotation: annotation["id"]))
+        prompt = " ".join(chosen["caption"].split())
+        records.append({"id": id_, "prompt": prompt, "image_id": id_, "annotation_id": chosen["id"]})
+    _jsonl(folder / "draw_test.jsonl", records)
+    return {names[id_]: names[id_] for id_ in ids}
+
+
+def _ln_coco(raw: Path, folder: Path) -> dict[str, str]:
+    """All Localized Narratives of COCO val2017, one drawing each."""
+    records = []
+    for number, (where, record) in enumerate(read_jsonl(one(raw, "coco_val_localized_narratives.jsonl"))):
+        if isinstance(record, Rejected):
+            raise RecordProblem(f"{where}: {record.why}")
+        prompt = " ".join(record["caption"].split())
+        records.append({"id": number, "prompt": prompt, "image_id": int(record["image_id"])})
+    _jsonl(folder / "draw_test.jsonl", records)
+    names = {f"{record['image_id']:012d}.jpg" for record in records}
+    return {name: name for name in sorted(names)}
+
+
+def _vqav2(raw: Path, folder: Path) -> dict[str, str]:
+    """VQAv2 and OK-VQA: questions and annotations are what the reader wants; pictures are those of COCO val2014."""
+    questions = read_json(one(raw, "questions.json"))
+    (folder / "vqa_test_questions.json").write_text(json.dumps(questions) + "\n", encoding="utf-8")
+    annotations = read_json(one(raw, "annotations.json"))
+    (folder / "vqa_test_annotations.json").write_text(json.dumps(annotations) + "\n", encoding="utf-8")
+    names = {f"COCO_val2014_{question['image_id']:012d}.jpg" for question in questions["questions"]}
+    return {name: name for name in sorted(names)}
+
+
+def _vizwiz(raw: Path, folder: Path) -> dict[str, str]:
+    """VizWiz val: a list of {"image": "VizWiz_val_00000042.jpg", "question", "answers", "answer_type"}."""
+    questions, annotations, names = [], [], {}
+    for record in read_json(_called(raw, "val.json")):
+        name = record["image"]
+        id_ = int(name.rsplit("_", 1)[-1].split(".")[0])
+        questions.append({"question_id": id_, "image_id": id_, "question": record["question"]})
+        about = {"question_type": record.get("answer_type", ""), "answers": record["answers"]}
+        annotations.append({"question_id": id_, "image_id": id_, **about})
+        names[name] = name
+    _vqa(folder, questions, annotations)
+    return names
+
+
+def _textvqa(raw: Path, folder: Path) -> dict[str, str]:
+    """TextVQA val: {"data": [{"question_id", "image_id": hexadecimal, "question", "answers": ten strings}]}.
+
+    The reader finds pictures by number, so they are numbered in the order of the file.
+    """
+    numbers: dict[str, int] = {}
+    questions, annotations = [], []
+    for record in read_json(one(raw, "TextVQA_0.5.1_val.json"))["data"]:
+        number = numbers.setdefault(record["image_id"], len(numbers))
+        key = {"question_id": record["question_id"], "image_id": number}
+        questions.append({**key, "question": record["question"]})
+        annotations.append({**key, "question_type": "", "answers": [{"answer": text} for text in record["answers"]]})
+    _vqa(folder, questions, annotations)
+    return {f"{number:012d}.jpg": f"{name}.jpg" for name, number in numbers.items()}
+
+
+def _pope(raw: Path, folder: Path) -> dict[str, str]:
+    """POPE: three files of JSON lines {"question_id", "image", "text", "label"}."""
+    names = set()
+    for subset in benchmarks.POPE_SUBSETS:
+        lines = one(raw, f"coco_pope_{subset}.json").open().read()
+        (folder / f"pope_{subset}_test.jsonl").write_bytes(lines)
+        names |= {json.loads(line)["image"] for line in lines.splitlines() if line.strip()}
+    return {name: name for name in sorted(names)}
+
+
+WRITERS: dict[str, tuple[str, Callable[[Path, Path], dict[str, str]]]] = {
+    "coco_karpathy": ("captions", _coco_karpathy),
+    "image_paragraphs": ("captions", _image_paragraphs),
+    "coco_fid": ("draw", _coco_fid),
+    "ln_coco": ("draw", _ln_coco),
+    "vqav2": ("vqa", _vqav2),
+    "vizwiz": ("vqa", _vizwiz),
+    "textvqa": ("vqa", _textvqa),
+    "pope": ("pope", _pope),
+}
+
+
+def _called(raw: Path, name: str) -> Member:
+    """The one member with exactly this name."""
+    found = [member for member in members(raw, name) if member.name == name]
+    if len(found) != 1:
+        raise RecordProblem(f"{raw}: {len(found)} files are called {name}, not 1")
+    return found[0]
+
+
+def _captions(folder: Path, told: list[tuple[int, str, list[str]]]) -> None:
+    """COCO captions file of (image id, file name, references)."""
+    images = [{"id": id_, "file_name": name} for id_, name, _ in told]
+    captions = [(id_, caption) for id_, _, references in told for caption in references]
+    annotations = [{"id": n, "image_id": id_, "caption": caption} for n, (id_, caption) in enumerate(captions)]
+    content = {"info": {}, "images": images, "annotations": annotations}
+    (folder / "captions_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _vqa(folder: Path, questions: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+    for name, records in (("questions", questions), ("annotations", annotations)):
+        (folder / f"vqa_test_{name}.json").write_text(json.dumps({name: records}) + "\n", encoding="utf-8")
+
+
+def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+def _write_pictures(wanted: dict[str, str], files: PictureFiles, out: Path) -> None:
+    """The pictures as a zip file. wanted: name that a picture shall have -> its name in `files`."""
+    if missing := [name for name in wanted.values() if not files.has(name)]:
+        raise RecordProblem(f"{len(missing)} of {len(wanted)} pictures are not there, first {missing[0]}")
+    holders = {files.place(name)[0] for name in wanted.values()}
+    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in wanted.items()):
+        _link(only, out)
+        return
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, source in wanted.items():
+            archive.writestr(zipfile.ZipInfo(name), files.read_by_name(source))
+
+
+def _link(path: Path, out: Path) -> None:
+    """A second name for a file; a copy where the disk has no such links."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, out)
+    except OSError:
+        shutil.copyfile(path, out)
+
+
+# ---- command line --------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm place-benchmark`."""
+    parser.add_argument("--source", required=True, help="name of an evaluation set in the manifest")
+    parser.add_argument("--manifest", type=Path, default=manifest.MANIFEST, help="default: %(default)s")
+    parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
+    parser.add_argument(
+        "--pictures-from", nargs="*", default=[], metavar="PREFIX=FOLDER", help="sets that hold its pictures"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to, replaced if there")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Entry point of `dreamllm place-benchmark`."""
+    source = manifest.named(args.source, manifest.load(args.manifest), args.manifest)
+    if source.format not in manifest.BENCHMARK_FORMATS:
+        raise RecordProblem(f"{args.source} (format {source.format}) is no evaluation set")
+    place(source, args.raw, folders_of(args.pictures_from), args.out)

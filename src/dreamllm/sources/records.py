@@ -1,0 +1,300 @@
+"""Records of public data sets, read strictly and without unpacking anything.
+
+JSON with a key that stands twice is refused: which of the two values counts is not said anywhere. Big lists are read
+record by record. A record that cannot be used becomes a Rejected, which reports count; nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from dreamllm.data import pictures
+
+LARGEST_PICTURE = 200_000_000  # bytes of a picture file; more is no picture but an attack on the memory
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A record, or a picture of it, that is not used. why: the same words for the same reason; where: one record."""
+
+    why: str
+    where: str
+    whole: bool = True
+    """Whether the whole document is left out; False = one of its pictures."""
+
+
+class RecordProblem(ValueError):
+    """A file of a data set that cannot be read at all: which, and why."""
+
+
+# ---- files, plain or in zip and gzip archives ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of a fetched set: a path, then names inside of zip archives in it."""
+
+    path: Path
+    inside: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "/".join([str(self.path), *self.inside])
+
+    @property
+    def name(self) -> str:
+        """Its own name."""
+        return (self.inside[-1] if self.inside else str(self.path)).rsplit("/", 1)[-1].removesuffix(".gz")
+
+    def open(self) -> BinaryIO:
+        """Open it, through archives. Raises RecordProblem for a damaged archive."""
+        try:
+            file: BinaryIO = self.path.open("rb")
+            for name in self.inside:
+                file = zipfile.ZipFile(file).open(name)  # type: ignore[assignment]  # noqa: SIM115
+            last = self.inside[-1] if self.inside else self.path.name
+            return gzip.open(file) if last.endswith(".gz") else file  # type: ignore[return-value]
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise RecordProblem(f"{self}: {error}") from None
+
+
+def members(folder: Path, *suffixes: str) -> list[Member]:
+    """All files below `folder`, also in zip archives, whose name ends in one of `suffixes` or that with .gz; sorted."""
+    wanted = (*suffixes, *(f"{suffix}.gz" for suffix in suffixes))
+    found: list[Member] = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        if path.name.endswith(wanted):
+            found.append(Member(path))
+        elif path.suffix == ".zip":
+            found += _inside(Member(path), wanted)
+    return found
+
+
+def _inside(archive: Member, wanted: tuple[str, ...]) -> Iterator[Member]:
+    try:
+        with archive.open() as file, zipfile.ZipFile(file) as opened:
+            names = sorted(opened.namelist())
+    except zipfile.BadZipFile as error:
+        raise RecordProblem(f"{archive}: {error}") from None
+    for name in names:
+        inner = Member(archive.path, (*archive.inside, name))
+        if name.endswith(wanted):
+            yield inner
+        elif name.endswith(".zip"):
+            yield from _inside(inner, wanted)
+
+
+def one(folder: Path, pattern: str) -> Member:
+    """The one member whose name is or ends in `pattern`. Raises RecordProblem when there are none or several."""
+    found = members(folder, pattern)
+    if len(found) != 1:
+        raise RecordProblem(f"{folder}: {len(found)} files end in {pattern}, not 1: {', '.join(map(str, found))}")
+    return found[0]
+
+
+# ---- records -------------------------------------------------------------------------------------------------------
+
+
+class _TwiceProblem(ValueError):
+    pass
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise _TwiceProblem(f"key {next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))!r} twice")
+    return table
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def parse(text: str) -> Any:
+    """JSON in which no object has a key twice. Raises ValueError saying what is wrong."""
+    return _DECODER.decode(text)
+
+
+def read_json(member: Member) -> Any:
+    """A whole JSON file. Raises RecordProblem."""
+    try:
+        with member.open() as file:
+            return parse(file.read().decode("utf-8"))
+    except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
+        raise RecordProblem(f"{member}: {error}") from None
+
+
+def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
+    """The records of a JSON lines file with their places; a line that is no object is Rejected."""
+    with member.open() as file:
+        for number, line in enumerate(_whole(file, member), 1):
+            if not line.strip():
+                continue
+            where = f"{member}, line {number}"
+            try:
+                record = parse(line.decode("utf-8"))
+            except ValueError as error:
+                yield where, Rejected("not valid JSON", f"{where}: {error}")
+            else:
+                is_object = isinstance(record, dict)
+                yield where, record if is_object else Rejected("not a JSON object", where)
+
+
+def _whole(file: BinaryIO, member: Member) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (zipfile.BadZipFile, EOFError, OSError) as error:  # a checksum that is wrong, an archive that ends early
+        raise RecordProblem(f"{member}: {error}") from None
+
+
+def read_list(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
+    """The records of a JSON file that is one list of objects, one after the other: such files can have many GB.
+
+    Raises RecordProblem where the list itself is damaged: what follows cannot be found any more.
+    """
+    for place, record in _elements(member, "[", "]"):
+        is_object = isinstance(record, (dict, Rejected))
+        yield place, record if is_object else Rejected("not a JSON object", place)
+
+
+def read_table(member: Member) -> Iterator[tuple[str, str, dict[str, Any] | Rejected]]:
+    """The entries (place, key, record) of a JSON file that is one object of objects, one after the other."""
+    elements = _elements(member, "{", "}")
+    for place, key in elements:
+        _, record = next(elements)
+        is_object = isinstance(record, (dict, Rejected))
+        yield place, str(key), record if is_object else Rejected("not a JSON object", place)
+
+
+def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str, Any]]:
+    """Values of a JSON array, or keys and values of an object, by turns."""
+    with member.open() as raw:
+        text = io.TextIOWrapper(raw, "utf-8")
+        buffer, place, number, begun = "", 0, 0, False
+        while True:
+            try:
+                block = text.read(BLOCK)
+            except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
+                raise RecordProblem(f"{member}: {error}") from None
+            buffer, place = buffer[place:] + block, 0
+            while True:
+                while place < len(buffer) and buffer[place] in " \t\r\n,:":
+                    place += 1
+                if place == len(buffer):
+                    break
+                if not begun:
+                    if buffer[place] != opening:
+                        raise RecordProblem(f"{member}: expected {opening!r}, found {buffer[place]!r}")
+                    begun, place = True, place + 1
+                    continue
+                if buffer[place] == closing:
+                    return
+                where = f"{member}, record {number}"
+                try:
+                    value, end = _DECODER.raw_decode(buffer, place)
+                except _TwiceProblem as error:
+                    _, end = json.JSONDecoder().raw_decode(buffer, place)
+                    value = Rejected("a key stands twice", f"{where}: {error}")
+                except json.JSONDecodeError as error:
+                    if block:  # perhaps only cut by the block
+                        break
+                    raise RecordProblem(f"{where}: {error.msg}") from None
+                if end == len(buffer) and block:  # a number may go on
+                    break
+                yield where, value
+                number, place = number + 1, end
+            if not block:
+                raise RecordProblem(f"{member}: ends after record {number - 1} without {closing!r}")
+
+
+# ---- pictures ------------------------------------------------------------------------------------------------------
+
+
+Folders = tuple[tuple[str, Path], ...]
+
+
+class PictureFiles:
+    """Picture files by their path: FOLDER/NAME for a plain file or a member of FOLDER/*.zip.
+
+    So archives that would be unpacked side by side are used as they are, and no name can lead out of a folder.
+    folders: ("", the set's own folder) and (name, folder) for pictures of another set that appear below `name`.
+    """
+
+    def __init__(self, folders: Folders) -> None:
+        self._where: dict[str, tuple[Path | zipfile.ZipFile, str]] = {}
+        self._by_name: dict[str, str] = {}
+        found = [(top, folder, path) for top, folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+        for top, folder, path in found:
+            below = (Path(top) / path.parent.relative_to(folder)).as_posix()
+            prefix = "" if below == "." else f"{below}/"
+            if path.suffix == ".zip":
+                try:
+                    archive = zipfile.ZipFile(path)
+                except zipfile.BadZipFile as error:
+                    raise RecordProblem(f"{path}: {error}") from None
+                self._where |= {prefix + name: (archive, name) for name in archive.namelist()}
+            else:
+                self._where[prefix + path.name] = (path, path.name)
+        for name in self._where:
+            self._by_name.setdefault(name.rsplit("/", 1)[-1], name)
+
+    def read_by_name(self, name: str) -> bytes:
+        """`read` for a file's own name, in whatever folder or archive it is (COCO and GQA name pictures so)."""
+        return self.read(self._by_name[name])
+
+    def has(self, name: str) -> bool:
+        """Whether there is a picture file of this own name."""
+        return name in self._by_name
+
+    def place(self, name: str) -> tuple[Path, str]:
+        """The file or archive that holds a picture, and its name in there. Raises KeyError."""
+        holder, inside = self._where[self._by_name[name]]
+        return (holder if isinstance(holder, Path) else Path(str(holder.filename))), inside
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a picture file. Raises KeyError when it is not there, ValueError when it is damaged or huge."""
+        holder, inside = self._where[name]
+        if isinstance(holder, Path):
+            return holder.read_bytes()
+        size = holder.getinfo(inside).file_size
+        if size > LARGEST_PICTURE:
+            raise ValueError(f"has {size} bytes")
+        try:
+            return holder.read(inside)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(str(error)) from None
+
+
+def folders_of(entries: list[str]) -> Folders:
+    """Arguments PREFIX=FOLDER of the command line."""
+    return tuple((prefix, Path(folder)) for prefix, _, folder in (entry.partition("=") for entry in entries))
+
+
+@functools.cache
+def picture_files(folders: Folders) -> PictureFiles:
+    """`PictureFiles`, made once per process: listing a big archive takes a second."""
+    return PictureFiles(folders)
+
+
+def picture(data: bytes, side: int, smallest: int) -> Image.Image:
+    """A picture file as RGB whose shorter side has at most `side` pixels.
+
+    Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
+    """
+    image = pictures.decode(data)
+    shorter = min(image.size)
+    if shorter < smallest:
+        raise ValueError(f"is smaller than {smallest} pixels")
+    if shorter <= side:
+        return image
+    width, height = (max(1, round(length * side / shorter)) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)

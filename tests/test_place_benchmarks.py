@@ -1,0 +1,168 @@
+"""Evaluation sets in their publishers' formats come out as what the benchmark readers read, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import formats
+from dreamllm import cli
+from dreamllm.evaluate import benchmarks
+from dreamllm.sources import benchmarks as module
+from dreamllm.sources.benchmarks import WRITERS, place
+from dreamllm.sources.manifest import BENCHMARK_FORMATS, Source
+from dreamllm.sources.records import RecordProblem
+
+
+def source(format: str) -> Source:
+    about = {"title": "set", "format": format, "availability": "open", "source": "test", "obtain": "by hand"}
+    return Source.model_validate(about)
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.fixture
+def val2014(tmp_path):
+    """COCO's validation pictures, as (prefix, folder)."""
+    names = {f"val2014/COCO_val2014_{n:012d}.jpg": formats.jpeg(n) for n in (10, 20, 30)}
+    formats.archive(tmp_path / "coco/val2014.zip", names)
+    return (("", tmp_path / "coco"),)
+
+
+def shade(folder: Path, name: str) -> int:
+    return benchmarks.pictures(folder, "test").read(name).getpixel((1, 1))[0]
+
+
+def test_karpathys_test_split(tmp_path, val2014):
+    images = [
+        {"split": split, "filename": f"COCO_val2014_{n:012d}.jpg", "cocoid": n, "sentences": [{"raw": f"a {n} "}] * 2}
+        for split, n in [("test", 20), ("val", 10), ("test", 30), ("restval", 99)]
+    ]
+    content = json.dumps({"images": images, "dataset": "coco"})
+    formats.archive(
+        tmp_path / "raw/caption_datasets.zip", {"dataset_coco.json": content, "dataset_flickr8k.json": "{}"}
+    )
+    place(source("coco_karpathy"), tmp_path / "raw", val2014, tmp_path / "out")
+    items = benchmarks.load("captions", tmp_path / "out", "test")
+    assert [(item.id, item.references) for item in items] == [("20", ("a 20", "a 20")), ("30", ("a 30", "a 30"))]
+    assert shade(tmp_path / "out", items[0].picture) == 20
+    assert os.stat(tmp_path / "out/images_test.zip").st_nlink == 2, "the archive is linked, not copied"
+
+
+def test_prompts_of_coco_fid_are_drawn_once_and_written_down(tmp_path, val2014, monkeypatch):
+    monkeypatch.setattr(module, "FID_PICTURES", 2)
+    images = [{"id": n, "file_name": f"COCO_val2014_{n:012d}.jpg"} for n in (10, 20, 30)]
+    captions = [{"id": 100 * n + k, "image_id": n, "caption": f"{n} {k}\n"} for n in (10, 20, 30) for k in range(5)]
+    content = json.dumps({"images": images, "annotations": captions})
+    formats.archive(tmp_path / "raw/annotations.zip", {"annotations/captions_val2014.json": content})
+    for out in ("out", "again"):
+        place(source("coco_fid"), tmp_path / "raw", val2014, tmp_path / out)
+    items = benchmarks.load("draw", tmp_path / "out", "test")
+    assert len(items) == 2 and all(item.prompt.split()[0] == item.id for item in items)
+    lines = (tmp_path / "out/draw_test.jsonl").read_text()
+    assert lines == (tmp_path / "again/draw_test.jsonl").read_text() and "annotation_id" in lines
+
+
+def test_localized_narratives(tmp_path):
+    formats.archive(tmp_path / "coco/val2017.zip", {"val2017/000000000007.jpg": formats.jpeg(7)})
+    lines = [{"dataset_id": "mscoco_val2017", "image_id": "7", "caption": f"In this {n}."} for n in range(2)]
+    write(tmp_path / "raw/coco_val_localized_narratives.jsonl", formats.jsonl(lines))
+    place(source("ln_coco"), tmp_path / "raw", (("", tmp_path / "coco"),), tmp_path / "out")
+    items = benchmarks.load("draw", tmp_path / "out", "test")
+    assert [(item.prompt, item.picture) for item in items] == [(f"In this {n}.", "000000000007.jpg") for n in range(2)]
+
+
+def test_image_paragraphs(tmp_path):
+    formats.archive(tmp_path / "vg/images.zip", {"VG_100K/5.jpg": formats.jpeg(5)})
+    formats.archive(tmp_path / "vg/images2.zip", {"VG_100K_2/6.jpg": formats.jpeg(6)})
+    paragraphs = [{"image_id": n, "paragraph": f"A {n}.  It is.", "url": ""} for n in (4, 5, 6)]
+    write(tmp_path / "raw/paragraphs_v1.json", paragraphs)
+    write(tmp_path / "raw/test_split.json", [5, 6])
+    place(source("image_paragraphs"), tmp_path / "raw", (("", tmp_path / "vg"),), tmp_path / "out")
+    items = benchmarks.load("captions", tmp_path / "out", "test")
+    assert [item.references for item in items] == [("A 5. It is.",), ("A 6. It is.",)]
+    assert [shade(tmp_path / "out", item.picture) for item in items] == [5, 6]
+
+
+def test_vqav2_and_okvqa(tmp_path, val2014):
+    questions = {"questions": [{"question_id": 101, "image_id": 10, "question": "What?"}]}
+    answers = [{"answer_id": n, "answer": "cat", "raw_answer": "cats", "answer_confidence": "yes"} for n in range(10)]
+    annotations = {"annotations": [{"question_id": 101, "image_id": 10, "question_type": "what", "answers": answers}]}
+    name = "v2_OpenEnded_mscoco_val2014_questions.json"
+    formats.archive(tmp_path / "raw/q.zip", {name: json.dumps(questions)})
+    formats.archive(tmp_path / "raw/a.zip", {"v2_mscoco_val2014_annotations.json": json.dumps(annotations)})
+    place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
+    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    assert (item.question, item.answers, shade(tmp_path / "out", item.picture)) == ("What?", ("cat",) * 10, 10)
+
+
+def test_vizwiz(tmp_path):
+    answers = [{"answer": "unanswerable", "answer_confidence": "no"}] * 10
+    record = {
+        "image": "VizWiz_val_00000042.jpg",
+        "question": "What?",
+        "answers": answers,
+        "answer_type": "unanswerable",
+    }
+    formats.archive(tmp_path / "raw/Annotations.zip", {"val.json": json.dumps([record]), "train.json": "[]"})
+    formats.archive(tmp_path / "raw/val.zip", {"val/VizWiz_val_00000042.jpg": formats.jpeg(42)})
+    place(source("vizwiz"), tmp_path / "raw", (), tmp_path / "out")
+    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    assert item.answers == ("unanswerable",) * 10 and item.question_type == "unanswerable"
+    assert shade(tmp_path / "out", item.picture) == 42
+
+
+def test_textvqa_gets_numbers_for_its_hexadecimal_names(tmp_path):
+    rows = [
+        {"question_id": 3 + n, "image_id": name, "question": f"q{n}", "answers": [f"a{n}"] * 10}
+        for n, name in enumerate(["003a8ae2ef43b901", "ff00000000000901", "003a8ae2ef43b901"])
+    ]
+    write(tmp_path / "raw/TextVQA_0.5.1_val.json", {"data": rows})
+    pictures = {f"train_images/{name}.jpg": formats.jpeg(n) for n, name in [(50, rows[0]["image_id"])]}
+    pictures[f"train_images/{rows[1]['image_id']}.jpg"] = formats.jpeg(90)
+    formats.archive(tmp_path / "raw/train_val_images.zip", pictures)
+    place(source("textvqa"), tmp_path / "raw", (), tmp_path / "out")
+    items = benchmarks.load("vqa", tmp_path / "out", "test")
+    assert [shade(tmp_path / "out", item.picture) for item in items] == [50, 90, 50]
+    assert [item.answers[0] for item in items] == ["a0", "a1", "a2"]
+
+
+def test_pope(tmp_path, val2014):
+    for subset in benchmarks.POPE_SUBSETS:
+        line = {"question_id": 1, "image": "COCO_val2014_000000000010.jpg", "text": "Is there a cat?", "label": "no"}
+        write(tmp_path / f"raw/coco_pope_{subset}.json", formats.jsonl([line]))
+    place(source("pope"), tmp_path / "raw", val2014, tmp_path / "out")
+    assert [item.subset for item in benchmarks.load("pope", tmp_path / "out", "test")] == list(benchmarks.POPE_SUBSETS)
+
+
+def test_what_has_no_reader_yet_is_placed_as_it_came(tmp_path):
+    write(tmp_path / "raw/deep/mmbench.tsv", "a\tb\n")
+    place(source("as_is"), tmp_path / "raw", (), tmp_path / "out")
+    assert (tmp_path / "out/deep/mmbench.tsv").read_text() == "a\tb\n"
+
+
+def test_missing_pictures_and_files_are_told_and_nothing_is_placed(tmp_path, val2014):
+    questions = {"questions": [{"question_id": 1, "image_id": 77, "question": "What?"}]}
+    write(tmp_path / "raw/questions.json", questions)
+    with pytest.raises(RecordProblem, match="0 files end in annotations.json"):
+        place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
+    write(tmp_path / "raw/annotations.json", {"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]})
+    with pytest.raises(RecordProblem, match="1 of 1 pictures are not there, first COCO_val2014_000000000077.jpg"):
+        place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_evaluation_format_has_its_writer_and_the_command_wants_one(tmp_path):
+    assert {*WRITERS, "as_is"} == set(BENCHMARK_FORMATS)
+    write(
+        tmp_path / "sources.yaml", "x: {title: x, format: gqa, availability: open, source: t, obtain: y, unknown: all}"
+    )
+    flags = ["--manifest", str(tmp_path / "sources.yaml"), "--raw", str(tmp_path), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="x .format gqa. is no evaluation set"):
+        cli.main(["place-benchmark", "--source", "x", *flags])

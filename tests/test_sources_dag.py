@@ -1,0 +1,160 @@
+"""The rules for public data sets: the plan of an experiment that names them, and a whole run against this machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+import formats
+import loopback
+import repository
+from dreamllm.data import shards
+from dreamllm.sources import manifest
+
+CONFIG = """
+name: real
+foundations: {source: fetch, md5: "00000000000000000000000000000000.dir", sha256: "%s"}
+sources:
+  llava_pretrain: {}
+  laion_coco: {candidates: 2000, documents: 1000}
+  mmc4_core: {candidates: 1000, min_similarity: 0.25}
+  instruct_blip_laion: {documents: 100}
+  llava_instruct_665k: {folder: data/sources/llava_small, documents: 500}
+  coco_karpathy: {}
+  mm_vet: {}
+stages:
+  align: &stage
+    trains: [visual_projector]
+    mode: comprehension
+    mixture: {llava_pretrain: 1, laion_coco: 2}
+    loss_weights: {language: 1, diffusion: 0}
+    steps: 2
+    rows_per_batch: 2
+    context: 512
+    learning_rate: 2.0e-3
+  pretrain:
+    <<: *stage
+    init: [align]
+    mixture: {mmc4_core: 1, text: 1}
+  sft:
+    <<: *stage
+    init: [pretrain]
+    mixture: {llava_instruct_665k: 1, instruct_blip_laion: 1}
+""" % ("0" * 64)
+
+IMG2DATASET = '''#!{python}
+"""Stands in for img2dataset: the same arguments and files, one shard, no resizing."""
+import gzip, json, sys, urllib.request
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import formats
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+samples = []
+for number, line in enumerate(gzip.open(flags["--url_list"])):
+    row = json.loads(line)
+    try:
+        picture = urllib.request.urlopen(row["url"]).read()
+    except OSError:
+        continue
+    samples.append((f"{{number:09d}}", row["url"], row.get("caption", ""), picture))
+formats.img2dataset(Path(flags["--output_folder"]) / "00000.tar", samples)
+'''
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    folder = repository.copy(tmp_path_factory.mktemp("sources") / "house")
+    (folder / "config/real.yaml").write_text(CONFIG)
+    (folder / "data").mkdir()
+    shutil.copy(repository.ROOT / manifest.MANIFEST, folder / manifest.MANIFEST)
+    return folder
+
+
+def refused(house: Path, old: str, new: str) -> str:
+    assert old in CONFIG
+    (house / "config/wrong.yaml").write_text(CONFIG.replace(old, new, 1))
+    return repository.run(house, "snakemake", "-n", "--configfile=config/wrong.yaml", "sources", check=False).stdout
+
+
+def test_the_manifest_is_whole_and_every_set_is_in_the_page():
+    sources = manifest.load(repository.ROOT / manifest.MANIFEST)
+    page = (repository.ROOT / "docs/sources.md").read_text(encoding="utf-8")
+    assert not [name for name in sources if f"`{name}`" not in page]
+
+
+def test_stages_wait_for_the_sets_of_their_mixtures(house):
+    jobs = {rule: (inputs, outputs) for rule, inputs, outputs in _jobs(house)}
+    assert set(jobs["train_align"][0]) >= {"data/sources/llava_pretrain/shards", "data/sources/laion_coco/shards"}
+    assert "data/emoji/train" not in jobs["train_align"][0]
+    assert set(jobs["train_pretrain"][0]) >= {"data/emoji/train", "data/sources/mmc4_core/shards"}
+    wanted = {"data/sources/llava_small/shards", "data/sources/instruct_blip_laion/shards"}
+    assert set(jobs["train_sft"][0]) >= wanted
+    assert jobs["write_instruct_blip_laion"][0] == ["data/sources/blip_laion/shards"], "its base comes along"
+    assert set(jobs["build_llava_instruct_665k"][0]) > {"data/raw/coco_train2017", "data/raw/visual_genome"}
+    assert jobs["place_coco_karpathy"] == (
+        ["data/raw/coco_karpathy", "data/raw/coco_val2014"],
+        ["data/benchmarks/coco_karpathy"],
+    )
+    chain = ["fetch_laion_coco", "list_urls_laion_coco", "fetch_pictures_laion_coco", "build_laion_coco"]
+    assert set(chain) <= jobs.keys()
+    assert "fetch_pictures_llava_pretrain" not in jobs
+
+
+def _jobs(house: Path) -> list[tuple[str, list[str], list[str]]]:
+    return repository.jobs(house, "--configfile=config/real.yaml", "results/checkpoints/real/sft", "sources")
+
+
+def test_the_rules_lint_without_findings(house):
+    result = repository.run(house, "snakemake", "--lint", "--configfile", "config/real.yaml", check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_wrong_names_are_told_with_near_matches(house):
+    assert "no set 'llava_pretrian'; did you mean llava_pretrain" in refused(
+        house, "  llava_pretrain: {}", "  llava_pretrian: {}\n  llava_pretrain: {}"
+    )
+    assert "stages.pretrain.mixture: mm_vet is no training set" in refused(house, "text: 1}", "mm_vet: 1}")
+
+
+def test_a_run_from_the_web_to_shards(house, tmp_path):
+    folder = tmp_path / "house"
+    shutil.copytree(house, folder, symlinks=True)
+    program = folder / ".img2dataset/bin/img2dataset"
+    program.parent.mkdir(parents=True)
+    program.write_text(IMG2DATASET.format(python=sys.executable, tests=str(Path(__file__).parent)))
+    program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    with loopback.serve() as server:
+        for n in (10, 20):
+            server.files[f"/{n}.jpg"] = formats.jpeg(n)
+        pages = [
+            formats.mmc4(["One.", "Two."], (f"{server.url}/10.jpg", 0, 0.3), (f"{server.url}/gone.jpg", 1, 0.3)),
+            formats.mmc4(["Three."], (f"{server.url}/20.jpg", 0, 0.26), (f"{server.url}/10.jpg", 0, 0.1)),
+        ]
+        archive = formats.archive(tmp_path / "docs.zip", {"docs_0.jsonl": formats.jsonl(pages)})
+        server.files["/docs.zip"] = archive.read_bytes()
+        server.faults["/docs.zip"] = [("cut", 300)]
+        about = "availability: open, source: test, unknown: all"
+        (folder / manifest.MANIFEST).write_text(
+            f"pages: {{title: p, format: mmc4, files: [{{url: '{server.url}/docs.zip'}}], {about}}}\n"
+            f"asked: {{title: a, format: instructions, written_from: pages, {about}}}\n"
+            f"placed: {{title: b, format: as_is, files: [{{url: '{server.url}/10.jpg'}}], {about}}}\n"
+        )
+        section = "sources:\n  pages: {min_similarity: 0.25}\n  asked: {}\n  placed: {}\n"
+        (folder / "config/mine.yaml").write_text(re.sub(r"(?s)sources:\n.*", section, CONFIG))
+        repository.run(folder, "snakemake", "--cores", "2", "--configfile=config/mine.yaml", "sources")
+    documents = list(shards.read(shards.find(folder / "data/sources/pages/shards/pages")))
+    assert [len(document.parts) for document in documents] == [3, 2]
+    asked = list(shards.read(shards.find(folder / "data/sources/asked/shards/asked")))
+    assert [document.kind for document in asked] == ["conversation"] * 2
+    assert (folder / "data/benchmarks/placed/10.jpg").read_bytes() == formats.jpeg(10)
+    assert (folder / "data/raw/pages.lock.json").exists()
+    (folder / "config/mine.yaml").write_text(
+        (folder / "config/mine.yaml").read_text() + "machine: {distributor: ray}\n"
+    )
+    again = repository.run(folder, "snakemake", "-n", "--configfile=config/mine.yaml", "sources")
+    assert "Nothing to be done" in again.stdout, "the machine is no part of a result's identity"

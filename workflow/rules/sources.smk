@@ -1,0 +1,126 @@
+# Public data sets of the section `sources`: fetched, their pictures fetched where they are only addresses, built into
+# shards; instructions written, evaluation sets placed. Without that section there are no rules here.
+from dreamllm.sources import manifest
+
+try:
+    PUBLIC = manifest.load() if EXPERIMENT.sources else {}
+    USED = {name: manifest.named(name, PUBLIC) for name in EXPERIMENT.sources}
+except ConfigProblem as problem:
+    raise WorkflowError(f"{CONFIGFILE}: {problem}")
+USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.values() if source.written_from}
+PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
+WRITTEN = [name for name, source in USED.items() if source.format == "instructions"]
+BUILT = [name for name in USED if name not in [*PLACED, *WRITTEN] and USED[name].format != "pictures"]
+FETCHED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.values() for other in source.pictures_from)})
+for STAGE, SETTINGS in EXPERIMENT.stages.items():
+    if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
+        raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
+
+
+def raw(name):
+    return f"data/raw/{name}"
+
+
+def use(name):
+    return EXPERIMENT.sources.get(name, SourceUse()).model_copy(update={"folder": None})
+
+
+def pictures_from(name):
+    """Flags that name the other sets which hold a set's pictures."""
+    others = PUBLIC[name].pictures_from.items()
+    return ["--pictures-from", *(f"{prefix}={raw(other)}" for other, prefix in others)] if others else []
+
+
+def distributor(wildcards, output):
+    """A function of the output, as configfile: it makes nothing again."""
+    return MACHINE.distributor
+
+
+for SET in FETCHED:
+
+    rule:
+        name:
+            f"fetch_{SET}"
+        output:
+            raw=directory(raw(SET)),
+        log:
+            f"logs/{NAME}/fetch_{SET}.log",
+        benchmark:
+            f"benchmarks/{NAME}/fetch_{SET}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            source=SET,
+            manifest=manifest.MANIFEST,
+            files=digest(*PUBLIC[SET].files),
+        shell:
+            "python -m dreamllm fetch-source --source {params.source} --manifest {params.manifest:q}"
+            " --out {output.raw:q} > {log:q} 2>&1"
+
+
+for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
+
+    rule:
+        name:
+            f"list_urls_{SET}"
+        input:
+            raw=raw(SET),
+        output:
+            urls=directory(source_folder(SET, "urls")),
+        log:
+            f"logs/{NAME}/list_urls_{SET}.log",
+        benchmark:
+            f"benchmarks/{NAME}/list_urls_{SET}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            source=SET,
+            experiment=configfile,
+            manifest=manifest.MANIFEST,
+            code=code_digest("dreamllm.sources.urls"),
+            config=digest(use(SET).candidates, use(SET).min_similarity, PUBLIC[SET].format, PUBLIC[SET].columns),
+        shell:
+            "python -m dreamllm list-urls --source {params.source} --manifest {params.manifest:q}"
+            " --config {params.experiment:q} --raw {input.raw:q} --out {output.urls:q} > {log:q} 2>&1"
+
+    # img2dataset goes on with the shards that are not there yet, so it works beside its output and moves it in the end.
+    rule:
+        name:
+            f"fetch_pictures_{SET}"
+        input:
+            urls=source_folder(SET, "urls"),
+        output:
+            pictures=directory(source_folder(SET, "pictures")),
+        log:
+            f"logs/{NAME}/fetch_pictures_{SET}.log",
+        benchmark:
+            f"benchmarks/{NAME}/fetch_pictures_{SET}.tsv"
+        conda:
+            "../envs/img2dataset.yml"
+        threads: MACHINE.threads
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            partial=source_folder(SET, f"fetching-{digest(use(SET), PUBLIC[SET].format)}"),
+            captions=["--caption_col", "caption"] if PUBLIC[SET].format in manifest.PAIR_LISTS else [],
+            side=use(SET).picture_side,
+            distributor=distributor,
+        shell:
+            "sh workflow/fetch_pictures.sh {input.urls:q}/urls.jsonl.gz {params.partial:q} {output.pictures:q}"
+            " --image_size {params.side} --processes_count {threads} --distributor {params.distributor}"
+            " {params.captions:q} > {log:q} 2>&1"
+
+
+include: "documents.smk"
