@@ -81,7 +81,7 @@ def test_a_key_of_the_other_kind_of_foundations_is_refused(changed):
 
 def test_a_value_of_the_wrong_type_is_shown(changed):
     assert "name: " in changed(("name: embedded", "name: Über"))
-    complaint = changed(("learning_rate: 3.0e-3", "learning_rate: fast"))
+    complaint = changed(("learning_rate: 1.0e-2", "learning_rate: fast"))
     assert "stages.align_comprehension.learning_rate" in complaint
     assert "'fast'" in complaint
 
