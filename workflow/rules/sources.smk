@@ -11,7 +11,7 @@ USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.val
 PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
 WRITTEN = [name for name, source in USED.items() if source.format == "instructions"]
 BUILT = [name for name in USED if name not in [*PLACED, *WRITTEN] and USED[name].format != "pictures"]
-FETCHED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.values() for other in source.pictures_from)})
+DOWNLOADED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.values() for other in source.pictures_from)})
 for STAGE, SETTINGS in EXPERIMENT.stages.items():
     if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
         raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
@@ -36,7 +36,7 @@ def distributor(wildcards, output):
     return MACHINE.distributor
 
 
-for SET in FETCHED:
+for SET in DOWNLOADED:
 
     rule:
         name:
