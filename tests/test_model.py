@@ -326,6 +326,14 @@ def test_the_noise_offset_is_part_of_the_target_and_the_perturbation_is_not():
     assert torch.equal(perturbed.noise, plain.noise) and perturbed.perturbation.std() == pytest.approx(0.5, rel=0.2)
 
 
+def test_stratified_timesteps_cover_the_schedule_and_change_no_other_random_number():
+    plain, stratified = fixed_noise(None, 5), fixed_noise(None, 5, stratified_timesteps=True)
+    assert torch.equal(stratified.timesteps.sort().values // 200, torch.arange(5))
+    assert not torch.equal(stratified.timesteps.sort().values, stratified.timesteps)
+    assert torch.equal(plain.noise, stratified.noise) and torch.equal(plain.posterior, stratified.posterior)
+    assert len(fixed_noise(None, 0, stratified_timesteps=True).timesteps) == 0
+
+
 def test_random_numbers_are_drawn_in_the_official_order():
     noise = fixed_noise(None, 3, noise_offset=0.1, input_perturbation=0.2, condition_dropout=0.5)
     generator = torch.Generator().manual_seed(0)

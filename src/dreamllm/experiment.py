@@ -136,6 +136,8 @@ class Stage(Section):
     """Strength of the offset noise; 0 = off."""
     input_perturbation: Annotated[float, Field(ge=0)] = 0.0
     """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
+    stratified_timesteps: bool = False
+    """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
 
 
 class SdFinetuning(Recipe):

@@ -15,7 +15,7 @@ class DreamLLMConfig(PreTrainedConfig):
     vision_feature_layer: index into CLIP's hidden states, as in transformers (-2: the output of the last layer but one)
     bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
     language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
-    noise_offset, input_perturbation, snr_gamma: of the diffusion loss, all off in the paper (`diffusion.py`)
+    noise_offset, input_perturbation, stratified_timesteps, snr_gamma: of the diffusion loss, all off in the paper
     condition_dropout: share of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
     vae_config, unet_config, scheduler_config: as in the config.json files of a Stable Diffusion folder
     """
@@ -45,6 +45,7 @@ class DreamLLMConfig(PreTrainedConfig):
     diffusion_loss_weight: float = 10.0
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
+    stratified_timesteps: bool = False
     snr_gamma: float | None = None
     condition_dropout: float = 0.0
     tie_word_embeddings: bool = False  # the language model's own affair: see text_config

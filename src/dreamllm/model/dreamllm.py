@@ -238,6 +238,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             len(self.alphas),
             noise_offset=config.noise_offset,
             input_perturbation=config.input_perturbation,
+            stratified_timesteps=config.stratified_timesteps,
             condition_dropout=config.condition_dropout if self.training else 0.0,
             generator=generator,
         )

@@ -100,6 +100,7 @@ def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """Both losses of every stage over its steps: thin as measured, thick smoothed."""
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
     for axis, (name, title) in zip(axes, LOSSES.items(), strict=True):
+        smoothed: list[np.ndarray] = []
         for number, (stage, columns) in enumerate(losses.items()):
             has_loss = ~np.isnan(columns[name]) & (columns[name] > 0)
             if has_loss.any():
@@ -107,12 +108,15 @@ def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
                 line = "-" if number < len(COLOURS) else "--"
                 steps, values = columns["step"][has_loss], columns[name][has_loss]
                 axis.plot(steps, values, color=colour, linewidth=0.4, alpha=0.25)
-                axis.plot(steps, smooth(values), line, color=colour, linewidth=1.4, label=stage.replace("_", " "))
+                smoothed.append(smooth(values))
+                axis.plot(steps, smoothed[-1], line, color=colour, linewidth=1.4, label=stage.replace("_", " "))
         axis.set(title=title, xlabel="step", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         axis.grid(axis="y", which="both", linewidth=0.3, alpha=0.5)
-        if axis.lines:
+        if smoothed:  # a single step may lie far out
+            every = np.concatenate(smoothed)
+            axis.set_ylim(every.min() / 1.5, every.max() * 1.5)
             axis.legend(frameon=False, fontsize=7)
     return figure
 
