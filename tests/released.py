@@ -16,7 +16,6 @@ from pathlib import Path
 
 import sentencepiece
 import torch
-from transformers import LlamaConfig
 
 import tiny
 from dreamllm.model.foundations import build_from_foundations
@@ -47,17 +46,7 @@ def tokenizer_model() -> bytes:
 def write(folder: Path, context: int = 256) -> Path:
     """Write the checkpoint by our own exporter; every parameter is random, norms and biases too."""
     parts = folder / "parts"
-    config = LlamaConfig(
-        vocab_size=328,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=context,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    config = tiny.llm_config(vocab_size=328, num_key_value_heads=4, max_position_embeddings=context)
     tiny.foundations(parts, llm=config)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (parts / "llm" / name).unlink()

@@ -13,7 +13,7 @@ import formats
 from dreamllm import cli
 from dreamllm.data import shards
 from dreamllm.document import Document, Picture, Text
-from dreamllm.experiment import SourceUse
+from dreamllm.sections.sources import SourceUse
 from dreamllm.sources import pages, records
 from dreamllm.sources.build import BuildProblem, build
 from dreamllm.sources.manifest import Source

@@ -12,7 +12,7 @@ import tiny
 from dreamllm import cli
 from dreamllm.data import shards
 from dreamllm.document import Document, Picture, Text
-from dreamllm.experiment import InstructionWriter, SourceUse
+from dreamllm.sections.sources import InstructionWriter, SourceUse
 from dreamllm.sources import http
 from dreamllm.sources.build import BuildProblem
 from dreamllm.sources.http import FetchProblem

@@ -23,6 +23,7 @@ from dreamllm.model import diffusion
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, gather_slots
 from dreamllm.model.generate import query_states
+from dreamllm.model.official import to_ours
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.sampling import guided_prediction, sample_latents
 from dreamllm.packing import pack
@@ -36,22 +37,6 @@ pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the recordings of 
 
 # ---- the official model as ours -------------------------------------------------------------------------------------
 
-PREFIXES = {  # official name -> ours; the first prefix that fits is taken
-    "model.clip_vision_embedding.clip_vision_model.vision_model.": "vision_model.",
-    "model.clip_vision_embedding.projector.projector.": "visual_projector.",
-    "model.dream_embedding.dream_queries": "dream_queries",
-    "stable_diffusion_head.projector.projector.": "condition_projector.",
-    "stable_diffusion_head.vae.": "vae.",
-    "stable_diffusion_head.unet.": "unet.",
-    "model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-
-
-def our_name(name: str) -> str:
-    prefix = next(prefix for prefix in PREFIXES if name.startswith(prefix))
-    return PREFIXES[prefix] + name.removeprefix(prefix)
-
 
 @lru_cache
 def official_config() -> dict:
@@ -61,7 +46,7 @@ def official_config() -> dict:
 @lru_cache
 def official_weights() -> dict[str, torch.Tensor]:
     weights = load_file(FIXTURE / "weights.safetensors")
-    return {our_name(name): tensor for name, tensor in weights.items() if "inv_freq" not in name}
+    return {to_ours(name): tensor for name, tensor in weights.items() if "inv_freq" not in name}
 
 
 def official_model(prediction_type: str = "epsilon") -> DreamLLMForConditionalGeneration:
@@ -237,9 +222,9 @@ def check_gradients(model, case, differences) -> None:
     parameters = dict(model.named_parameters())
     if gradients:
         trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
-        assert trained == {our_name(name) for name in gradients}
+        assert trained == {to_ours(name) for name in gradients}
     for name, gradient in gradients.items():
-        differences.check(f"gradient of {our_name(name)}", parameters[our_name(name)].grad, gradient)
+        differences.check(f"gradient of {to_ours(name)}", parameters[to_ours(name)].grad, gradient)
 
 
 # ---- layout ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import dreamllm  # noqa: F401  mends torchvision beside CPU torch, so before tra
 import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,21 +63,22 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def llm_config() -> LlamaConfig:
+def llm_config(**changes: Any) -> LlamaConfig:
     """A LLaMA of two layers."""
-    return LlamaConfig(
-        vocab_size=len(tokenizer()),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.1,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=None,
-    )
+    options = {
+        "vocab_size": len(tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    return LlamaConfig(**options | changes)
 
 
 def foundations(folder: str | Path, llm: PretrainedConfig | None = None, prediction_type: str = "epsilon") -> Path:

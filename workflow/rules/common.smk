@@ -5,8 +5,9 @@ from pathlib import Path
 import yaml
 
 from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS, SourceUse
+from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS
 from dreamllm.provenance import code_digest
+from dreamllm.sections.sources import SourceUse
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
 if len(workflow.configfiles) > 1:

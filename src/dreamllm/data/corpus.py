@@ -16,11 +16,11 @@ from dreamllm.data.emoji import NAMES, Scene, sample_split
 from dreamllm.document import Document, Text
 
 # Things without a picture, by the article they take. All have regular plurals.
-UNSEEN = {
-    "a": "ball bird boat book cake chair clock cloud cup dog drum flag frog hat horse key kite lamp map pear pig ring "
-    "rose shoe sock spoon tent train wheel wagon",
-    "an": "ant anchor arrow egg onion owl",
-}
+_A = """
+    ball bird boat book cake chair clock cloud cup dog drum flag frog hat horse key kite lamp map pear pig ring rose
+    shoe sock spoon tent train wheel wagon
+"""
+UNSEEN = {"a": _A.split(), "an": ["ant", "anchor", "arrow", "egg", "onion", "owl"]}
 
 DESCRIBE = ["describe the picture.", "what does the picture show?", "give a caption."]
 
@@ -53,10 +53,9 @@ def rename(document: Document, rng: random.Random) -> Document:
 
     Fish have no plural of their own, so that a text does not say whether `fish` are one or many.
     """
-    names = [name for name in NAMES if name != "fish"]
-    unseen = {article: rng.sample(words.split(), len(words.split())) for article, words in UNSEEN.items()}
-    words = {}
-    for name in names:
+    unseen = {article: rng.sample(things, len(things)) for article, things in UNSEEN.items()}
+    words: dict[str, str] = {}
+    for name in [name for name in NAMES if name != "fish"]:
         other = unseen[grammar.noun_plain(name).split()[0]].pop()
         words |= {name: other, grammar.plural(name): f"{other}s"}
     pattern = re.compile(rf"\b({'|'.join(words)})\b")

@@ -7,7 +7,6 @@ at drawn pictures. Shares are fractions of 1, CIDEr is in pycocoevalcap's unit, 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import Any
 from dreamllm.atomic import new_file
 from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
+from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate import attributes, benchmarks, captions, choice, fid, pope, stories, vqa
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.intervals import mean_bootstrap, mean_share
@@ -61,12 +61,12 @@ def score(predictions: Predictions, benchmark: str, folder: Path, foundations: P
     else:
         score_texts = {"captions": score_captions, "vqa": score_vqa, "pope": score_pope, "language": score_language}
         result = score_texts[benchmark](items, predictions)
-    inputs = {file.name: _digest(file) for file in benchmarks.files(benchmark, folder, header["split"])}
+    inputs = {file.name: sha256_of_file(file) for file in benchmarks.files(benchmark, folder, header["split"])}
     protocol = header.get("protocol", {}) | {
         "n": len(items),
         "limit": header.get("limit"),
         "scorer": {name: version(name) for name in LIBRARIES},
-        "inputs": {predictions.path.name: _digest(predictions.path)} | inputs,
+        "inputs": {predictions.path.name: sha256_of_file(predictions.path)} | inputs,
     }
     return {"model": header["model"], "benchmark": benchmark, "split": header["split"], **result, "protocol": protocol}
 
@@ -194,7 +194,3 @@ def _by_group(measure: Measure, groups: Sequence[Sequence[str]]) -> dict[str, An
 
 def _scene_groups(item: Any) -> list[str]:
     return item.scene.groups if item.scene else []
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -18,8 +18,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-LEFT_OUT = {".snakemake_timestamp"}
-"""Files that are not content; .dvcignore has the same."""
+from dreamllm.digests import content_files, sha256_of_file
 
 
 class FetchProblem(ValueError):
@@ -55,7 +54,7 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
 
 def sha256_of(folder: Path) -> str:
     """SHA-256 over the names and contents of all files of a folder."""
-    lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for name, file in _files(folder)]
+    lines = [f"{sha256_of_file(file)}  {name}\n" for name, file in _files(folder)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -67,8 +66,7 @@ def md5_of(folder: Path) -> str:
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
     """All files below a folder with their relative POSIX names, in the order in which DVC lists them."""
-    files = [file for file in folder.rglob("*") if file.is_file() and file.name not in LEFT_OUT]
-    return sorted((file.relative_to(folder).as_posix(), file) for file in files)
+    return sorted((file.relative_to(folder).as_posix(), file) for file in content_files(folder))
 
 
 def _object(store: Path, md5: str, what: str) -> Path:

@@ -10,7 +10,6 @@ digests and by what each was checked. A download that breaks off goes on where i
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -21,6 +20,8 @@ from typing import Any
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, RevisionResolutionError
+
+from dreamllm.digests import sha256_of_file
 
 RECORD = "download.json"
 KEYS = {"repo": str, "revision": (str, type(None)), "patterns": list, "sha256": dict}
@@ -78,8 +79,7 @@ def fetch(entry: dict[str, Any], out: Path, endpoint: str | None = None) -> dict
     files = {}
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         name = path.relative_to(partial).as_posix()
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of_file(path)
         expected = entry["sha256"].get(name) or by_hub.get(name)
         if expected not in (None, digest):
             path.unlink()

@@ -5,7 +5,6 @@ Pickled files are read with `weights_only=True`: a pickle that holds anything bu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
+from dreamllm.digests import sha256_of_file
 from dreamllm.model import official
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.official import PLUGINS, OfficialProblem
@@ -147,8 +147,7 @@ def digests(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            with path.open("rb") as file:
-                found[name.as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[name.as_posix()] = sha256_of_file(path)
     return found
 
 

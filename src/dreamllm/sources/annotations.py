@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dreamllm.document import Document, Picture, Text
-from dreamllm.experiment import SourceUse
+from PIL import Image
+
+from dreamllm.document import Document, Kind, Part, Picture, Text
+from dreamllm.sections.sources import SourceUse
 from dreamllm.sources.chunks import Chunk, chunks
 from dreamllm.sources.pairs import reason
 from dreamllm.sources.records import (
@@ -76,17 +78,13 @@ def narrative_records(file: Member) -> Records:
 
 def pair_documents(unit: Chunk, use: SourceUse) -> Iterator[Document | Rejected]:
     """Records {"picture", "caption"} as pairs. Pictures are found by their own name, in whatever archive."""
-    for number, where, record in unit:
-        image = _picture(unit, where, record, use)
-        if isinstance(image, Rejected):
-            yield image
-            continue
+
+    def parts(record: dict[str, Any], image: Image.Image) -> tuple[Part, ...] | str:
         caption = record["caption"] if isinstance(record["caption"], str) else ""
-        if not (caption := " ".join(caption.split())):
-            yield Rejected("caption is empty", where)
-        else:
-            parts = (Picture(image), Text(caption))
-            yield Document(f"{unit.name}-{number:08d}", "pair", parts, {"id": record["id"]})
+        caption = " ".join(caption.split())
+        return (Picture(image), Text(caption)) if caption else "caption is empty"
+
+    return _documents(unit, use, "pair", parts)
 
 
 def gqa_units(raw: Path, fetched: Path | None, folders: Folders) -> Iterator[Chunk]:
@@ -114,17 +112,30 @@ def gqa_records(file: Member) -> Records:
 
 def gqa_documents(unit: Chunk, use: SourceUse) -> Iterator[Document | Rejected]:
     """Questions with their short answers as conversations of one turn."""
+
+    def parts(record: dict[str, Any], image: Image.Image) -> tuple[Part, ...] | str:
+        question, answer = record["question"].strip(), record["answer"].strip()
+        if not question or not answer:
+            return "question or answer is empty"
+        return Picture(image, "user"), Text(question, "user"), Text(answer, "assistant")
+
+    return _documents(unit, use, "conversation", parts)
+
+
+def _documents(
+    unit: Chunk, use: SourceUse, kind: Kind, parts_of: Callable[[dict[str, Any], Image.Image], tuple[Part, ...] | str]
+) -> Iterator[Document | Rejected]:
+    """One document per record. parts_of: record and picture -> the document's parts, or why there are none."""
     for number, where, record in unit:
         image = _picture(unit, where, record, use)
         if isinstance(image, Rejected):
             yield image
             continue
-        question, answer = record["question"].strip(), record["answer"].strip()
-        if not question or not answer:
-            yield Rejected("question or answer is empty", where)
+        parts = parts_of(record, image)
+        if isinstance(parts, str):
+            yield Rejected(parts, where)
         else:
-            parts = (Picture(image, "user"), Text(question, "user"), Text(answer, "assistant"))
-            yield Document(f"{unit.name}-{number:08d}", "conversation", parts, {"id": record["id"]})
+            yield Document(f"{unit.name}-{number:08d}", kind, parts, {"id": record["id"]})
 
 
 def _picture(unit: Chunk, where: str, record: dict[str, Any] | Rejected, use: SourceUse) -> Any:

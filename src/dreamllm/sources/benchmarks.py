@@ -236,8 +236,7 @@ def _link(path: Path, out: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm place-benchmark`."""
-    parser.add_argument("--source", required=True, help="name of an evaluation set in the manifest")
-    parser.add_argument("--manifest", type=Path, default=manifest.MANIFEST, help="default: %(default)s")
+    manifest.add_arguments(parser)
     parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
     parser.add_argument(
         "--pictures-from", nargs="*", default=[], metavar="PREFIX=FOLDER", help="sets that hold its pictures"
@@ -247,7 +246,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm place-benchmark`."""
-    source = manifest.named(args.source, manifest.load(args.manifest), args.manifest)
+    source = manifest.chosen(args)
     if source.format not in manifest.BENCHMARK_FORMATS:
         raise RecordProblem(f"{args.source} (format {source.format}) is no evaluation set")
     place(source, args.raw, folders_of(args.pictures_from), args.out)

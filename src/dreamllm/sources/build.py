@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +27,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.config import load
 from dreamllm.data import shards
 from dreamllm.document import Document
-from dreamllm.experiment import SourceUse
+from dreamllm.sections.sources import SourceUse
 from dreamllm.sources import annotations, fetched, llava, manifest, pages, pairs
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import Folders, Rejected, folders_of
@@ -70,6 +71,16 @@ class Counted:
         places = self.examples.setdefault(rejected.why, [])
         if len(places) < EXAMPLES:
             places.append(rejected.where)
+
+    def passing(self, found: Iterable[Document | Rejected]) -> Iterator[Document]:
+        """The documents among what was found, counting all of it as it passes."""
+        for document in found:
+            if isinstance(document, Rejected):
+                self.reject(document)
+            else:
+                self.documents += 1
+                self.pictures += len(document.pictures)
+                yield document
 
     def add(self, other: Counted) -> None:
         """Count those of another part too."""
@@ -176,19 +187,8 @@ def _write_unit(
 ) -> tuple[list[Path], Counted]:
     """The shards of one part of a set, under names of their own."""
     counted = Counted()
-
-    def kept() -> Iterator[Document]:
-        for document in documents(unit, use):
-            if isinstance(document, Rejected):
-                counted.reject(document)
-                continue
-            counted.documents += 1
-            counted.pictures += len(document.pictures)
-            yield document
-            if counted.documents == limit:
-                return
-
-    paths = shards.write(kept(), folder / f"{number:06d}", PER_SHARD, use.jpeg_quality)
+    kept = islice(counted.passing(documents(unit, use)), limit)
+    paths = shards.write(kept, folder / f"{number:06d}", PER_SHARD, use.jpeg_quality)
     return paths, counted
 
 
@@ -197,8 +197,7 @@ def _write_unit(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm build-shards`."""
-    parser.add_argument("--source", required=True, help="name of a set in the manifest")
-    parser.add_argument("--manifest", type=Path, default=manifest.MANIFEST, help="default: %(default)s")
+    manifest.add_arguments(parser)
     parser.add_argument("--config", type=Path, help="experiment whose section `sources` says how it is used")
     parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
     parser.add_argument("--pictures", type=Path, help="shards of img2dataset, for sets of addresses")
@@ -212,7 +211,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm build-shards`."""
-    source = manifest.named(args.source, manifest.load(args.manifest), args.manifest)
+    source = manifest.chosen(args)
     uses = load(args.config).sources if args.config else {}
     use = uses.get(args.source, SourceUse())
     counted = build(

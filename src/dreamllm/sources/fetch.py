@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from braceexpand import braceexpand
 from filelock import FileLock, Timeout
 
 from dreamllm.atomic import new_file
+from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.sources import http, manifest
 from dreamllm.sources.http import ATTEMPTS, PASSING, FetchProblem, download, session
 from dreamllm.sources.manifest import Source, SourceFile
@@ -48,8 +48,7 @@ class Item:
 
 def _what_is_there(out: Path) -> dict[str, str]:
     """Digests of the files of a folder, by name."""
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != ".snakemake_timestamp"]
-    return {path.relative_to(out).as_posix(): sha256_of(path) for path in files}
+    return {path.relative_to(out).as_posix(): sha256_of_file(path) for path in content_files(out)}
 
 
 def lock_path(out: Path) -> Path:
@@ -113,7 +112,7 @@ def _fetch_files(source: Source, partial: Path, locked: dict[str, Any]) -> dict[
 
 def verified(path: Path, item: Item, before: dict[str, Any] | None) -> dict[str, Any]:
     """The lock's entry of a file that has come. Removes the file and raises FetchProblem when it is not as expected."""
-    digest, size = sha256_of(path), path.stat().st_size
+    digest, size = sha256_of_file(path), path.stat().st_size
     for expected, told_by in ((item.sha256, "its publisher"), ((before or {}).get("sha256"), "the lock file")):
         if expected and digest != expected:
             path.unlink()
@@ -127,12 +126,6 @@ def verified(path: Path, item: Item, before: dict[str, Any] | None) -> dict[str,
         path.unlink()
         raise FetchProblem(f"{item.origin}: {size} bytes came, {item.size} were announced: fetch it again")
     return {"sha256": digest, "bytes": size, "origin": item.origin}
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_space(folder: Path, item: Item) -> None:
@@ -259,15 +252,14 @@ def _take_by_hand(name: str, source: Source, partial: Path, folder: Path, locked
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm fetch-source`."""
-    parser.add_argument("--source", required=True, help="name of a set in the manifest")
-    parser.add_argument("--manifest", type=Path, default=manifest.MANIFEST, help="default: %(default)s")
+    manifest.add_arguments(parser)
     parser.add_argument("--by-hand", type=Path, default=BY_HAND, help="folder of sets that a person brings")
     parser.add_argument("--out", type=Path, required=True, help="folder to fetch to, data/raw/NAME")
 
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm fetch-source`."""
-    source = manifest.named(args.source, manifest.load(args.manifest), args.manifest)
+    source = manifest.chosen(args)
     lock = fetch(args.source, source, args.out, args.by_hand)
     size = sum(entry["bytes"] for entry in lock["files"].values())
     print(f"{args.out}: {len(lock['files'])} files, {size:,} bytes, digests in {lock_path(args.out)}")

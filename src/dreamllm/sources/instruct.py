@@ -31,7 +31,7 @@ from dreamllm.atomic import new_file, new_folder
 from dreamllm.config import load
 from dreamllm.data import shards
 from dreamllm.document import Document, Picture, Text
-from dreamllm.experiment import InstructionWriter, SourceUse
+from dreamllm.sections.sources import InstructionWriter, SourceUse
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.build import PER_SHARD, BuildProblem, Counted
@@ -202,20 +202,15 @@ def write_instructions(
         records = [records[place] for place in sorted(drawn)]
     counted = Counted()
 
-    def documents() -> Iterator[Document]:
+    def documents() -> Iterator[Document | Rejected]:
         with ThreadPoolExecutor(parallel) as threads:
             for first in range(0, len(records), 4 * parallel):
                 loaded = [shards.load(record) for record in records[first : first + 4 * parallel]]
                 for document, instruction in zip(loaded, threads.map(writer.write, loaded), strict=True):
-                    if isinstance(instruction, Rejected):
-                        counted.reject(instruction)
-                        continue
-                    counted.documents += 1
-                    counted.pictures += len(document.pictures)
-                    yield instructed(document, instruction)
+                    yield instruction if isinstance(instruction, Rejected) else instructed(document, instruction)
 
     with new_folder(out) as folder:
-        shards.write(documents(), folder / name, PER_SHARD, use.jpeg_quality)
+        shards.write(counted.passing(documents()), folder / name, PER_SHARD, use.jpeg_quality)
         report = {"source": name, "base": base.name, **counted.report()}
         if isinstance(writer, ServiceWriter):
             report["cost"] = writer.cost()
@@ -230,8 +225,7 @@ def write_instructions(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm write-instructions`."""
-    parser.add_argument("--source", required=True, help="name of an instruction set in the manifest")
-    parser.add_argument("--manifest", type=Path, default=manifest.MANIFEST, help="default: %(default)s")
+    manifest.add_arguments(parser)
     parser.add_argument("--config", type=Path, required=True, help="experiment: seed, instruction_writer, sources")
     parser.add_argument("--shards", type=Path, required=True, help="shards of the set it is written from")
     parser.add_argument("--cache", type=Path, required=True, help="folder that keeps a service's answers")
@@ -240,7 +234,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm write-instructions`."""
-    source = manifest.named(args.source, manifest.load(args.manifest), args.manifest)
+    source = manifest.chosen(args)
     if source.format != "instructions":
         raise BuildProblem(f"{args.source} (format {source.format}) is no set of instructions to be written")
     experiment = load(args.config)

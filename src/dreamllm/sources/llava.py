@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.document import Document, Part, Picture, Role, Text
-from dreamllm.experiment import SourceUse
+from dreamllm.sections.sources import SourceUse
 from dreamllm.sources.chunks import Chunk, chunks
 from dreamllm.sources.pairs import reason
 from dreamllm.sources.records import Folders, Rejected, members, picture, picture_files, read_list

@@ -6,6 +6,7 @@ known is left empty and `unknown` says why. Imports neither torch nor transforme
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -137,3 +138,17 @@ def named(name: str, sources: dict[str, Source], path: Path = MANIFEST) -> Sourc
     if name not in sources:
         raise ConfigProblem(f"{path}: no set {name!r}{near(name, list(sources))}")
     return sources[name]
+
+
+# ---- command line: the flags of every verb that is about one set -----------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that `chosen` reads."""
+    parser.add_argument("--source", required=True, help="name of a set in the manifest")
+    parser.add_argument("--manifest", type=Path, default=MANIFEST, help="default: %(default)s")
+
+
+def chosen(args: argparse.Namespace) -> Source:
+    """The set that is asked for. Raises ConfigProblem for a malformed manifest and for a name that is not in it."""
+    return named(args.source, load(args.manifest), args.manifest)

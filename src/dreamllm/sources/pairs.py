@@ -12,7 +12,7 @@ from typing import Any
 
 from dreamllm.data import shards
 from dreamllm.document import Document, Picture, Text
-from dreamllm.experiment import SourceUse
+from dreamllm.sections.sources import SourceUse
 from dreamllm.sources.records import Folders, Rejected, parse, picture
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")

@@ -20,7 +20,7 @@ from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.config import load
-from dreamllm.experiment import SourceUse
+from dreamllm.sections.sources import SourceUse
 from dreamllm.sources import manifest, pages
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import Member, RecordProblem, Rejected, members, read_list
@@ -112,8 +112,7 @@ def _page_urls(member: Member, source: Source, use: SourceUse) -> Iterator[list[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm list-urls`."""
-    parser.add_argument("--source", required=True, help="name of a set in the manifest")
-    parser.add_argument("--manifest", type=Path, default=manifest.MANIFEST, help="default: %(default)s")
+    manifest.add_arguments(parser)
     parser.add_argument("--config", type=Path, help="experiment whose section `sources` says how it is used")
     parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -121,6 +120,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm list-urls`."""
-    source = manifest.named(args.source, manifest.load(args.manifest), args.manifest)
+    source = manifest.chosen(args)
     uses = load(args.config).sources if args.config else {}
     print(json.dumps(list_urls(source, uses.get(args.source, SourceUse()), args.raw, args.out), indent=1))

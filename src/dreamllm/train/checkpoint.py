@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
+from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
@@ -60,12 +61,10 @@ def digest(path: str | Path) -> str:
     """sha256 of a file, or of a folder: of the names and digests of all files in it, Snakemake's mark apart."""
     path = Path(path)
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(path)
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != ".snakemake_timestamp")
-    lines = [f"{digest(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
+    lines = [f"{sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in content_files(path)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -108,9 +108,11 @@ def save(work: str | Path, identity: Mapping[str, Any], state: State) -> None:
     work = Path(work)
     file = work / f"state-{state.step}.safetensors"
     tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-    _write_whole(file, lambda path: save_file(tensors | {"/log": state.log}, path))
+    with new_file(file) as path:
+        save_file(tensors | {"/log": state.log}, path)
     content = {"identity": identity, "step": state.step, "position": state.position.to_json(), "tensors": file.name}
-    _write_whole(work / STATE, lambda path: path.write_text(json.dumps(content), encoding="utf-8"))
+    with new_file(work / STATE) as path:
+        path.write_text(json.dumps(content), encoding="utf-8")
     _remove_tensors(work, except_for=file)
 
 
@@ -141,11 +143,6 @@ def clear(work: str | Path) -> None:
     """Forget the state of a finished training."""
     (Path(work) / STATE).unlink(missing_ok=True)
     _remove_tensors(Path(work))
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    with new_file(path) as temporary:
-        write(temporary)
 
 
 def _remove_tensors(work: Path, except_for: Path | None = None) -> None:
