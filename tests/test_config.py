@@ -43,6 +43,14 @@ def test_every_configuration_is_valid_and_named_after_its_file(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_foundations_that_are_fetched_lie_in_the_store(path):
+    foundations = load(path).foundations
+    fetched = getattr(foundations, "instruments", foundations)
+    if fetched.source == "fetch":
+        assert (ROOT / fetched.store / "files/md5" / fetched.md5[:2] / fetched.md5[2:]).is_file()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_schema_accepts_every_configuration(path):
     schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
