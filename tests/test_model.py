@@ -334,6 +334,17 @@ def test_stratified_timesteps_cover_the_schedule_and_change_no_other_random_numb
     assert len(fixed_noise(None, 0, stratified_timesteps=True).timesteps) == 0
 
 
+def test_shifted_timesteps_keep_their_order_and_move_to_the_noisy_end():
+    timesteps = torch.arange(1000)
+    shifted = diffusion.shift_timesteps(timesteps, 1000, 3.0)
+    assert torch.equal(diffusion.shift_timesteps(timesteps, 1000, 1.0), timesteps)
+    assert (shifted.diff() >= 0).all() and shifted.min() >= 0 and shifted.max() == 999
+    assert shifted[500].item() == 750  # 3/2 / (1 + 2/2)
+    plain, moved = fixed_noise(None, 5), fixed_noise(None, 5, timestep_shift=3.0)
+    assert torch.equal(moved.timesteps, diffusion.shift_timesteps(plain.timesteps, 1000, 3.0))
+    assert torch.equal(plain.noise, moved.noise)
+
+
 def test_random_numbers_are_drawn_in_the_official_order():
     noise = fixed_noise(None, 3, noise_offset=0.1, input_perturbation=0.2, condition_dropout=0.5)
     generator = torch.Generator().manual_seed(0)

@@ -138,6 +138,8 @@ class Stage(Section):
     """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
+    timestep_shift: Positive = 1.0
+    """Above 1, pictures are noised more often strongly than weakly (arXiv 2403.03206); 1 = evenly, as in the paper."""
 
 
 class SdFinetuning(Recipe):

@@ -239,6 +239,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             noise_offset=config.noise_offset,
             input_perturbation=config.input_perturbation,
             stratified_timesteps=config.stratified_timesteps,
+            timestep_shift=config.timestep_shift,
             condition_dropout=config.condition_dropout if self.training else 0.0,
             generator=generator,
         )

@@ -230,7 +230,8 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
             module.eval()
     model.config.language_loss_weight = stage.loss_weights.language
     model.config.diffusion_loss_weight = stage.loss_weights.diffusion
-    for option in ("noise_offset", "input_perturbation", "stratified_timesteps", "snr_gamma", "condition_dropout"):
+    options = ("noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift", "snr_gamma")
+    for option in (*options, "condition_dropout"):
         setattr(model.config, option, getattr(stage, option))
 
 
