@@ -75,10 +75,11 @@ def main(args: argparse.Namespace) -> None:
 
 def run(args: argparse.Namespace, items: Sequence[Any], settings: EvaluationSettings) -> tuple[Records, Images | None]:
     """Predictions of a DreamLLM made of checkpoints."""
+    from dreamllm.model import precision
     from dreamllm.train.checkpoint import load_model
 
     model, processor = load_model(args.foundations, args.checkpoints)
-    model = model.to(_device()).eval()
+    precision.for_inference(model, _device())
     if args.benchmark == "language":
         return choose(model.language_model, processor.vocabulary, processor.context, items, settings), None
     if args.benchmark == "draw":
@@ -149,11 +150,14 @@ def draw_with_sd(
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+    from dreamllm.model import precision
     from dreamllm.model.sampling import make_scheduler
 
     parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
     pipeline = pipeline.to(_device())
+    precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(_device()))
+    precision.unet_in(pipeline.unet, precision.compute_dtype(_device()))
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     pipeline.scheduler = make_scheduler(settings.drawing.scheduler, schedule)
@@ -214,7 +218,10 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+    from dreamllm.model import precision
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    precision.for_inference(model, _device())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = tokenizer.eos_token_id
     vocabulary = Vocabulary(
