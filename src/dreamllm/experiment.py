@@ -138,6 +138,9 @@ class Stage(Section):
     """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
+    precompute: bool = False
+    """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
+    them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
 
 
 class SdFinetuning(Recipe):
