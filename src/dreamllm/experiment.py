@@ -140,6 +140,9 @@ class Stage(Section):
     """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
     timestep_shift: Positive = 1.0
     """Above 1, pictures are noised more often strongly than weakly (arXiv 2403.03206); 1 = evenly, as in the paper."""
+    precompute: bool = False
+    """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
+    them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
 
 
 class SdFinetuning(Recipe):
