@@ -91,7 +91,7 @@ def kinds(experiment: Experiment, assumptions: Assumptions, path: Path) -> dict[
     found = {}
     for name in sorted({name for stage in experiment.stages.values() for name in stage.mixture}):
         key = name
-        if name == "mmc4_core" and not experiment.sources[name].min_similarity:
+        if name.startswith("mmc4_core") and not experiment.sources[name].min_similarity:
             key = "mmc4_core_unfiltered"
         if key not in assumptions.documents:
             raise ConfigProblem(f"{path}: documents: says nothing about {key}, which a mixture names; add it there")
