@@ -80,7 +80,7 @@ def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
 def test_all_problems_are_told_at_once(changed):
     complaint = changed(("seed: 0 #", "sed: 0 #"), ("source: fetch", "source: fetched"), ("model: llm", "model: 3"))
     assert "3 problem(s)" in complaint
-    assert "foundations.source: 'fetched' is none of fetch, train, import" in complaint
+    assert "foundations.source: 'fetched' is none of fetch, train, hub, import" in complaint
 
 
 def test_a_key_of_the_other_kind_of_foundations_is_refused(changed):

@@ -14,6 +14,7 @@ from importlib import import_module
 import dreamllm
 
 VERBS = {  # verb: (module, what it does)
+    "plan": ("dreamllm.plan.report", "print what an experiment costs, before anything is spent"),
     "make-world": ("dreamllm.data.world", "write the emoji world: training shards and benchmark files"),
     "fetch-source": ("dreamllm.sources.fetch", "fetch a public data set: whole, checked, going on after a cut"),
     "list-urls": ("dreamllm.sources.urls", "list the addresses of a data set's pictures for img2dataset"),

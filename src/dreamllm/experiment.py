@@ -13,7 +13,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dreamllm.sections.base import Count, Name, Positive, Section, Share
-from dreamllm.sections.foundations import FetchedFoundations, ImportedFoundations, Recipe, TrainedFoundations
+from dreamllm.sections.foundations import (
+    FetchedFoundations,
+    HubFoundations,
+    ImportedFoundations,
+    Recipe,
+    TrainedFoundations,
+)
 from dreamllm.sections.machine import Machine
 from dreamllm.sections.sources import InstructionWriter, SourceUse
 
@@ -215,7 +221,7 @@ class Evaluation(Section):
 class Experiment(Section):
     """A whole experiment."""
 
-    name: Name
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
     """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
     seed: int = 0
     """Every random number of training follows from this number and the name of its use."""
@@ -224,7 +230,9 @@ class Experiment(Section):
     sources: dict[Name, SourceUse] = {}
     """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
     instruction_writer: InstructionWriter = InstructionWriter()
-    foundations: Annotated[FetchedFoundations | TrainedFoundations | ImportedFoundations, Field(discriminator="source")]
+    foundations: Annotated[
+        FetchedFoundations | TrainedFoundations | HubFoundations | ImportedFoundations, Field(discriminator="source")
+    ]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
     """Training stages by name, each after those it starts from."""
@@ -237,7 +245,8 @@ class Experiment(Section):
     def _names_exist(self) -> Experiment:
         problems = []
         earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
-        if earlier and self.foundations.folder == self.foundations.instruments.folder:
+        instruments = getattr(self.foundations, "instruments", None)
+        if instruments and self.foundations.folder == instruments.folder:
             problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
         sets = [*WORLD_SETS, *self.sources]
         problems += [

@@ -36,11 +36,10 @@ ENVIRONMENT = workflow.source_path("../../environment.yml")
 
 WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
 IMPORTED = EXPERIMENT.foundations.source == "import"
-FETCHED = EXPERIMENT.foundations.instruments if IMPORTED else EXPERIMENT.foundations  # or trained, in the same folders
+OWN = EXPERIMENT.foundations.source in ("fetch", "train")  # the emoji world's: they measure as well
+FETCHED = EXPERIMENT.foundations if OWN else EXPERIMENT.foundations.instruments  # or trained, in the same folders
 MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
-FOUNDATIONS = (
-    {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")} if IMPORTED else MEASURING
-)
+FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
 PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
@@ -111,9 +110,9 @@ if MACHINE.gpus and MACHINE.nodes > 1:
     TRAINING = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun", gres=f"gpu:{MACHINE.gpus}")
 
 
-def release(wildcards):
+def release(name):
     """Digest of what is downloaded; a sha256 that was only added to the manifest downloads nothing again."""
-    entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(wildcards.name, {})
+    entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(name, {})
     return digest({key: entry.get(key) for key in ("repo", "revision", "patterns")})
 
 

@@ -27,7 +27,7 @@ rule tables:
         mem_mb=MACHINE.memory_mb,
         runtime=MACHINE.minutes,
     params:
-        experiment=NAME,
+        experiment=lambda wildcards: NAME,  # a function, or snakemake --lint takes the name `paper` for a folder's
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
         code=code_digest("dreamllm.results.tables"),
     shell:
