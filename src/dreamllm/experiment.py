@@ -15,12 +15,15 @@ from pydantic import Field, model_validator
 from dreamllm.sections.base import Count, Name, Positive, Section, Share
 from dreamllm.sections.foundations import FetchedFoundations, ImportedFoundations, Recipe, TrainedFoundations
 from dreamllm.sections.machine import Machine
+from dreamllm.sections.pictures import Latency, PictureProtocol
 from dreamllm.sections.sources import InstructionWriter, SourceUse
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
 WORLD_SETS = ("pairs", "stories", "instructions", "text")
 """Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
-Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
+Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language", "illustrations", "latency"]
+DRAWN: tuple[Benchmark, ...] = ("draw", "illustrations")
+"""Benchmarks with one picture per item, which `evaluation.pictures` measures."""
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
@@ -138,6 +141,9 @@ class Stage(Section):
     """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
+    num_dream_queries: Count | None = None
+    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. The stages
+    that it starts from need the same."""
 
 
 class SdFinetuning(Recipe):
@@ -194,6 +200,9 @@ class EvaluationSettings(Section):
     text: TextSampling = TextSampling()
     drawing: Drawing = Drawing()
     stories: StoryTelling = StoryTelling()
+    pictures: PictureProtocol | None = None
+    """Also measure drawn pictures as the paper does (docs/pictures.md); null = not."""
+    latency: Latency = Latency()
 
 
 class Evaluation(Section):
@@ -205,6 +214,8 @@ class Evaluation(Section):
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Benchmark], Field(min_length=1)]
+    rewrite: bool = False
+    """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 
 
 class Experiment(Section):
@@ -264,6 +275,10 @@ class Experiment(Section):
                 problems.append(
                     f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
                 )
+            if evaluation.rewrite and evaluation.benchmarks != ["draw"]:
+                problems.append(f"{where}.rewrite: rewritten prompts are for the benchmark draw alone")
+            if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
+                problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS
+from dreamllm.experiment import DRAWN, FOUNDATION_MODELS, WORLD_SETS
 from dreamllm.provenance import code_digest
 from dreamllm.sections.sources import SourceUse
 
@@ -43,7 +43,7 @@ FOUNDATIONS = (
 )
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
+PICTURE_BENCHMARKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -80,8 +80,13 @@ def checkpoints_of(model):
 
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
-    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(wildcards.benchmark, {"drawing", "stories"})
-    return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", exclude=not_seen))
+    rewrite = any(e.rewrite for e in EXPERIMENT.evaluations if e.model == wildcards.model)
+    seen = {"split", "limit", "prompts", "seed"} | {
+        "stories": {"text", "drawing", "stories"},
+        "latency": {"drawing", "latency"},
+        **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
+    }.get(wildcards.benchmark, {"text"})
+    return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", include=seen), rewrite)
 
 
 def configfile(wildcards, output):
@@ -111,8 +116,11 @@ def release(wildcards):
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
 METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
+if EXPERIMENT.evaluation.pictures:
+    METRICS += [f"results/metrics/{NAME}/{model}/pictures/{name}.json" for model, name in EVALUATED if name in DRAWN]
 
 
 wildcard_constraints:
     model="[a-z0-9_]+",
     benchmark="[a-z]+",
+    sample="[0-9]+",

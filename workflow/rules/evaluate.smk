@@ -26,12 +26,15 @@ rule predict_text:
         foundations=subpath(input.llm, parent=True),
         checkpoints=lambda wildcards, input: ["--checkpoints", *input.checkpoints] if input.checkpoints else [],
         split=EXPERIMENT.evaluation.split,
+        sample=lambda wildcards: ["--sample", wildcards.sample] if "sample" in wildcards.keys() else [],
+        work=f"scratch/{NAME}/pictures",
         code=code_digest("dreamllm.evaluate.predict"),
         config=evaluation_settings,
     shell:
         "python -m dreamllm predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
         " --config {params.experiment:q} --foundations {params.foundations:q} {params.checkpoints:q}"
-        " --benchmarks {input.benchmarks:q} --out {output.predictions:q} > {log:q} 2>&1"
+        " --benchmarks {input.benchmarks:q} {params.sample:q} --work {params.work:q}"
+        " --out {output.predictions:q} > {log:q} 2>&1"
 
 
 use rule predict_text as predict_pictures with:

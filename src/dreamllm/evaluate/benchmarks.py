@@ -5,7 +5,10 @@
     pope      POPE: JSON lines {"question_id", "image", "text", "label"}, one file per way of choosing absent objects
     language  PIQA (JSON lines and a file of labels) and BoolQ (JSON lines)
     draw      JSON lines {"id", "prompt", "image_id"}: the picture of that id is the real one for the prompt
+              "captions", if there, are all captions of that picture; the benchmark latency reads the same file
     stories   JSON lines {"id", "opening", "sentences", "scenes"}: an interleaved story to be continued from its opening
+    illustrations  JSON lines {"id", "sentences", "image_ids"}: a document with its pictures, null where a sentence has
+              none; each picture is to be drawn from the text before it
 
 `scenes_SPLIT.jsonl` tells what each picture shows; sets without it (the real ones) have no results per kind of scene.
 Everything is checked before a model runs: an item is whole, or there is a BenchmarkProblem naming file and record.
@@ -27,6 +30,8 @@ FILES = {
     "language": ["piqa_{split}.jsonl", "piqa_{split}-labels.lst", "boolq_{split}.jsonl"],
     "draw": ["draw_{split}.jsonl"],
     "stories": ["stories_{split}.jsonl"],
+    "illustrations": ["illustrations_{split}.jsonl"],
+    "latency": ["draw_{split}.jsonl"],
 }
 
 
@@ -97,6 +102,23 @@ class DrawItem:
     prompt: str
     picture: str
     scene: SceneRecord | None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class IllustrationItem:
+    """A picture of a document, and the real one.
+
+    position: of the picture among those of the document.  prompt: the sentence that it stands behind.  text: all
+    sentences since the picture before it
+    """
+
+    id: str
+    document: str
+    position: int
+    prompt: str
+    text: str
+    picture: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +131,7 @@ class StoryItem:
     scenes: tuple[dict[str, Any], ...]
 
 
-Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | StoryItem
+Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | IllustrationItem | StoryItem
 
 
 def files(benchmark: str, folder: Path, split: str) -> list[Path]:
@@ -137,11 +159,13 @@ def load(benchmark: str, folder: Path, split: str, limit: int | None = None) -> 
         sets = [read_piqa(paths[0], paths[1]), read_boolq(paths[2])]
     elif benchmark == "stories":
         sets = [read_stories(paths[0])]
+    elif benchmark == "illustrations":
+        sets = [read_illustrations(paths[0], pictures(folder, split))]
     elif benchmark == "pope":
         shown = pictures(folder, split)
         sets = [read_pope(path, subset, shown) for path, subset in zip(paths, POPE_SUBSETS, strict=True)]
     else:
-        read = {"captions": read_captions, "vqa": read_vqa, "draw": read_draw}[benchmark]
+        read = {"captions": read_captions, "vqa": read_vqa, "draw": read_draw, "latency": read_draw}[benchmark]
         sets = [read(*paths, pictures(folder, split), scenes)]  # type: ignore[operator]
     if not all(sets):
         raise BenchmarkProblem(folder, f"{benchmark}, split {split}", "a set has no items")
@@ -268,8 +292,38 @@ def read_draw(path: Path, shown: Pictures, scenes: dict[int, SceneRecord]) -> li
         id_ = str(field(record, "id", (int, str), path, place))
         image_id = field(record, "image_id", int, path, place)
         name = shown.name_of(image_id, path, place)
-        items.append((id_, DrawItem(id_, field(record, "prompt", str, path, place), name, scenes.get(image_id))))
+        prompt = field(record, "prompt", str, path, place)
+        captions = tuple(field(record, "captions", list, path, place)) if "captions" in record else ()
+        if not all(isinstance(caption, str) and caption.strip() for caption in (prompt, *captions)):
+            raise BenchmarkProblem(path, place, "has an empty prompt or caption")
+        items.append((id_, DrawItem(id_, prompt, name, scenes.get(image_id), captions)))
     return list(keyed(items, path, "id").values())
+
+
+def read_illustrations(path: Path, shown: Pictures) -> list[IllustrationItem]:
+    """The pictures of interleaved documents, in reading order; as many image ids, or nulls, as sentences."""
+    items = []
+    for place, record in read_jsonl(path):
+        document = str(field(record, "id", (int, str), path, place))
+        sentences, image_ids = (
+            field(record, "sentences", list, path, place),
+            field(record, "image_ids", list, path, place),
+        )
+        if len(sentences) != len(image_ids) or not all(isinstance(text, str) and text.strip() for text in sentences):
+            raise BenchmarkProblem(path, place, "needs a text and an image id, or null, for each sentence")
+        since: list[str] = []
+        position = 0
+        for sentence, image_id in zip(sentences, image_ids, strict=True):
+            since.append(sentence)
+            if image_id is None:
+                continue
+            if not isinstance(image_id, int):
+                raise BenchmarkProblem(path, place, f"image id {image_id!r} is neither a number nor null")
+            id_ = f"{document}-{position}"
+            picture = shown.name_of(image_id, path, place)
+            items.append((id_, IllustrationItem(id_, document, position, sentence, " ".join(since), picture)))
+            since, position = [], position + 1
+    return list(keyed(items, path, "picture").values())
 
 
 def read_stories(path: Path) -> list[StoryItem]:

@@ -1,8 +1,8 @@
 """A model's raw answers to a benchmark: `dreamllm predict`. Nothing is judged here (`score.py`).
 
 Any model made of stage checkpoints writes, draws and tells stories; `sd` and `sd_finetuned`, Stable Diffusion with its
-own text encoder, draw with the same scheduler, steps, guidance and initial noise; `llm`, the language model that
-DreamLLM starts from, takes the language-only questions.
+own text encoder, draw (`drawing.py`); `llm`, the language model that DreamLLM starts from, takes the language-only
+questions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dreamllm.config import load
-from dreamllm.evaluate import benchmarks, prompts
+from dreamllm.evaluate import benchmarks, predict_pictures, prompts
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import write
 from dreamllm.experiment import EvaluationSettings
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
 
+PICTURES = ["draw", "illustrations", "latency"]  # benchmarks of one picture per item, in `predict_pictures.py`
 Records = list[dict[str, Any]]
 Images = dict[str, Image.Image]
 
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--checkpoints", nargs="*", default=[], type=Path, help="stage checkpoints, in loading order")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
-    parser.add_argument("--out", required=True, type=Path, help=".jsonl; for draw and stories .tar")
+    parser.add_argument("--sample", type=int, default=0, help="which of several pictures per prompt, from 0 on")
+    parser.add_argument("--work", type=Path, help="folder from which a run of pictures that was killed goes on")
+    parser.add_argument("--out", required=True, type=Path, help=".jsonl; for pictures and stories .tar")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,30 +49,31 @@ def main(args: argparse.Namespace) -> None:
 
     Raises BenchmarkProblem for a model that cannot take the benchmark, and for a broken benchmark.
     """
-    foundation_task = {"llm": "language", "sd": "draw", "sd_finetuned": "draw"}.get(args.model)
-    if foundation_task not in (None, args.benchmark):
-        raise BenchmarkProblem(args.config, f"model {args.model}", f"takes the benchmark {foundation_task!r} only")
+    own = {"llm": ["language"], "sd": PICTURES, "sd_finetuned": PICTURES}.get(args.model)
+    if own and args.benchmark not in own:
+        raise BenchmarkProblem(args.config, f"model {args.model}", f"takes the benchmark {' or '.join(own)} only")
     if (args.model in ("llm", "sd")) == bool(args.checkpoints):
         problem = "is a foundation, without any" if args.checkpoints else "needs the"
         raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints it is made of")
     experiment = load(args.config)
     settings = experiment.evaluation
-    items = benchmarks.load(args.benchmark, args.benchmarks, args.split, settings.limit)
-    images: Images | None = None
-    if args.model == "llm":
-        records = choose(*language_model(args.foundations / "llm", experiment.model.template), items, settings)
-    elif foundation_task == "draw":
-        unet = args.checkpoints[0] / "unet" if args.checkpoints else None
-        records, images = draw_with_sd(args.foundations / "sd", unet, items, settings)
-    else:
-        records, images = run(args, items, settings)
+    limit = settings.latency.pictures if args.benchmark == "latency" else settings.limit
+    items = benchmarks.load(args.benchmark, args.benchmarks, args.split, limit)
     header = {
         "model": args.model,
         "benchmark": args.benchmark,
         "split": args.split,
-        "limit": settings.limit,
+        "limit": limit,
         "protocol": protocol(args, settings),
     }
+    images: Images | None = None
+    if args.benchmark in PICTURES:
+        predict_pictures.predict(args, experiment, items, header)
+        return
+    if args.model == "llm":
+        records = choose(*language_model(args.foundations / "llm", experiment.model.template), items, settings)
+    else:
+        records, images = run(args, items, settings)
     write(args.out, header, records, images)
 
 
@@ -81,8 +85,6 @@ def run(args: argparse.Namespace, items: Sequence[Any], settings: EvaluationSett
     model = model.to(_device()).eval()
     if args.benchmark == "language":
         return choose(model.language_model, processor.vocabulary, processor.context, items, settings), None
-    if args.benchmark == "draw":
-        return draw(model, processor, items, settings)
     if args.benchmark == "stories":
         return tell(model, processor, items, settings)
     shown = benchmarks.pictures(args.benchmarks, args.split)
@@ -118,60 +120,6 @@ def answer(
         for document, output in zip(documents, outputs, strict=True):
             records.append(_record(document.id, prompts.shown(document), settings.seed) | {"output": output})
     return records
-
-
-def draw(
-    model: DreamLLMForConditionalGeneration,
-    processor: DreamLLMProcessor,
-    items: Sequence[benchmarks.DrawItem],
-    settings: EvaluationSettings,
-) -> tuple[Records, Images]:
-    """One picture per prompt; picture k has the seed `settings.seed` + k."""
-    from dreamllm.model import generate
-    from dreamllm.model.sampling import Drawing
-
-    how = Drawing(settings.drawing.scheduler, settings.drawing.steps, settings.drawing.guidance)
-    pictures: list[Image.Image] = []
-    for batch in _batches(items, settings.drawing.batch_size, "draw"):
-        seeds = [settings.seed + len(pictures) + k for k in range(len(batch))]
-        documents = [prompts.opening(item.id, item.prompt) for item in batch]
-        pictures += generate.draw(model, processor, documents, seeds, how)
-    return _drawn(items, pictures, settings.seed)
-
-
-def draw_with_sd(
-    folder: Path, unet: Path | None, items: Sequence[benchmarks.DrawItem], settings: EvaluationSettings
-) -> tuple[Records, Images]:
-    """The same with Stable Diffusion and its own text encoder, from the same initial noise.
-
-    unet: folder of the UNet to put in place of the foundation's
-    """
-    import torch
-    from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-    from dreamllm.model.sampling import make_scheduler
-
-    parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
-    pipeline = pipeline.to(_device())
-    pipeline.set_progress_bar_config(disable=True)
-    schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
-    pipeline.scheduler = make_scheduler(settings.drawing.scheduler, schedule)
-    side = pipeline.unet.config.sample_size
-    pictures: list[Image.Image] = []
-    for batch in _batches(items, settings.drawing.batch_size, "draw"):
-        seeds = [settings.seed + len(pictures) + k for k in range(len(batch))]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (pipeline.unet.config.in_channels, side, side)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
-        pictures += pipeline(
-            prompt=[item.prompt for item in batch],
-            num_inference_steps=settings.drawing.steps,
-            guidance_scale=settings.drawing.guidance,
-            generator=generators,
-            latents=noise.to(pipeline.device),
-        ).images
-    return _drawn(items, pictures, settings.seed)
 
 
 def tell(
@@ -281,7 +229,7 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
 
     wanted = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
-        "settings": settings.model_dump(mode="json", exclude={"split", "limit"}),
+        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency"}),
         "foundations": {name: digest(args.foundations / name) for name in wanted},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
@@ -290,15 +238,6 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
 
 def _record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
     return {"id": id_, "prompt": prompt, "seed": seed}
-
-
-def _drawn(items: Sequence[benchmarks.DrawItem], pictures: Sequence[Image.Image], seed: int) -> tuple[Records, Images]:
-    names = [f"{k:06d}.png" for k in range(len(pictures))]
-    records = [
-        _record(item.id, item.prompt, seed + k) | {"image": name}
-        for k, (item, name) in enumerate(zip(items, names, strict=True))
-    ]
-    return records, dict(zip(names, pictures, strict=True))
 
 
 def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:

@@ -66,6 +66,12 @@ def opening(id_: str, text: str) -> Document:
     return Document(id_, "text", (Text(text),))
 
 
+def rewriting(id_: str, prompt: str, prompts: PromptSet) -> Document:
+    """A request to put the description of a picture into other words, in the form of an instruction of training."""
+    request = "{} describe the picture." if prompts == "emoji" else "Describe the picture of this in one sentence: {}"
+    return Document(id_, "conversation", (Text(request.format(prompt), "user"),))
+
+
 def choices(item: ChoiceItem, prompts: PromptSet) -> tuple[Document, list[Document]]:
     """A language-only question, and the same with each of its options as the answer.
 

@@ -17,7 +17,7 @@ from dreamllm.atomic import new_file
 from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
 from dreamllm.digests import sha256_of_file
-from dreamllm.evaluate import attributes, benchmarks, captions, choice, fid, pope, stories, vqa
+from dreamllm.evaluate import attributes, benchmarks, captions, choice, fid, latency, pope, stories, vqa
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.intervals import mean_bootstrap, mean_share
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
@@ -54,12 +54,18 @@ def score(predictions: Predictions, benchmark: str, folder: Path, foundations: P
         raise BenchmarkProblem(predictions.path, "header", f"is for {header['benchmark']!r}, not for {benchmark!r}")
     items = benchmarks.load(benchmark, folder, header["split"], header.get("limit"))
     check_complete(predictions, [item.id for item in items])
-    if benchmark == "draw":
+    if benchmark in ("draw", "illustrations"):
         result = score_draw(items, predictions, benchmarks.pictures(folder, header["split"]), foundations)
     elif benchmark == "stories":
         result = score_stories(items, predictions, foundations)
     else:
-        score_texts = {"captions": score_captions, "vqa": score_vqa, "pope": score_pope, "language": score_language}
+        score_texts = {
+            "latency": latency.score,
+            "captions": score_captions,
+            "vqa": score_vqa,
+            "pope": score_pope,
+            "language": score_language,
+        }
         result = score_texts[benchmark](items, predictions)
     inputs = {file.name: sha256_of_file(file) for file in benchmarks.files(benchmark, folder, header["split"])}
     protocol = header.get("protocol", {}) | {
@@ -130,13 +136,20 @@ def score_language(items: list[benchmarks.ChoiceItem], predictions: Predictions)
 
 
 def score_draw(
-    items: list[benchmarks.DrawItem], predictions: Predictions, real: benchmarks.Pictures, foundations: Path
+    items: list[benchmarks.DrawItem | benchmarks.IllustrationItem],
+    predictions: Predictions,
+    real: benchmarks.Pictures,
+    foundations: Path,
 ) -> dict[str, Any]:
-    """FID over all pictures (none by kind: too few), and where scenes are known the judge's attributes by kind."""
-    names = dict.fromkeys(item.picture for item in items)  # several prompts may share a real picture
+    """FID over all pictures (none by kind: too few), and where scenes are known the judge's attributes by kind.
+
+    FID by CLIP's features, so it does not compare with FIDs on Inception's; those are `pictures.py`.
+    """
+    from dreamllm.evaluate import features, networks
+
     places = [(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     result: dict[str, Any] = {"metrics": {}, "groups": {}}
-    if all(item.scene for item in items):
+    if all(getattr(item, "scene", None) for item in items):
         from dreamllm.foundations import judge
 
         judging = judge.load(foundations / "judge")
@@ -149,9 +162,10 @@ def score_draw(
 
         result = _by_group(measure, [_scene_groups(item) for item in items])
         result["metrics"]["judge_on_real"] = mean_share(right_on_real["all"])  # what a perfect model could reach
-    drawn_features = fid.clip_features((predictions.image(*place) for place in places), foundations / "clip")
-    real_features = fid.clip_features(map(real.read, names), foundations / "clip")
-    result["metrics"]["fid"] = fid.score(drawn_features, real_features)
+    network = networks.clip_network(foundations / "clip")
+    drawn = features.extract(lambda number: predictions.image(*places[number]), len(places), [network])
+    about, known = features.of_real(items, real, [network])
+    result["metrics"]["fid"] = fid.score(drawn["clip"], known["clip.mean"], known["clip.covariance"], about["n"])
     return result
 
 

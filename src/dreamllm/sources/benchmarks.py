@@ -85,7 +85,7 @@ def _image_paragraphs(raw: Path, folder: Path) -> dict[str, str]:
 
 
 def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
-    """30,000 pictures of COCO val2014 with one caption each, both drawn by a named seed and written down.
+    """30,000 pictures of COCO val2014 with one caption each to draw, both drawn by a named seed and written down.
 
     The official script draws them anew for each of its eight seeds and records none (bug B11).
     """
@@ -93,14 +93,17 @@ def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
     names = {image["id"]: image["file_name"] for image in content["images"]}
     captions: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation)
+        if annotation["caption"].strip():
+            captions.setdefault(annotation["image_id"], []).append(annotation)
     rng = random.Random(seed_of("COCO FID", "pictures and captions"))
     ids = sorted(rng.sample(sorted(captions), min(FID_PICTURES, len(captions))))
     records = []
     for id_ in ids:
         chosen = rng.choice(sorted(captions[id_], key=lambda annotation: annotation["id"]))
+        texts = [" ".join(annotation["caption"].split()) for annotation in captions[id_]]
         prompt = " ".join(chosen["caption"].split())
-        records.append({"id": id_, "prompt": prompt, "image_id": id_, "annotation_id": chosen["id"]})
+        about = {"annotation_id": chosen["id"], "captions": texts}
+        records.append({"id": id_, "prompt": prompt, "image_id": id_, **about})
     _jsonl(folder / "draw_test.jsonl", records)
     return {names[id_]: names[id_] for id_ in ids}
 
