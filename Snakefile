@@ -51,3 +51,4 @@ rule checkpoints:
 rule evaluate:
     input:
         METRICS,
+        SUBMISSIONS,

@@ -26,6 +26,7 @@ VERBS = {  # verb: (module, what it does)
     "finetune-sd": ("dreamllm.foundations.finetune", "fine-tune Stable Diffusion, a baseline, on the same pairs"),
     "predict": ("dreamllm.evaluate.predict", "write a model's raw answers to a benchmark"),
     "score": ("dreamllm.evaluate.score", "turn raw answers into metrics"),
+    "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's"),
     "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),

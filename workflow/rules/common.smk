@@ -43,7 +43,7 @@ FOUNDATIONS = (
 )
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
+PICTURE_TASKS = ("draw", "stories")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -64,8 +64,19 @@ def checkpoint(stage):
 
 
 def predictions(model, benchmark):
-    suffix = "tar" if benchmark in PICTURE_BENCHMARKS else "jsonl"
+    suffix = "tar" if EXPERIMENT.benchmark(benchmark).task in PICTURE_TASKS else "jsonl"
     return f"results/predictions/{NAME}/{model}/{benchmark}.{suffix}"
+
+
+def placed(source):
+    """Where the benchmark files of a public set are, or of the emoji world (None)."""
+    return f"data/benchmarks/{source}" if source else WORLD["benchmarks"]
+
+
+def examples_of(benchmark):
+    """The folder with the worked examples of a few-shot benchmark, where it is not that of its questions."""
+    use = EXPERIMENT.benchmark(benchmark)
+    return [placed(use.shots_from)] if use.shots_from else []
 
 
 def checkpoints_of(model):
@@ -80,8 +91,17 @@ def checkpoints_of(model):
 
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
-    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(wildcards.benchmark, {"drawing", "stories"})
-    return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", exclude=not_seen))
+    use = EXPERIMENT.benchmark(wildcards.benchmark)
+    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(use.task, {"drawing", "stories"})
+    of_its_own = [use] if wildcards.benchmark in EXPERIMENT.benchmarks else []
+    return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", exclude=not_seen), *of_its_own)
+
+
+def judge_settings(wildcards):
+    """Digest of what a score depends on besides the predictions: whoever judges free answers."""
+    judged = EXPERIMENT.benchmark(wildcards.benchmark).task in ("mmbench", "mm_vet")
+    judge = EXPERIMENT.answer_judge
+    return digest(judge.endpoint, judge.model, judge.judgings) if judged else ""
 
 
 def configfile(wildcards, output):
@@ -115,4 +135,4 @@ METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchma
 
 wildcard_constraints:
     model="[a-z0-9_]+",
-    benchmark="[a-z]+",
+    benchmark="[a-z][a-z0-9_]*",
