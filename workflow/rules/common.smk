@@ -75,8 +75,8 @@ def placed(source):
 
 def examples_of(benchmark):
     """The folder with the worked examples of a few-shot benchmark, where it is not that of its questions."""
-    use = EXPERIMENT.benchmark(benchmark)
-    return [placed(use.shots_from)] if use.shots_from else []
+    source = EXPERIMENT.benchmark(benchmark).shots_from
+    return [placed(source)] if source else []
 
 
 def checkpoints_of(model):
@@ -91,9 +91,9 @@ def checkpoints_of(model):
 
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
-    use = EXPERIMENT.benchmark(wildcards.benchmark)
-    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(use.task, {"drawing", "stories"})
-    of_its_own = [use] if wildcards.benchmark in EXPERIMENT.benchmarks else []
+    task = EXPERIMENT.benchmark(wildcards.benchmark).task
+    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(task, {"drawing", "stories"})
+    of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
     return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", exclude=not_seen), *of_its_own)
 
 

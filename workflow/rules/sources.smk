@@ -22,11 +22,11 @@ for STAGE, SETTINGS in EXPERIMENT.stages.items():
         raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
 
 
+EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
 SUBMISSIONS = [
-    f"results/submissions/{NAME}/{model}/{benchmark}.{'xlsx' if use.task == 'mmbench' else 'json'}"
-    for model, benchmark in EVALUATED
-    for use in [EXPERIMENT.benchmark(benchmark)]
-    if use.source and PUBLIC[use.source].answers_on
+    f"results/submissions/{NAME}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
+    for model, name in EVALUATED
+    if name in EXTERNAL
 ]
 
 
