@@ -52,3 +52,4 @@ rule checkpoints:
 rule evaluate:
     input:
         METRICS,
+        SUBMISSIONS,

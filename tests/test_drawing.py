@@ -93,7 +93,7 @@ def scored_n(world: Path, drawn: predictions.Predictions) -> int:
     ("evaluation", "words"),
     [
         ({"model": "sd", "benchmarks": ["draw"], "rewrite": True}, "sd was trained on no instructions"),
-        ({"model": "stage", "benchmarks": ["draw", "vqa"], "rewrite": True}, "are for the benchmark draw alone"),
+        ({"model": "stage", "benchmarks": ["draw", "vqa"], "rewrite": True}, "are for benchmarks of the task draw alone"),
     ],
 )
 def test_what_cannot_rewrite(world: Path, tmp_path: Path, evaluation: dict, words: str) -> None:

@@ -134,8 +134,8 @@ def test_predictions_are_the_same_bytes_every_time(world: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("model", "benchmark", "checkpoints", "words"),
     [
-        ("sd", "vqa", [], "draw or illustrations or latency only"),
-        ("llm", "draw", [], "language only"),
+        ("sd", "vqa", [], "'draw' and 'illustrations' and 'latency' only"),
+        ("llm", "draw", [], "'language' only"),
         ("stage", "vqa", [], "needs the --checkpoints"),
         ("sd_finetuned", "draw", [], "needs the --checkpoints"),
         ("sd", "draw", ["arm"], "without any --checkpoints"),
@@ -176,7 +176,8 @@ def words_of(document: Document) -> list[str]:
 
 
 def test_official_prompts_stand_round_the_picture_as_in_the_official_code() -> None:
-    document = prompts.about_picture("vqa", "1", tiny.picture(), "What colour is it?", "official")
+    wording = prompts.wording_of("vqa", "vqav2", "official")
+    document = prompts.about_picture("1", tiny.picture(), "What colour is it?", wording, "official")
     assert words_of(document) == [
         "Based on the image, please answer the question.",
         "<image>",
@@ -187,8 +188,9 @@ def test_official_prompts_stand_round_the_picture_as_in_the_official_code() -> N
 
 
 def test_emoji_prompts_are_a_bare_picture_or_a_bare_question() -> None:
-    assert words_of(prompts.about_picture("captions", "1", tiny.picture(), "", "emoji")) == ["<image>"]
-    asked = prompts.about_picture("pope", "1", tiny.picture(), "is there a cat?", "emoji")
+    wording = prompts.wording_of("pope", None, "emoji")
+    assert words_of(prompts.about_picture("1", tiny.picture(), "", wording, "emoji")) == ["<image>"]
+    asked = prompts.about_picture("1", tiny.picture(), "is there a cat?", wording, "emoji")
     assert words_of(asked) == ["<image>", "is there a cat?"] and asked.kind == "conversation"
 
 

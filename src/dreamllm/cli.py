@@ -31,6 +31,7 @@ VERBS = {  # verb: (module, what it does)
         "look at pictures once, and store what FID and CLIP score need",
     ),
     "score-pictures": ("dreamllm.evaluate.pictures", "FID and CLIP score of several pictures per prompt"),
+    "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's"),
     "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),

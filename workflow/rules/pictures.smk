@@ -28,7 +28,7 @@ if EXPERIMENT.evaluation.pictures:
     rule features:
         input:
             predictions=lambda wildcards: sample(wildcards.model, wildcards.benchmark, int(wildcards.sample)),
-            benchmarks=WORLD["benchmarks"],
+            benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
             clip=LOOKING,
         output:
             features=f"results/features/{NAME}/{{model}}/{{benchmark}}-{{sample}}.safetensors",
@@ -55,7 +55,7 @@ if EXPERIMENT.evaluation.pictures:
 
     rule real_statistics:
         input:
-            benchmarks=WORLD["benchmarks"],
+            benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
             clip=LOOKING,
         output:
             statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",

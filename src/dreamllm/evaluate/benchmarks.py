@@ -1,7 +1,7 @@
 """The benchmarks, read from the native formats of the real sets.
 
     captions  COCO captions: {"images", "annotations"}, several references per picture
-    vqa       VQAv2: a file of questions and a file of annotations
+    vqa       VQAv2: a file of questions and a file of annotations; {"external": server} when a server has the answers
     pope      POPE: JSON lines {"question_id", "image", "text", "label"}, one file per way of choosing absent objects
     language  PIQA (JSON lines and a file of labels) and BoolQ (JSON lines)
     draw      JSON lines {"id", "prompt", "image_id"}: the picture of that id is the real one for the prompt
@@ -9,6 +9,8 @@
     stories   JSON lines {"id", "opening", "sentences", "scenes"}: an interleaved story to be continued from its opening
     illustrations  JSON lines {"id", "sentences", "image_ids"}: a document with its pictures, null where a sentence has
               none; each picture is to be drawn from the text before it
+    mmbench   MMBench's table (`mmbench.py`)
+    mm_vet    MM-Vet's JSON (`mm_vet.py`)
 
 `scenes_SPLIT.jsonl` tells what each picture shows; sets without it (the real ones) have no results per kind of scene.
 Everything is checked before a model runs: an item is whole, or there is a BenchmarkProblem naming file and record.
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_json, read_jsonl, read_text
+from dreamllm.evaluate.mm_vet import MmVetItem, read_mm_vet
+from dreamllm.evaluate.mmbench import MmbenchItem, first_questions, read_mmbench
 
 POPE_SUBSETS = ("random", "popular", "adversarial")
 FILES = {
@@ -32,6 +36,8 @@ FILES = {
     "stories": ["stories_{split}.jsonl"],
     "illustrations": ["illustrations_{split}.jsonl"],
     "latency": ["draw_{split}.jsonl"],
+    "mmbench": ["mmbench_{split}.tsv"],
+    "mm_vet": ["mm_vet_{split}.json"],
 }
 
 
@@ -62,7 +68,7 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class VqaItem:
-    """A question about a picture, with the answers of its annotators."""
+    """A question about a picture, with the answers of its annotators; none where a server has them."""
 
     id: str
     picture: str
@@ -131,7 +137,7 @@ class StoryItem:
     scenes: tuple[dict[str, Any], ...]
 
 
-Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | IllustrationItem | StoryItem
+Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | IllustrationItem | StoryItem | MmbenchItem | MmVetItem
 
 
 def files(benchmark: str, folder: Path, split: str) -> list[Path]:
@@ -164,6 +170,11 @@ def load(benchmark: str, folder: Path, split: str, limit: int | None = None) -> 
     elif benchmark == "pope":
         shown = pictures(folder, split)
         sets = [read_pope(path, subset, shown) for path, subset in zip(paths, POPE_SUBSETS, strict=True)]
+    elif benchmark == "mmbench":
+        sets = [first_questions(read_mmbench(paths[0], pictures(folder, split)), limit)]
+        limit = None
+    elif benchmark == "mm_vet":
+        sets = [read_mm_vet(paths[0], pictures(folder, split))]
     else:
         read = {"captions": read_captions, "vqa": read_vqa, "draw": read_draw, "latency": read_draw}[benchmark]
         sets = [read(*paths, pictures(folder, split), scenes)]  # type: ignore[operator]
@@ -219,7 +230,10 @@ def read_vqa(
     A question may have any number of answers from one on: OK-VQA, VizWiz and TextVQA files differ.
     """
     annotations = []
-    for number, annotation in enumerate(field(read_json(annotations_path), "annotations", list, annotations_path, "")):
+    answers_file = read_json(annotations_path)
+    external = "external" in answers_file
+    told = [] if external else field(answers_file, "annotations", list, annotations_path, "")
+    for number, annotation in enumerate(told):
         place = f"annotations[{number}]"
         id_ = str(field(annotation, "question_id", (int, str), annotations_path, place))
         answers = field(annotation, "answers", list, annotations_path, f"question {id_}")
@@ -232,12 +246,12 @@ def read_vqa(
     for number, question in enumerate(field(read_json(questions_path), "questions", list, questions_path, "")):
         place = f"questions[{number}]"
         id_ = str(field(question, "question_id", (int, str), questions_path, place))
-        if id_ not in answered:
+        if id_ not in answered and not external:
             raise BenchmarkProblem(questions_path, f"question {id_}", f"has no annotation in {annotations_path}")
         image_id = field(question, "image_id", int, questions_path, place)
         name = shown.name_of(image_id, questions_path, place)
         text = field(question, "question", str, questions_path, place)
-        items.append((id_, VqaItem(id_, name, text, *answered[id_], scenes.get(image_id))))
+        items.append((id_, VqaItem(id_, name, text, *answered.get(id_, ((), "")), scenes.get(image_id))))
     asked = keyed(items, questions_path, "question")
     if surplus := next((id_ for id_ in answered if id_ not in asked), None):
         raise BenchmarkProblem(annotations_path, f"question {surplus}", f"is not asked in {questions_path}")

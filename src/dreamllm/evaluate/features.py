@@ -29,7 +29,7 @@ from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate import benchmarks, fid
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
-from dreamllm.experiment import DRAWN
+from dreamllm.sections.benchmarks import DRAWN
 
 if TYPE_CHECKING:
     from dreamllm.evaluate.networks import Clip, Network
@@ -49,7 +49,7 @@ class Stored:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm features`."""
     parser.add_argument("--config", required=True, type=Path, help="experiment with the section evaluation.pictures")
-    parser.add_argument("--benchmark", required=True, choices=sorted(DRAWN))
+    parser.add_argument("--benchmark", required=True, help="one of the emoji world, or of the section `benchmarks`")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--predictions", type=Path, help="drawn pictures; without it, statistics of the real ones")
     parser.add_argument("--clip", required=True, type=Path, help="folder of the CLIP that looks at pictures")
@@ -62,7 +62,10 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.evaluate import networks
     from dreamllm.train.checkpoint import digest
 
-    evaluation = load(args.config).evaluation
+    experiment = load(args.config)
+    evaluation, task = experiment.evaluation, experiment.benchmark(args.benchmark).task
+    if task not in DRAWN:
+        raise BenchmarkProblem(args.config, args.benchmark, f"is of the task {task}, not of {' or '.join(DRAWN)}")
     if evaluation.pictures is None:
         raise BenchmarkProblem(args.config, "evaluation.pictures", "is null; it says how pictures are measured")
     if evaluation.pictures.features == "inception":
@@ -71,11 +74,11 @@ def main(args: argparse.Namespace) -> None:
         chosen = [networks.clip_network(args.clip)]
     if args.predictions:
         drawn = read(args.predictions)
-        items = benchmarks.load(args.benchmark, args.benchmarks, drawn.header["split"], drawn.header.get("limit"))
+        items = benchmarks.load(task, args.benchmarks, drawn.header["split"], drawn.header.get("limit"))
         about, arrays = of_drawn(drawn, args.benchmark, items, chosen, networks.Clip(args.clip), args.threads)
         about["clip"] = digest(args.clip)
     else:
-        items = benchmarks.load(args.benchmark, args.benchmarks, evaluation.split, evaluation.limit)
+        items = benchmarks.load(task, args.benchmarks, evaluation.split, evaluation.limit)
         shown = benchmarks.pictures(args.benchmarks, evaluation.split)
         about, arrays = of_real(items, shown, chosen, args.threads)
         about |= {"benchmark": args.benchmark, "split": evaluation.split}

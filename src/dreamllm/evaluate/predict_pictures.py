@@ -1,4 +1,4 @@
-"""The part of `dreamllm predict` that draws: benchmarks draw, illustrations, latency.
+"""The part of `dreamllm predict` that draws: tasks draw, illustrations, latency.
 
 Pictures go to a folder as they are drawn, from which a run that was killed goes on: 30,000 pictures of 512 pixels fit
 no memory and no patience.
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from dreamllm.model.processor import DreamLLMProcessor
 
 
-def predict(args: argparse.Namespace, experiment: Experiment, items: Sequence[Any], header: dict[str, Any]) -> None:
+def predict(
+    args: argparse.Namespace, experiment: Experiment, task: str, items: Sequence[Any], header: dict[str, Any]
+) -> None:
     """Write the predictions of one sample on a benchmark of pictures: the part of `dreamllm predict` that draws.
 
     header: of the prediction file, without what is told here
@@ -45,7 +47,7 @@ def predict(args: argparse.Namespace, experiment: Experiment, items: Sequence[An
             texts = drawing.rewrite(model, processor, items, settings.prompts, settings.text)
             header["protocol"]["rewritten"] = {"prompts": len(texts), "empty": sum(not text for text in texts)}
             draw_these = partial(sd, None)
-    if args.benchmark == "latency":
+    if task == "latency":
         header["protocol"]["machine"] = latency.machine()
         return write(args.out, header, latency.measure(items, draw_these, settings))
     header["sample"] = args.sample
@@ -54,7 +56,7 @@ def predict(args: argparse.Namespace, experiment: Experiment, items: Sequence[An
     with tempfile.TemporaryDirectory() as temporary:
         drawn = Drawn(args.work or Path(temporary), {"header": header, "records": records})
         due = [one for one in wanted if one.name not in drawn]
-        if args.benchmark == "illustrations" and args.model not in ("sd", "sd_finetuned"):
+        if task == "illustrations" and args.model not in ("sd", "sd_finetuned"):
             pictures = drawing.illustrate(model, processor, wanted, settings.drawing, drawn)
         else:
             pictures = draw_these(due, settings.drawing)
