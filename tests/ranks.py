@@ -8,7 +8,6 @@ from __future__ import annotations
 import faulthandler
 import multiprocessing
 import os
-import socket
 import threading
 import time
 import traceback
@@ -16,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch.distributed import TCPStore
 from tqdm import tqdm
 
-TIMEOUT = 60  # seconds; beyond them a process counts as hanging
+TIMEOUT = 240  # seconds; beyond them a process counts as hanging. Beside other work, 4 on 2 cores may take a minute
 
 
 def run(number: int, function: Callable[[int], object], folder: Path, timeout: float = TIMEOUT) -> list[str]:
@@ -26,11 +26,11 @@ def run(number: int, function: Callable[[int], object], folder: Path, timeout: f
 
     folder: for files of this function.  Raises TimeoutError where a process does not end.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # The meeting point is here before anybody looks for it, as with torchrun. Were it made by the first process, on a
+    # port that was free a moment ago, another program could have taken that, and the others would wait there.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [(rank, number, port, function, timeout, folder / f"error-{rank}.txt") for rank in range(number)]
+    arguments = [(rank, number, store.port, function, timeout, folder / f"error-{rank}.txt") for rank in range(number)]
     processes = [multiprocessing.get_context("fork").Process(target=_child, args=each) for each in arguments]
     for process in processes:
         process.start()
@@ -55,6 +55,7 @@ def _child(rank: int, number: int, port: int, function: Callable[[int], object],
         state._reset_state()  # of trainings in the test's own process
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # all are clients of the store
     try:
         function(rank)
     except BaseException:

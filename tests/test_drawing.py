@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
 
+import repository
 import tiny
 from dreamllm.config import ConfigProblem, load
 from dreamllm.data.world import write_training
@@ -93,7 +95,10 @@ def scored_n(world: Path, drawn: predictions.Predictions) -> int:
     ("evaluation", "words"),
     [
         ({"model": "sd", "benchmarks": ["draw"], "rewrite": True}, "sd was trained on no instructions"),
-        ({"model": "stage", "benchmarks": ["draw", "vqa"], "rewrite": True}, "are for benchmarks of the task draw alone"),
+        (
+            {"model": "stage", "benchmarks": ["draw", "vqa"], "rewrite": True},
+            "of the task draw alone",
+        ),
     ],
 )
 def test_what_cannot_rewrite(world: Path, tmp_path: Path, evaluation: dict, words: str) -> None:
@@ -208,3 +213,31 @@ def test_the_world_writes_a_picture_for_every_sentence_of_every_story(world: Pat
     shown = benchmarks.pictures(world / "benchmarks", "test")
     for item in benchmarks.load("illustrations", world / "benchmarks", "test"):
         assert shown.read(item.picture).size == (48, 48)
+
+
+# ---- in the DAG and in the metrics of real sets --------------------------------------------------------------------
+
+
+def test_the_pictures_of_public_sets_have_no_fid_on_the_mini_clip(world: Path, tmp_path: Path) -> None:
+    drawn = run_predict(world, configure(world, tmp_path), tmp_path / "sd.tar", "sd", "draw")
+    drawn.header["protocol"]["benchmark"] = {"task": "draw", "source": "coco_fid"}
+    fid = score.score(drawn, "draw", world / "benchmarks", world / "foundations")["metrics"]["fid"]
+    assert fid["value"] is None and "docs/pictures.md" in fid["reason"]
+
+
+def test_every_sample_is_a_job_and_one_set_of_real_pictures_serves_all(tmp_path: Path) -> None:
+    house = repository.copy(tmp_path / "house")
+    content = yaml.safe_load((house / "config/smoke.yaml").read_text())
+    content["evaluation"]["pictures"] = {"samples": 3, "features": "clip"}
+    content["evaluations"] = [
+        {"model": "sd", "benchmarks": ["draw", "illustrations", "latency"]},
+        {"model": "sft", "benchmarks": ["draw"]},
+    ]
+    (house / "config/smoke.yaml").write_text(yaml.safe_dump(content))
+    jobs = repository.jobs(house, "results/tables", "--configfile=config/smoke.yaml")
+    count = Counter(rule for rule, _, _ in jobs)
+    assert (count["predict_pictures"], count["predict_sample"], count["features"]) == (3, 6, 9)
+    assert (count["real_statistics"], count["score_pictures"], count["score"]) == (2, 3, 4)
+    made = [path for _, _, files in jobs for path in files]
+    assert "results/predictions/smoke/sft/samples/draw-2.tar" in made
+    assert "results/metrics/smoke/sd/pictures/illustrations.json" in made

@@ -274,6 +274,17 @@ def test_metrics_by_every_rule_with_the_spread_over_the_seeds(measured: Path) ->
     assert str(measured) not in json.dumps(result)
 
 
+def test_the_verbs_end_in_a_metrics_file(measured: Path, clip: Path, tmp_path: Path) -> None:
+    flags = ["--config", measured / "own/config.yaml", "--benchmark", "draw", "--benchmarks", measured / "benchmarks"]
+    cli.main(["features", *map(str, [*flags, "--clip", clip, "--out", tmp_path / "real.safetensors"])])
+    real = features.restore(tmp_path / "real.safetensors")
+    assert (real.about["n"], real.arrays["clip.covariance"].shape) == (4, (6, 6))
+    given = [measured / "0.safetensors", measured / "1.safetensors"]
+    out = ["--statistics", tmp_path / "real.safetensors", "--out", tmp_path / "draw.json"]
+    cli.main(["score-pictures", "--features", *map(str, [*given, *out])])
+    assert json.loads((tmp_path / "draw.json").read_text())["protocol"]["real_pictures"] == 4
+
+
 def test_the_best_picture_is_the_one_whose_own_prompt_fits_best(measured: Path) -> None:
     one, two = samples_of(measured)
     chosen = selection.best(np.stack([one.arrays["clip_prompt"], two.arrays["clip_prompt"]]))

@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -26,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import ranks
-import repository
+import test_launch
 import test_train
 import tiny
 from dreamllm.data import shards
@@ -34,10 +32,11 @@ from dreamllm.data.batches import Position, Prepared, Stream, start
 from dreamllm.data.mixture import Mixture
 from dreamllm.experiment import Experiment
 from dreamllm.layout import IGNORE, Sequence
+from dreamllm.model import foundations
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.packing import pack
-from dreamllm.train import devices, resume, stage
+from dreamllm.train import checkpoint, devices, resume, stage
 from dreamllm.train.log import count
 
 STEPS = 4
@@ -201,6 +200,55 @@ def test_in_bfloat16_the_weights_that_are_trained_stay_in_fp32(world, alone, tmp
         assert weight.dtype == torch.float32 and not torch.equal(weight, weight.bfloat16().float())
 
 
+def test_a_frozen_language_model_is_sharded_in_bfloat16_beside_trained_fp32(world, tmp_path):
+    """Stage I on GPUs: queries and projector are trained in fp32 in one unit with frozen embeddings in bfloat16."""
+    weights = {"language": 0.0, "diffusion": 1.0}
+    settings = {"mode": "creation", "mixture": {"pairs": 1.0}, "loss_weights": weights}
+    settings["trains"] = ["dream_queries", "condition_projector"]
+
+    def child(rank: int) -> None:
+        original, place = devices.Accelerator, devices.place
+        devices.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
+
+        def placed(model, *others):
+            result = place(model, *others)
+            dtypes = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
+            assert dtypes == {torch.bfloat16}
+            assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
+            return result
+
+        devices.place = placed
+        test_train.run(world, tmp_path / "two", experiment({"sharding": "full_shard"}, **settings))
+
+    assert train(world, tmp_path / "alone", experiment(**settings)) == [""]
+    assert ranks.run(2, child, tmp_path / "two") == ["", ""]
+    found, wanted = (test_train.losses(tmp_path / name / "out") for name in ("two", "alone"))
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=0.02)
+
+
+# ---- building the model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("machine", [{}, {"sharding": "full_shard"}], ids=["whole", "sharded"])
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+def test_the_first_process_alone_reads_weights(world, tmp_path, machine, tied):
+    """The others get all of them from it, also where the language model's head and embeddings are one tensor."""
+    tiny.foundations(tmp_path / "foundations", tiny.llm_config(tie_word_embeddings=tied))
+    (tmp_path / "data").symlink_to(world / "data")
+
+    def child(rank: int) -> None:
+        if rank:
+            foundations._read = checkpoint.load_model = None  # not to be called
+        test_train.run(tmp_path, tmp_path / "two", experiment(machine))
+
+    assert train(tmp_path, tmp_path / "alone", experiment()) == [""]
+    assert ranks.run(2, child, tmp_path / "two") == ["", ""]
+    for row, wanted in zip(*(test_train.losses(tmp_path / name / "out") for name in ("two", "alone")), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-5, nan_ok=True), f"step {wanted['step']:.0f}"
+    found, wanted = (load_file(tmp_path / name / "out" / "trained.safetensors") for name in ("two", "alone"))
+    assert found.keys() == wanted.keys()
+
+
 # ---- order of documents --------------------------------------------------------------------------------------------
 
 
@@ -328,41 +376,12 @@ def test_rows_that_cannot_be_dealt_out_are_refused(world, tmp_path):
 # ---- starting ------------------------------------------------------------------------------------------------------
 
 
-def launch(arguments: list, path: Path | None = None, **environment) -> subprocess.CompletedProcess:
-    """workflow/launch.sh with the tests' Python, and the programs of `path`, first on the path."""
-    first = [str(path)] if path else []
-    variables = {**os.environ, **environment}
-    variables["PATH"] = os.pathsep.join([*first, str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = ["bash", repository.ROOT / "workflow" / "launch.sh", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=variables, timeout=300)
-
-
 def test_the_launcher_starts_a_process_per_gpu(world, alone, tmp_path):
     settings = experiment({"sharding": "full_shard"})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
     arguments = ["--stage", "igpt", "--config", tmp_path / "config.yaml", "--foundations", world / "foundations"]
     arguments += ["--data", world / "data", "--out", tmp_path / "out", "--work", tmp_path / "work"]
-    result = launch([1, 2, "train", *arguments], OMP_NUM_THREADS="1")
+    result = test_launch.launch([1, 2, "train", *arguments], OMP_NUM_THREADS="1")
     assert result.returncode == 0, result.stderr
     for row, wanted in zip(test_train.losses(tmp_path / "out"), test_train.losses(alone / "out"), strict=True):
         assert row == pytest.approx(wanted, rel=1e-5, nan_ok=True)
-
-
-def test_on_several_nodes_slurm_starts_the_launchers(tmp_path):
-    programs = {
-        "scontrol": "echo node7; echo node8",
-        "srun": 'while [[ $1 != bash ]]; do shift; done; SLURM_PROCID=1 "$@"',
-        "accelerate": 'printf "%s\\n" "$@"',
-    }
-    for name, body in programs.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    arguments = [2, 8, "train", "--config", "a b.yaml"]
-    result = launch(arguments, tmp_path, SLURM_JOB_NODELIST="node[7-8]", SLURM_JOB_ID="41234")
-    words = result.stdout.splitlines()
-    options = dict(zip(words[1::2], words[2::2], strict=False))
-    assert options["--num_machines"] == "2" and options["--num_processes"] == "16" and options["--machine_rank"] == "1"
-    assert options["--main_process_ip"] == "node7" and options["--main_process_port"] == "21234"
-    assert words[-5:] == ["--module", "dreamllm", "train", "--config", "a b.yaml"], result.stderr
-    result = launch(arguments, tmp_path, SLURM_JOB_NODELIST="")
-    assert result.returncode != 0 and "needs a Slurm job" in result.stderr

@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md
 MADE = ("results/", "data/emoji", "data/foundations", "data/mine", "data/store", "scratch/", "logs/", "benchmarks/")
 MADE += ("data/released",)
 MADE += ("data/raw", "data/sources/", "data/benchmarks", "data/by_hand")
-MADE += (".venv", ".snakemake", "config/mine.yaml", "workflow/profiles/slurm")
+MADE += (".venv", ".snakemake", "config/mine.yaml")
 
 
 def test_versions_are_exact_and_equal_everywhere():

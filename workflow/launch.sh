@@ -1,18 +1,60 @@
 #!/usr/bin/env bash
 # launch.sh NODES GPUS VERB ...   `dreamllm VERB ...` in one process per GPU, on NODES nodes of a Slurm job, GPUS on each
+#
+# A job of Slurm sees its own GPUs only. On a machine without Slurm, where Snakemake counts GPUs and does not say which,
+# this takes free ones until VERB ends: of CUDA_VISIBLE_DEVICES if that is set, else of all.
 set -euo pipefail
-export NODES=$1 PROCESSES=$(($1 * $2)) CONFIG=${BASH_SOURCE[0]%/*}/accelerate.yaml
+export NODES=$1 GPUS=$2 CONFIG=${BASH_SOURCE[0]%/*}/accelerate.yaml
 shift 2
+THREADS=${OMP_NUM_THREADS:-1} # of this job on each node; Snakemake sets it to the rule's `threads`
 
-if ((NODES == 1)); then # port 0: a free one, so that two trainings can share a machine
-    exec accelerate launch --config_file "$CONFIG" --num_processes "$PROCESSES" --main_process_port 0 \
-        --module dreamllm "$@"
+gpus_here() { # the numbers or names of GPUs that may be taken, with commas between; nothing on a machine without any
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        echo "$CUDA_VISIBLE_DEVICES"
+    elif command -v nvidia-smi > /dev/null; then
+        nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd , -
+    fi
+}
+
+take_gpus() { # lock GPUS of them, all or none; this process holds the locks, and the system frees them when it ends
+    local lock here
+    IFS=, read -ra here <<< "$(gpus_here)"
+    ((${#here[@]})) || return 0 # CPU processes, as in the tests
+    if ((${#here[@]} < GPUS)); then
+        echo "machine.gpus is $GPUS, but here are ${#here[@]}: ${here[*]}" >&2
+        exit 1
+    fi
+    while true; do
+        local taken=() locks=()
+        for gpu in "${here[@]}"; do
+            exec {lock}> "${TMPDIR:-/tmp}/dreamllm-$UID-gpu-$gpu.lock"
+            locks+=("$lock")
+            if flock --nonblock "$lock"; then taken+=("$gpu"); fi
+            ((${#taken[@]} == GPUS)) && break 2
+        done
+        for lock in "${locks[@]}"; do exec {lock}>&-; done
+        sleep $((1 + RANDOM % 5)) # somebody else holds them
+    done
+    CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${taken[*]}")
+    export CUDA_VISIBLE_DEVICES
+}
+
+[[ -n ${SLURM_JOB_ID:-} ]] || take_gpus
+if ((NODES * GPUS == 1)); then
+    exec python -m dreamllm "$@"
 fi
-: "${SLURM_JOB_NODELIST:?machine.nodes is $NODES: more than one node needs a Slurm job, see docs/training.md}"
-FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would break the pipe
-export FIRST PORT=$((20000 + SLURM_JOB_ID % 20000)) # on all nodes the same, and another one for another job
-# shellcheck disable=SC2016  # to be expanded on each node
-exec srun --nodes "$NODES" --ntasks "$NODES" --ntasks-per-node 1 --kill-on-bad-exit=1 bash -c '
-    exec accelerate launch --config_file "$CONFIG" --num_processes "$PROCESSES" --num_machines "$NODES" \
-        --machine_rank "$SLURM_PROCID" --main_process_ip "$FIRST" --main_process_port "$PORT" --module dreamllm "$@"
+export OMP_NUM_THREADS=$((THREADS > GPUS ? THREADS / GPUS : 1))
+if ((NODES == 1)); then # port 0: a free one, so that two trainings can share a machine
+    exec accelerate launch --config_file "$CONFIG" --num_processes "$GPUS" --main_process_port 0 --module dreamllm "$@"
+fi
+: "${SLURM_JOB_ID:?machine.nodes is $NODES: more than one node needs a Slurm job, see docs/cluster.md}"
+# On all nodes the same port, and another one for another job; not one that the system hands out by itself.
+export PORT=$((20000 + SLURM_JOB_ID % 12000))
+# shellcheck disable=SC2016  # to be expanded on each node, where srun has set Slurm's variables
+exec srun --nodes "$NODES" --ntasks "$NODES" --ntasks-per-node 1 --cpus-per-task "$THREADS" --kill-on-bad-exit=1 bash -c '
+    set -euo pipefail
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would break the pipe
+    address=$(scontrol --oneliner show node "$first" | sed -n "s/.* NodeAddr=\([^ ]*\).*/\1/p")
+    exec accelerate launch --config_file "$CONFIG" --num_processes $((NODES * GPUS)) --num_machines "$NODES" \
+        --machine_rank "$SLURM_PROCID" --main_process_ip "$address" --main_process_port "$PORT" --module dreamllm "$@"
     ' launch "$@"

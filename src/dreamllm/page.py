@@ -98,6 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
+    import torch
+
+    from dreamllm.model import precision
     from dreamllm.model.generate import Writing, interleave
     from dreamllm.model.processor import PromptProblem, parse
     from dreamllm.model.sampling import Drawing
@@ -119,6 +122,7 @@ def main(arguments: argparse.Namespace) -> None:
     drawing = Drawing(arguments.scheduler, arguments.steps, arguments.guidance)
     seeds = [arguments.seed + index for index in range(len(prompts))]
     model, processor = load_model(arguments.foundations, arguments.checkpoints)
-    continuations = interleave(model.eval(), processor, prompts, seeds, writing, drawing)
+    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
+    continuations = interleave(model, processor, prompts, seeds, writing, drawing)
     save(continuations, arguments.out)
     print(arguments.out / "index.html")

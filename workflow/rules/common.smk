@@ -121,13 +121,21 @@ def configfile(wildcards, output):
 
 def launch(wildcards, output):
     """How training processes are started: a function of the output, so that another machine trains nothing again."""
-    if MACHINE.gpus * MACHINE.nodes <= 1:
+    if MACHINE.gpus * MACHINE.nodes == 0:
         return "python -m dreamllm"
     return f"bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
 
 
-# What the Slurm plugin wants to know of a job on several nodes, which starts its tasks by itself.
-NODES = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun") if MACHINE.nodes > 1 else {}
+def launch_one(wildcards, output):
+    """The same for jobs that use one GPU at most."""
+    return "bash workflow/launch.sh 1 1" if MACHINE.gpus else "python -m dreamllm"
+
+
+# GPUs and nodes of a training, in the words of the Slurm plugin. `gpu` would be dealt out over the nodes as Slurm likes,
+# `gres` is of each of them; with `mpi` the job starts its tasks by itself, one on each node.
+TRAINING = dict(nodes=1, gpu=MACHINE.gpus)
+if MACHINE.gpus and MACHINE.nodes > 1:
+    TRAINING = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun", gres=f"gpu:{MACHINE.gpus}")
 
 
 def release(wildcards):

@@ -23,6 +23,7 @@ rule predict_text:
         mem_mb=MACHINE.memory_mb,
         runtime=MACHINE.minutes,
     params:
+        launch=launch_one,
         experiment=configfile,
         foundations=subpath(input.llm, parent=True),
         checkpoints=lambda wildcards, input: ["--checkpoints", *input.checkpoints] if input.checkpoints else [],
@@ -33,7 +34,7 @@ rule predict_text:
         code=code_digest("dreamllm.evaluate.predict"),
         config=evaluation_settings,
     shell:
-        "python -m dreamllm predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
+        "{params.launch} predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
         " --config {params.experiment:q} --foundations {params.foundations:q} {params.checkpoints:q}"
         " --benchmarks {input.benchmarks:q} {params.examples:q} {params.sample:q} --work {params.work:q}"
         " --out {output.predictions:q} > {log:q} 2>&1"

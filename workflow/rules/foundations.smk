@@ -52,11 +52,12 @@ else:
                 mem_mb=MACHINE.memory_mb,
                 runtime=MACHINE.minutes,
             params:
+                launch=launch_one,
                 experiment=configfile,
                 part=PART,
                 parts=lambda wildcards, input: ["--inputs", *input.parts] if input.parts else [],
                 code=code_digest(f"dreamllm.foundations.{MODULES[PART]}"),
                 config=digest(EXPERIMENT.seed, EXPERIMENT.world.picture_side, getattr(EXPERIMENT.foundations, PART)),
             shell:
-                "python -m dreamllm train-foundation --part {params.part} --config {params.experiment:q}"
+                "{params.launch} train-foundation --part {params.part} --config {params.experiment:q}"
                 " {params.parts:q} --out {output.folder:q} > {log:q} 2>&1"

@@ -23,8 +23,7 @@ for STAGE in EXPERIMENT.stages:
             ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            **NODES,
-            gpu=MACHINE.gpus * MACHINE.nodes,
+            **TRAINING,
             mem_mb=MACHINE.memory_mb,
             runtime=MACHINE.minutes,
         params:
@@ -62,10 +61,11 @@ if EXPERIMENT.sd_finetuned:
             mem_mb=MACHINE.memory_mb,
             runtime=MACHINE.minutes,
         params:
+            launch=launch_one,
             experiment=configfile,
             foundations=subpath(input.sd, parent=True),
             code=code_digest("dreamllm.foundations.finetune"),
             config=digest(EXPERIMENT.seed, EXPERIMENT.sd_finetuned),
         shell:
-            "python -m dreamllm finetune-sd --config {params.experiment:q} --foundations {params.foundations:q}"
+            "{params.launch} finetune-sd --config {params.experiment:q} --foundations {params.foundations:q}"
             " --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"

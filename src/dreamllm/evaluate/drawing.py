@@ -153,11 +153,15 @@ def draw_with_sd(
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+    from dreamllm.model import precision
     from dreamllm.model.sampling import make_scheduler
 
     parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
-    pipeline = pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = pipeline.to(device)
+    precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(device))
+    precision.unet_in(pipeline.unet, precision.compute_dtype(device))
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     pipeline.scheduler = make_scheduler(settings.scheduler, schedule)

@@ -94,10 +94,11 @@ def run(
     args: argparse.Namespace, use: BenchmarkUse, items: Sequence[Any], settings: EvaluationSettings
 ) -> tuple[Records, Images | None]:
     """Predictions of a DreamLLM made of checkpoints."""
+    from dreamllm.model import precision
     from dreamllm.train.checkpoint import load_model
 
     model, processor = load_model(args.foundations, args.checkpoints)
-    model = model.to(_device()).eval()
+    precision.for_inference(model, _device())
     if use.task == "language":
         return choose(model.language_model, processor.vocabulary, processor.context, items, settings), None
     if use.task == "stories":
@@ -122,10 +123,12 @@ def by_harness(
         model, _, context = language_model(args.foundations / "llm", template)
         tokenizer = AutoTokenizer.from_pretrained(args.foundations / "llm")
     else:
+        from dreamllm.model import precision
         from dreamllm.train.checkpoint import load_model
 
         whole, processor = load_model(args.foundations, args.checkpoints)
-        model = whole.to(_device()).eval().language_model
+        precision.for_inference(whole, _device())
+        model = whole.language_model
         tokenizer, context = processor.tokenizer, processor.context
     records, about = harness.evaluate(model, tokenizer, context, use, args.benchmarks, settings)
     digests = {str(file.relative_to(args.benchmarks)): sha256_of_file(file) for file in content_files(args.benchmarks)}
@@ -172,7 +175,10 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
+    from dreamllm.model import precision
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    precision.for_inference(model, _device())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = tokenizer.eos_token_id
     vocabulary = Vocabulary(

@@ -69,10 +69,12 @@ def predict(
 def _load(args: argparse.Namespace) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     import torch
 
+    from dreamllm.model import precision
     from dreamllm.train.checkpoint import load_model
 
     model, processor = load_model(args.foundations, args.checkpoints)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), processor
+    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
+    return model, processor
 
 
 class Drawn(Mapping[str, Image.Image]):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
-from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 
@@ -37,26 +37,26 @@ def build_from_foundations(
     seed: int = 0,
     vision_feature_layer: int = -2,
     template: str = "vicuna_v1.1",
+    weights: bool = True,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Put the foundations together in fp32; what is new (special tokens, queries, projectors) is random by `seed`.
 
-    The same folders and seed give the same model, bit by bit. Raises FoundationProblem for a missing folder and for a
-    language model that does not fit: its logits must be its head applied to its last hidden states, it must keep packed
-    documents apart, and its tokenizer must have an end-of-text token.
+    The same folders and seed give the same model, bit by bit. Without `weights` it is that model on the meta device,
+    which takes no memory: for processes that are sent the weights (`train/devices.py`).
+
+    Raises FoundationProblem for a missing folder and for a language model that does not fit: its logits must be its
+    head applied to its last hidden states, it must keep packed documents apart, and its tokenizer must have an
+    end-of-text token.
     """
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     add_special_tokens(tokenizer)
-    language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
-    _check_language_model(language_model)
-    clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
+    language_model, clip, vae, unet = (_read if weights else _outline)(llm_dir, clip_dir, sd_dir)
     vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
     for part in (language_model, vision_model):
         part.config.name_or_path = ""  # a saved model shall not tell where its foundations lay
-    vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -79,7 +79,8 @@ def build_from_foundations(
         with torch.device("meta"):
             model = DreamLLMForConditionalGeneration(config)
         model.language_model, model.vision_model, model.vae, model.unet = language_model, vision_model, vae, unet
-        _materialise_new_parts(model)
+        if weights:
+            _materialise_new_parts(model)
     model.train_only(UNFROZEN)
     processor = DreamLLMProcessor(
         AutoImageProcessor.from_pretrained(clip_dir, backend="pil"),
@@ -104,6 +105,29 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     new = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token not in known]
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer.pad_token = PAD
+
+
+Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionModel]
+
+
+def _read(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
+    """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
+    language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    _check_language_model(language_model)
+    clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
+    return language_model, clip, vae, unet
+
+
+def _outline(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
+    """The same on the meta device, from their configurations alone."""
+    with torch.device("meta"):
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_dir), dtype=torch.float32)
+        clip = AutoModel.from_config(AutoConfig.from_pretrained(clip_dir), dtype=torch.float32)
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sd_dir, subfolder="vae"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd_dir, subfolder="unet"))
+    return language_model, clip, vae, unet
 
 
 def _plain(model: ModelMixin) -> dict[str, Any]:

@@ -140,6 +140,14 @@ def load_model(
     return model, processor
 
 
+def outline(
+    foundations: str | Path, options: Mapping[str, Any]
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """What `load_model` builds, but on the meta device: no file of weights is read, and no memory is taken."""
+    folders = (Path(foundations) / name for name in FOUNDATIONS)
+    return build_from_foundations(*folders, **options, weights=False)
+
+
 def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) -> None:
     """Copy the trained parameters of one checkpoint into the model, and add its adapters to what they were trained on.
 

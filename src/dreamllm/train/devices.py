@@ -22,8 +22,10 @@ from torch import distributed
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import PreTrainedModel
 
 from dreamllm.experiment import Stage
+from dreamllm.model import precision
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.sections.machine import Machine
 
@@ -70,6 +72,9 @@ def place(
 ) -> DreamLLMForConditionalGeneration:
     """Put the model onto the devices, and set how they compute it. Parameters are other objects afterwards (FSDP).
 
+    What is frozen is kept in bfloat16 where the stage computes in it. The first process alone has brought the weights;
+    the others' model is on the meta device, and they are sent what each of them holds.
+
     Returns what is to be called in place of the model; the model itself stays usable for everything but its losses.
     Raises MachineProblem for an attention that is not installed.
     """
@@ -81,11 +86,10 @@ def place(
             raise MachineProblem(f"machine.attention: {machine.attention} cannot be used here ({error})") from error
     if machine.gradient_checkpointing:
         checkpoint_activations(model)
+    precision.for_training(model, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     if machine.sharding == "none" or accelerator.num_processes == 1:
+        receive(model, accelerator.device)
         return accelerator.prepare_model(model)
-    encoders = (model.vision_model, model.vae, model.unet)
-    for encoder in encoders:
-        encoder.to(accelerator.device)
     options: dict[str, Any] = {
         "mesh": distributed.device_mesh.init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
         "reshard_after_forward": machine.sharding == "full_shard",
@@ -94,9 +98,27 @@ def place(
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for module in model.language_model.modules():
         if isinstance(module, GradientCheckpointingLayer):  # what transformers calls a decoder layer
+            receive(module, accelerator.device)  # layer by layer: no device ever holds the whole language model
             fully_shard(module, **options)
+    receive(model, accelerator.device)
+    encoders = (model.vision_model, model.vae, model.unet)
     options["ignored_params"] = {parameter for encoder in encoders for parameter in encoder.parameters()}
     return fully_shard(model, **options)
+
+
+@torch.no_grad()
+def receive(module: torch.nn.Module, device: torch.device) -> None:
+    """Put what is not sharded yet of a module onto the device, with the values that it has in the first process."""
+    for each in module.modules():
+        if any(tensor.is_meta for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False))):
+            each.to_empty(device=device, recurse=False)
+    if isinstance(module, PreTrainedModel):
+        module.tie_weights()  # a head and the embeddings that it shares are two tensors after `to_empty`
+    module.to(device)
+    if distributed.is_initialized():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if not isinstance(tensor, DTensor):
+                distributed.broadcast(tensor, 0)
 
 
 def checkpoint_activations(model: DreamLLMForConditionalGeneration) -> None:

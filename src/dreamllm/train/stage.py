@@ -86,7 +86,10 @@ def train(
         }
 
         # ---- model, optimiser, data ---------------------------------------------------------------------------------
-        model, processor = checkpoint.load_model(foundations, init, options)
+        if first_process:
+            model, processor = checkpoint.load_model(foundations, init, options)
+        else:  # no weights in the main memory of the others: `devices.place` sends them
+            model, processor = checkpoint.outline(foundations, options)
         apply_stage(model, stage)
         if stage.lora:
             lora.add(model, stage.lora, seed)
