@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-import tiny
 from dreamllm.data.emoji import Scene
 from dreamllm.evaluate import attributes, captions, choice, fid, intervals, pope, vqa
 
@@ -214,8 +211,9 @@ def test_attributes_right_in_a_found_scene(found: Scene | None, right: list[str]
 
 
 def test_fid_of_a_set_with_itself_is_0() -> None:
-    features = np.random.default_rng(0).normal(size=(40, 64))  # fewer pictures than dimensions: singular covariances
-    assert fid.score(features, features)["value"] == pytest.approx(0, abs=1e-5)
+    features = np.random.default_rng(0).normal(size=(40, 64))  # singular covariances
+    one = fid.gaussian(features)
+    assert fid.frechet_distance(*one, *one) == pytest.approx(0, abs=1e-5)
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -236,30 +234,51 @@ def test_frechet_distance_agrees_with_clean_fid() -> None:
     assert ours == pytest.approx(frechet_distance(*sets[0], *sets[1]), rel=1e-9)
 
 
-def test_the_fid_interval_holds_the_estimate() -> None:
+def gaussians(d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Means and covariances that anybody can write down again."""
+    i = np.arange(d)
+    a, b = np.sin(7 * i[:, None] + 3 * i + 1.0), np.cos(5 * i[:, None] - 2 * i**2 + 0.5)
+    return np.sin(1.0 * i), a @ a.T + np.eye(d), np.cos(2.0 * i), b @ b.T + np.eye(d) / 2
+
+
+@pytest.mark.parametrize(("d", "expected"), [(3, 6.950573517422843), (8, 48.74779501513545), (64, 3892.4510812912436)])
+def test_frechet_distance_agrees_with_numbers_of_scipys_matrix_root(d: int, expected: float) -> None:
+    """Recorded: |m1 - m2|^2 + tr(c1 + c2 - 2 scipy.linalg.sqrtm(c1 @ c2)), scipy 1.17.1, float64."""
+    assert fid.frechet_distance(*gaussians(d)) == pytest.approx(expected, rel=1e-9)
+
+
+@given(st.integers(1, 6), st.integers(0, 2**32 - 1))
+def test_frechet_distance_is_symmetric_and_nothing_from_a_gaussian_to_itself(d: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    one, other = (fid.gaussian(rng.normal(size=(2 * d + 2, d))) for _ in range(2))
+    assert fid.frechet_distance(*one, *other) == pytest.approx(fid.frechet_distance(*other, *one), abs=1e-6)
+    assert fid.frechet_distance(*one, *one) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_fid_interval_holds_the_estimate_and_is_as_wide_as_the_bootstraps() -> None:
     rng = np.random.default_rng(2)
-    result = fid.score(rng.normal(size=(60, 4)), rng.normal(size=(80, 4)) + 1)
-    assert 0 < result["low"] < result["value"] < result["high"] and result["n"] == 60
+    drawn, real = rng.normal(size=(400, 4)), fid.gaussian(rng.normal(size=(500, 4)) + 1)
+    result = fid.score(drawn, *real, 500)
+    assert 0 < result["low"] < result["value"] < result["high"] and result["n"] == 400
+    low, high = intervals.bootstrap(lambda items: fid.frechet_distance(*fid.gaussian(drawn[items]), *real), 400)
+    assert result["high"] - result["low"] == pytest.approx(high - low, rel=0.1)
 
 
-def test_fid_refuses_single_pictures_and_nan() -> None:
+def test_fewer_pictures_than_dimensions_have_no_fid_but_a_reason() -> None:
+    rng = np.random.default_rng(3)
+    few, real = rng.normal(size=(7, 8)), rng.normal(size=(50, 8))
+    result = fid.score(few, *fid.gaussian(real), 50)
+    assert (result["value"], result["reason"]) == (None, "7 pictures are fewer than the 8 dimensions of their features")
+    assert fid.score(real, *fid.gaussian(few), 7)["value"] is None
+
+
+def test_fid_refuses_single_pictures_nan_and_other_dimensions() -> None:
+    real = fid.gaussian(np.eye(5, 4))
     with pytest.raises(ValueError, match="two pictures or more"):
-        fid.score(np.zeros((1, 4)), np.zeros((5, 4)))
+        fid.score(np.zeros((1, 4)), *real, 5)
     broken = np.zeros((5, 4))
     broken[3, 1] = np.nan
     with pytest.raises(ValueError, match="picture 3 are not finite"):
-        fid.score(broken, np.zeros((5, 4)))
-
-
-def test_clip_features_are_the_image_embeddings_of_transformers(tmp_path: Path) -> None:
-    import torch
-    from transformers import CLIPImageProcessorPil, CLIPModel
-
-    clip = tiny.foundations(tmp_path) / "clip"
-    pictures = [Image.fromarray(np.random.default_rng(n).integers(0, 255, (16, 16, 3), np.uint8)) for n in range(3)]
-    features = fid.clip_features(iter(pictures), clip, batch_size=2)
-    pixels = CLIPImageProcessorPil.from_pretrained(clip)(images=pictures, return_tensors="pt")["pixel_values"]
-    with torch.no_grad():
-        expected = CLIPModel.from_pretrained(clip).get_image_features(pixels).pooler_output
-    assert features.dtype == np.float64
-    assert np.abs(features - expected.numpy()).max() < 1e-5  # the same size: neither side resizes
+        fid.score(broken, *real, 5)
+    with pytest.raises(ValueError, match="of 3 and of 4 dimensions"):
+        fid.score(np.eye(5, 3), *real, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -11,15 +12,16 @@ import pytest
 import formats
 from dreamllm import cli
 from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.sources import benchmarks as module
 from dreamllm.sources.benchmarks import WRITERS, place
 from dreamllm.sources.manifest import BENCHMARK_FORMATS, Source
 from dreamllm.sources.records import RecordProblem
 
 
-def source(format: str) -> Source:
+def source(format: str, **more: str) -> Source:
     about = {"title": "set", "format": format, "availability": "open", "source": "test", "obtain": "by hand"}
-    return Source.model_validate(about)
+    return Source.model_validate(about | more)
 
 
 def write(path: Path, content: object) -> None:
@@ -141,10 +143,126 @@ def test_pope(tmp_path, val2014):
     assert [item.subset for item in benchmarks.load("pope", tmp_path / "out", "test")] == list(benchmarks.POPE_SUBSETS)
 
 
-def test_what_has_no_reader_yet_is_placed_as_it_came(tmp_path):
-    write(tmp_path / "raw/deep/mmbench.tsv", "a\tb\n")
-    place(source("as_is"), tmp_path / "raw", (), tmp_path / "out")
-    assert (tmp_path / "out/deep/mmbench.tsv").read_text() == "a\tb\n"
+def test_data_of_the_harness_are_placed_as_they_came(tmp_path):
+    write(tmp_path / "raw/deep/train.parquet", "a\tb\n")
+    place(source("harness"), tmp_path / "raw", (), tmp_path / "out")
+    assert (tmp_path / "out/deep/train.parquet").read_text() == "a\tb\n"
+
+
+def test_nocaps(tmp_path):
+    images = [{"id": 0, "file_name": "0013ea2087020901.jpg", "coco_url": "http://x", "open_images_id": "0013ea"}]
+    notes = [{"id": n, "image_id": 0, "caption": f"a baby {n}"} for n in range(2)]
+    write(tmp_path / "raw/nocaps_val_4500_captions.json", {"images": images, "annotations": notes})
+    formats.archive(tmp_path / "raw/val.zip", {"val/0013ea2087020901.jpg": formats.jpeg(5)})
+    place(source("nocaps"), tmp_path / "raw", (), tmp_path / "out")
+    (item,) = benchmarks.load("captions", tmp_path / "out", "test")
+    assert item.references == ("a baby 0", "a baby 1") and shade(tmp_path / "out", item.picture) == 5
+
+
+SERVER = {"answers_on": "https://eval.example"}
+
+
+def test_vqav2_test_dev_has_no_answers_and_says_so(tmp_path):
+    questions = {
+        split: {"data_subtype": split, "questions": [{"question_id": n, "image_id": 7, "question": "What?"}]}
+        for n, split in ((1, "test-dev2015"), (2, "test2015"))
+    }
+    named = {f"v2_OpenEnded_mscoco_{split}_questions.json": json.dumps(c) for split, c in questions.items()}
+    formats.archive(tmp_path / "raw/v2_Questions_Test_mscoco.zip", named)
+    formats.archive(tmp_path / "coco/test2015.zip", {"test2015/COCO_test2015_000000000007.jpg": formats.jpeg(7)})
+    place(source("vqav2", **SERVER), tmp_path / "raw", (("", tmp_path / "coco"),), tmp_path / "out")
+    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    assert (item.id, item.answers, item.picture) == ("1", (), "COCO_test2015_000000000007.jpg")
+
+
+def test_vqav2_train_finds_its_pictures_by_its_own_split(tmp_path):
+    questions = [{"question_id": 1, "image_id": 7, "question": "What?"}]
+    write(tmp_path / "raw/questions.json", {"data_subtype": "train2014", "questions": questions})
+    write(
+        tmp_path / "raw/annotations.json",
+        {"annotations": [{"question_id": 1, "image_id": 7, "answers": [{"answer": "a"}]}]},
+    )
+    formats.archive(tmp_path / "coco/train2014.zip", {"train2014/COCO_train2014_000000000007.jpg": formats.jpeg(7)})
+    place(source("vqav2"), tmp_path / "raw", (("", tmp_path / "coco"),), tmp_path / "out")
+    assert benchmarks.load("vqa", tmp_path / "out", "test")[0].picture == "COCO_train2014_000000000007.jpg"
+
+
+def test_a_lost_file_of_answers_is_no_external_set(tmp_path, val2014):
+    questions = {"questions": [{"question_id": 1, "image_id": 10, "question": "What?"}]}
+    write(tmp_path / "raw/questions.json", questions)
+    with pytest.raises(RecordProblem, match="annotations.json"):
+        place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
+
+
+def test_vizwiz_test(tmp_path):
+    record = {"image": "VizWiz_test_00000042.jpg", "question": "What?"}
+    formats.archive(tmp_path / "raw/Annotations.zip", {"val.json": "[]", "test.json": json.dumps([record])})
+    formats.archive(tmp_path / "raw/test.zip", {"test/VizWiz_test_00000042.jpg": formats.jpeg(42)})
+    place(source("vizwiz", **SERVER), tmp_path / "raw", (), tmp_path / "out")
+    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    assert item.answers == () and item.picture == "VizWiz_test_00000042.jpg"
+
+
+def test_mm_vet(tmp_path):
+    record = {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1<AND>-5", "capability": ["ocr", "math"]}
+    members = {"mm-vet/mm-vet.json": json.dumps({"v1_0": record}), "mm-vet/images/v1_0.png": formats.jpeg(9)}
+    formats.archive(tmp_path / "raw/mm-vet.zip", members)
+    place(source("mm_vet"), tmp_path / "raw", (), tmp_path / "out")
+    (item,) = benchmarks.load("mm_vet", tmp_path / "out", "test")
+    assert (item.id, item.answer, item.capabilities) == ("v1_0", "-1<AND>-5", ("ocr", "math"))
+    assert shade(tmp_path / "out", item.picture) == 9
+
+
+def mmbench_table(path: Path, rows: list[dict[str, str]]) -> None:
+    names = ["index", "question", "hint", "A", "B", "C", "D", "answer", "category", "image", "l2-category", "split"]
+    lines = [names, *([row.get(name, "") for name in names] for row in rows)]
+    write(path, "".join("\t".join(line) + "\n" for line in lines))
+
+
+def mmbench_row(**more: str) -> dict[str, str]:
+    picture = base64.b64encode(formats.jpeg(11)).decode()
+    row = {"index": "3", "question": "Which?", "A": "None", "B": "a cat", "C": "NA", "answer": "B", "image": picture}
+    return row | {"category": "object_localization", "l2-category": "finegrained_perception", "split": "dev"} | more
+
+
+def test_mmbench_gets_the_rotations_it_lacks_and_loses_no_option(tmp_path):
+    rows = [mmbench_row(), mmbench_row(index="4", C="", image="3", answer="A", hint="Look.")]
+    mmbench_table(tmp_path / "raw/mmbench_dev.tsv", rows)
+    place(source("mmbench"), tmp_path / "raw", (), tmp_path / "out")
+    items = benchmarks.load("mmbench", tmp_path / "out", "test")
+    assert [item.id for item in items] == ["3", "1000003", "2000003", "4", "1000004"]
+    assert [item.options[item.answer] for item in items] == ["a cat"] * 3 + ["None"] * 2
+    assert [[*item.options.values()] for item in items[:2]] == [["None", "a cat", "NA"], ["a cat", "NA", "None"]]
+    assert {shade(tmp_path / "out", item.picture) for item in items} == {11}
+    assert items[3].hint == "Look."
+    assert [item.question_id for item in benchmarks.load("mmbench", tmp_path / "out", "test", limit=1)] == ["3"] * 3
+
+
+def test_rotations_that_mmbench_has_are_kept_and_must_be_whole(tmp_path):
+    rotation = mmbench_row(index="1000003", A="a cat", B="NA", C="None", answer="A", image="3")
+    last = mmbench_row(index="2000003", A="NA", B="None", C="a cat", answer="C", image="3")
+    mmbench_table(tmp_path / "raw/mmbench_dev.tsv", [mmbench_row(), rotation, last])
+    place(source("mmbench"), tmp_path / "raw", (), tmp_path / "out")
+    assert [item.answer for item in benchmarks.load("mmbench", tmp_path / "out", "test")] == ["B", "A", "C"]
+    wrong = [
+        ([mmbench_row(), rotation], "question 3: has 2 rotations for 3 options"),
+        ([mmbench_row(), rotation, last | {"answer": "A"}], "question 3: its rotations differ"),
+        ([mmbench_row(answer="D")], "question 3: answer 'D' is none of A, B, C"),
+        ([mmbench_row(), mmbench_row()], "question 3: occurs twice"),
+        ([mmbench_row(image="9")], "question 3: its picture '9' is neither base64 nor an earlier index"),
+        ([mmbench_row(image="*" * 100)], "question 3: its picture is no base64"),
+        ([mmbench_row(index="x")], "question x: its index is no number"),
+    ]
+    for rows, words in wrong:
+        mmbench_table(tmp_path / "raw/mmbench_dev.tsv", rows)
+        with pytest.raises((BenchmarkProblem, RecordProblem), match=words):
+            place(source("mmbench"), tmp_path / "raw", (), tmp_path / "wrong")
+
+
+def test_mmbench_test_has_no_answers(tmp_path):
+    mmbench_table(tmp_path / "raw/mmbench_test.tsv", [mmbench_row(answer="")])
+    place(source("mmbench", **SERVER), tmp_path / "raw", (), tmp_path / "out")
+    assert {item.answer for item in benchmarks.load("mmbench", tmp_path / "out", "test")} == {None}
 
 
 def test_missing_pictures_and_files_are_told_and_nothing_is_placed(tmp_path, val2014):
@@ -159,7 +277,7 @@ def test_missing_pictures_and_files_are_told_and_nothing_is_placed(tmp_path, val
 
 
 def test_every_evaluation_format_has_its_writer_and_the_command_wants_one(tmp_path):
-    assert {*WRITERS, "as_is"} == set(BENCHMARK_FORMATS)
+    assert {*WRITERS, "as_is", "harness"} == set(BENCHMARK_FORMATS)
     write(
         tmp_path / "sources.yaml", "x: {title: x, format: gqa, availability: open, source: t, obtain: y, unknown: all}"
     )

@@ -27,6 +27,15 @@ sources:
   llava_instruct_665k: {folder: data/sources/llava_small, documents: 500}
   coco_karpathy: {}
   mm_vet: {}
+benchmarks:
+  okvqa: {task: vqa, source: okvqa}
+  okvqa_4: {task: vqa, source: okvqa, shots: 4, shots_from: okvqa_train, shots_by: similarity}
+  vqav2_test: {task: vqa, source: vqav2_test}
+  exam: {task: mmbench, source: mmbench_test}
+  coco_fid: {task: draw, source: coco_fid}
+  boolq: {task: harness, source: boolq, harness_task: boolq}
+evaluations:
+  - {model: sft, benchmarks: [captions, okvqa, okvqa_4, vqav2_test, exam, coco_fid, boolq]}
 stages:
   align: &stage
     trains: [visual_projector]
@@ -105,6 +114,23 @@ def test_stages_wait_for_the_sets_of_their_mixtures(house):
     assert "fetch_pictures_llava_pretrain" not in jobs
 
 
+def test_evaluations_wait_for_the_public_sets_that_they_name(house):
+    found = repository.jobs(house, "--configfile=config/real.yaml", "results/tables")
+    made = {path: (rule, inputs) for rule, inputs, outputs in found for path in outputs}
+    predictions, metrics = "results/predictions/real/sft", "results/metrics/real/sft"
+    assert "data/benchmarks/okvqa" in made[f"{predictions}/okvqa.jsonl"][1]
+    assert "data/emoji/benchmarks" not in made[f"{predictions}/okvqa.jsonl"][1]
+    assert {"data/benchmarks/okvqa", "data/benchmarks/okvqa_train"} <= {*made[f"{predictions}/okvqa_4.jsonl"][1]}
+    assert "data/emoji/benchmarks" in made[f"{predictions}/captions.jsonl"][1]
+    assert made[f"{predictions}/coco_fid.tar"][0] == "predict_pictures"
+    assert {f"{metrics}/boolq.json", f"{metrics}/exam.json"} <= made.keys()
+    assert made["data/benchmarks/boolq"][0] == "place_boolq"
+    assert made["data/benchmarks/okvqa_train"][1] == ["data/raw/okvqa_train", "data/raw/coco_train2014"]
+    submissions = {path for path in made if path.startswith("results/submissions")}
+    assert submissions == {f"results/submissions/real/sft/{name}" for name in ("vqav2_test.json", "exam.xlsx")}
+    assert submissions <= {*made["results/tables"][1]}
+
+
 def _jobs(house: Path) -> list[tuple[str, list[str], list[str]]]:
     return repository.jobs(house, "--configfile=config/real.yaml", "results/checkpoints/real/sft", "sources")
 
@@ -119,6 +145,7 @@ def test_wrong_names_are_told_with_near_matches(house):
         house, "  llava_pretrain: {}", "  llava_pretrian: {}\n  llava_pretrain: {}"
     )
     assert "stages.pretrain.mixture: mm_vet is no training set" in refused(house, "text: 1}", "mm_vet: 1}")
+    assert "benchmarks.exam: mmbench_test is read as mmbench, not vqa" in refused(house, "task: mmbench", "task: vqa")
 
 
 def test_a_run_from_the_web_to_shards(house, tmp_path):

@@ -27,6 +27,12 @@ VERBS = {  # verb: (module, what it does)
     "finetune-sd": ("dreamllm.foundations.finetune", "fine-tune Stable Diffusion, a baseline, on the same pairs"),
     "predict": ("dreamllm.evaluate.predict", "write a model's raw answers to a benchmark"),
     "score": ("dreamllm.evaluate.score", "turn raw answers into metrics"),
+    "features": (
+        "dreamllm.evaluate.features",
+        "look at pictures once, and store what FID and CLIP score need",
+    ),
+    "score-pictures": ("dreamllm.evaluate.pictures", "FID and CLIP score of several pictures per prompt"),
+    "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's"),
     "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),

@@ -77,7 +77,8 @@ def _explain(detail: Any) -> list[str]:
         known = sorted({key for model in _sections_at(detail["loc"][:-1]) for key in model.model_fields})
         return [f"{where}: unknown key{near(str(location[-1]), known)}"]
     if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"]).splitlines()
+        prefix = f"{where}: " if where else ""
+        return [prefix + line for line in str(detail["ctx"]["error"]).splitlines()]
     if detail["type"] == "missing":
         return [f"{where}: missing"]
     if detail["type"] == "union_tag_invalid":

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dreamllm.sections.base import Count, Name, Positive, Section, Share
+from dreamllm.sections.benchmarks import WORLD_TASKS, AnswerJudge, BenchmarkUse, problems_of
 from dreamllm.sections.foundations import (
     FetchedFoundations,
     HubFoundations,
@@ -21,12 +22,12 @@ from dreamllm.sections.foundations import (
     TrainedFoundations,
 )
 from dreamllm.sections.machine import Machine
+from dreamllm.sections.pictures import Latency, PictureProtocol
 from dreamllm.sections.sources import InstructionWriter, SourceUse
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
 WORLD_SETS = ("pairs", "stories", "instructions", "text")
 """Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
-Benchmark = Literal["captions", "vqa", "pope", "draw", "stories", "language"]
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
@@ -149,6 +150,9 @@ class Stage(Section):
     precompute: bool = False
     """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
     them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
+    num_dream_queries: Count | None = None
+    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. The stages
+    that it starts from need the same."""
 
 
 class SdFinetuning(Recipe):
@@ -198,13 +202,17 @@ class EvaluationSettings(Section):
     """Which half of the benchmarks is run."""
     limit: Count | None = None
     """Items per benchmark at most; null = all."""
-    prompts: Literal["emoji", "official"] = "emoji"
-    """Wording of the questions: that of the emoji world's instructions, or that of the official evaluation code."""
+    prompts: Literal["emoji", "official", "corrected"] = "emoji"
+    """Wording of the questions: that of the emoji world's instructions, that of the official evaluation code, or the
+    latter without its slips (docs/evaluation.md)."""
     seed: int = 42
     """Picture k of a benchmark is drawn with this number plus k."""
     text: TextSampling = TextSampling()
     drawing: Drawing = Drawing()
     stories: StoryTelling = StoryTelling()
+    pictures: PictureProtocol | None = None
+    """Also measure drawn pictures as the paper does (docs/pictures.md); null = not."""
+    latency: Latency = Latency()
 
 
 class Evaluation(Section):
@@ -215,7 +223,11 @@ class Evaluation(Section):
     sd_finetuned; or a name of its own with `stages`."""
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
-    benchmarks: Annotated[list[Benchmark], Field(min_length=1)]
+    benchmarks: Annotated[list[Name], Field(min_length=1)]
+    """Those of the emoji world (captions, vqa, pope, draw, stories, language, illustrations, latency), and those of the
+    section `benchmarks`."""
+    rewrite: bool = False
+    """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 
 
 class Experiment(Section):
@@ -239,6 +251,9 @@ class Experiment(Section):
     sd_finetuned: SdFinetuning | None = None
     """Baseline of Table 2; null = not trained."""
     evaluation: EvaluationSettings = EvaluationSettings()
+    benchmarks: dict[Name, BenchmarkUse] = {}
+    """Benchmarks by the names that `evaluations` and the tables use, besides the emoji world's."""
+    answer_judge: AnswerJudge = AnswerJudge()
     evaluations: list[Evaluation] = []
 
     @model_validator(mode="after")
@@ -264,6 +279,8 @@ class Experiment(Section):
                 if parent not in earlier:
                     problems.append(f"stages.{name}.init: no earlier stage {parent!r}{near(parent, earlier)}")
             earlier.append(name)
+        for name, use in self.benchmarks.items():
+            problems += problems_of(name, use, self.evaluation.split)
         foundations = [name for name in FOUNDATION_MODELS if name != "sd_finetuned" or self.sd_finetuned]
         models = [evaluation.model for evaluation in self.evaluations]
         for index, evaluation in enumerate(self.evaluations):
@@ -274,13 +291,26 @@ class Experiment(Section):
             for stage in evaluation.stages:
                 if stage not in earlier:
                     problems.append(f"{where}.stages: no stage {stage!r}{near(stage, earlier)}")
+            known = [*WORLD_TASKS, *self.benchmarks]
+            for name in evaluation.benchmarks:
+                if name not in known:
+                    problems.append(f"{where}.benchmarks: no benchmark {name!r}{near(name, known)}")
             if evaluation.model in models[:index]:
                 problems.append(
                     f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
                 )
+            tasks = [self.benchmark(name).task for name in evaluation.benchmarks if name in known]
+            if evaluation.rewrite and {*tasks} - {"draw"}:
+                problems.append(f"{where}.rewrite: rewritten prompts are for benchmarks of the task draw alone")
+            if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
+                problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def benchmark(self, name: str) -> BenchmarkUse:
+        """What a benchmark is, by its name. Raises KeyError where there is none of that name."""
+        return BenchmarkUse(task=name) if name in WORLD_TASKS else self.benchmarks[name]  # type: ignore[arg-type]
 
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent
 CONFIGURATION = (
     "config",
     "experiment",
-    *(f"sections.{name}" for name in ("base", "foundations", "machine", "sources")),
+    *(f"sections.{name}" for name in ("base", "benchmarks", "foundations", "machine", "pictures", "sources")),
 )
 NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.provenance", *(f"dreamllm.{name}" for name in CONFIGURATION)})
 """Modules without influence on a result: the package's version number, and the classes that check a configuration

@@ -7,6 +7,7 @@ import yaml
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS
 from dreamllm.provenance import code_digest
+from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sections.sources import SourceUse
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
@@ -42,7 +43,7 @@ MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", 
 FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_BENCHMARKS = ("draw", "stories")  # their predictions hold pictures and are tar files
+PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -63,8 +64,19 @@ def checkpoint(stage):
 
 
 def predictions(model, benchmark):
-    suffix = "tar" if benchmark in PICTURE_BENCHMARKS else "jsonl"
+    suffix = "tar" if EXPERIMENT.benchmark(benchmark).task in PICTURE_TASKS else "jsonl"
     return f"results/predictions/{NAME}/{model}/{benchmark}.{suffix}"
+
+
+def placed(source):
+    """Where the benchmark files of a public set are, or of the emoji world (None)."""
+    return f"data/benchmarks/{source}" if source else WORLD["benchmarks"]
+
+
+def examples_of(benchmark):
+    """The folder with the worked examples of a few-shot benchmark, where it is not that of its questions."""
+    source = EXPERIMENT.benchmark(benchmark).shots_from
+    return [placed(source)] if source else []
 
 
 def checkpoints_of(model):
@@ -79,8 +91,23 @@ def checkpoints_of(model):
 
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
-    not_seen = {"draw": {"text", "stories"}, "stories": set()}.get(wildcards.benchmark, {"drawing", "stories"})
-    return digest(EXPERIMENT.model, EXPERIMENT.evaluation.model_dump(mode="json", exclude=not_seen))
+    task = EXPERIMENT.benchmark(wildcards.benchmark).task
+    rewrite = any(e.rewrite for e in EXPERIMENT.evaluations if e.model == wildcards.model)
+    seen = {"split", "limit", "prompts", "seed"} | {
+        "stories": {"text", "drawing", "stories"},
+        "latency": {"drawing", "latency"},
+        **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
+    }.get(task, {"text"})
+    of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
+    settings = EXPERIMENT.evaluation.model_dump(mode="json", include=seen)
+    return digest(EXPERIMENT.model, settings, rewrite, *of_its_own)
+
+
+def judge_settings(wildcards):
+    """Digest of what a score depends on besides the predictions: whoever judges free answers."""
+    judged = EXPERIMENT.benchmark(wildcards.benchmark).task in ("mmbench", "mm_vet")
+    judge = EXPERIMENT.answer_judge
+    return digest(judge.endpoint, judge.model, judge.judgings) if judged else ""
 
 
 def configfile(wildcards, output):
@@ -118,8 +145,15 @@ def release(name):
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
 METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
+if EXPERIMENT.evaluation.pictures:
+    METRICS += [
+        f"results/metrics/{NAME}/{model}/pictures/{name}.json"
+        for model, name in EVALUATED
+        if EXPERIMENT.benchmark(name).task in DRAWN
+    ]
 
 
 wildcard_constraints:
     model="[a-z0-9_]+",
-    benchmark="[a-z]+",
+    benchmark="[a-z][a-z0-9_]*",
+    sample="[0-9]+",

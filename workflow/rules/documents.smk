@@ -102,13 +102,14 @@ for SET in PLACED:
             source=SET,
             manifest=manifest.MANIFEST,
             others=pictures_from(SET),
+            answers_on=PUBLIC[SET].answers_on,
             code=code_digest("dreamllm.sources.benchmarks"),
         shell:
             "python -m dreamllm place-benchmark --source {params.source} --manifest {params.manifest:q}"
             " --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"
 
 
-if EXPERIMENT.sources:
+if USED:
 
     rule sources:
         input:

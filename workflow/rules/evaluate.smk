@@ -7,7 +7,8 @@ rule predict_text:
         clip=FOUNDATIONS["clip"],
         sd=FOUNDATIONS["sd"],
         checkpoints=lambda wildcards: checkpoints_of(wildcards.model),
-        benchmarks=WORLD["benchmarks"],
+        benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+        examples=lambda wildcards: examples_of(wildcards.benchmark),
     output:
         predictions=f"results/predictions/{NAME}/{{model}}/{{benchmark}}.jsonl",
     log:
@@ -26,13 +27,17 @@ rule predict_text:
         experiment=configfile,
         foundations=subpath(input.llm, parent=True),
         checkpoints=lambda wildcards, input: ["--checkpoints", *input.checkpoints] if input.checkpoints else [],
+        examples=lambda wildcards, input: ["--shots", *input.examples] if input.examples else [],
         split=EXPERIMENT.evaluation.split,
+        sample=lambda wildcards: ["--sample", wildcards.sample] if "sample" in wildcards.keys() else [],
+        work=f"scratch/{NAME}/pictures",
         code=code_digest("dreamllm.evaluate.predict"),
         config=evaluation_settings,
     shell:
         "{params.launch} predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
         " --config {params.experiment:q} --foundations {params.foundations:q} {params.checkpoints:q}"
-        " --benchmarks {input.benchmarks:q} --out {output.predictions:q} > {log:q} 2>&1"
+        " --benchmarks {input.benchmarks:q} {params.examples:q} {params.sample:q} --work {params.work:q}"
+        " --out {output.predictions:q} > {log:q} 2>&1"
 
 
 use rule predict_text as predict_pictures with:
@@ -43,7 +48,7 @@ use rule predict_text as predict_pictures with:
 rule score:
     input:
         predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark),
-        benchmarks=WORLD["benchmarks"],
+        benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
         clip=MEASURING["clip"],
         judge=MEASURING["judge"],
     output:
@@ -61,8 +66,38 @@ rule score:
         runtime=MACHINE.minutes,
     params:
         foundations=subpath(input.judge, parent=True),
+        experiment=configfile,
+        judgements=lambda wildcards, output: "scratch/judgements",
+        judge=judge_settings,
         code=code_digest("dreamllm.evaluate.score"),
     shell:
         "python -m dreamllm score --benchmark {wildcards.benchmark} --predictions {input.predictions:q}"
         " --benchmarks {input.benchmarks:q} --foundations {params.foundations:q}"
-        " --out {output.metrics:q} > {log:q} 2>&1"
+        " --config {params.experiment:q} --judgements {params.judgements:q} --out {output.metrics:q} > {log:q} 2>&1"
+
+
+# Where a server alone has the answers, the cell is empty, and this is the file that the server takes.
+rule submission:
+    input:
+        predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark),
+        benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+    output:
+        submission=f"results/submissions/{NAME}/{{model}}/{{benchmark}}.{{suffix}}",
+    log:
+        f"logs/{NAME}/submission_{{model}}_{{benchmark}}.{{suffix}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/submission_{{model}}_{{benchmark}}.{{suffix}}.tsv"
+    wildcard_constraints:
+        suffix="json|xlsx",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        code=code_digest("dreamllm.evaluate.submission"),
+    shell:
+        "python -m dreamllm submission --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
+        " --out {output.submission:q} > {log:q} 2>&1"

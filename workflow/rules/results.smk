@@ -5,6 +5,7 @@
 rule tables:
     input:
         metrics=METRICS,
+        submissions=SUBMISSIONS,
         paper=sorted(map(str, Path("paper").glob("*.csv"))),
         figures="results/figures",
     output:

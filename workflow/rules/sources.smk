@@ -3,10 +3,15 @@
 from dreamllm.sources import manifest
 
 try:
-    PUBLIC = manifest.load() if EXPERIMENT.sources else {}
-    USED = {name: manifest.named(name, PUBLIC) for name in EXPERIMENT.sources}
+    ASKED = [source for use in EXPERIMENT.benchmarks.values() for source in (use.source, use.shots_from) if source]
+    PUBLIC = manifest.load() if EXPERIMENT.sources or ASKED else {}
+    USED = {name: manifest.named(name, PUBLIC) for name in [*EXPERIMENT.sources, *ASKED]}
 except ConfigProblem as problem:
     raise WorkflowError(f"{CONFIGFILE}: {problem}")
+for BENCHMARK, USE in EXPERIMENT.benchmarks.items():
+    for SOURCE in filter(None, (USE.source, USE.shots_from)):
+        if (READ_AS := manifest.TASKS.get(USED[SOURCE].format, "no evaluation set")) != USE.task:
+            raise WorkflowError(f"{CONFIGFILE}: benchmarks.{BENCHMARK}: {SOURCE} is read as {READ_AS}, not {USE.task}")
 USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.values() if source.written_from}
 PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
 WRITTEN = [name for name, source in USED.items() if source.format == "instructions"]
@@ -15,6 +20,14 @@ DOWNLOADED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.value
 for STAGE, SETTINGS in EXPERIMENT.stages.items():
     if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
         raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
+
+
+EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
+SUBMISSIONS = [
+    f"results/submissions/{NAME}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
+    for model, name in EVALUATED
+    if name in EXTERNAL
+]
 
 
 def raw(name):

@@ -138,6 +138,7 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     _jsonl(folder / f"draw_{split}.jsonl", prompts[: world.benchmarks.draw])
     _write_stories(folder, split, world.benchmarks.stories, rng)
     _write_language(folder, split, world.benchmarks.language, rng)
+    _write_illustrations(folder, split, world)
 
 
 def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[Scene], side: int) -> None:
@@ -186,6 +187,22 @@ def _write_stories(folder: Path, split: Split, count: int, rng: random.Random) -
         told = [scene.to_json() for scene in scenes]
         records.append({"id": i, "opening": sentences[0], "sentences": sentences, "scenes": told})
     _jsonl(folder / f"stories_{split}.jsonl", records)
+
+
+def _write_illustrations(folder: Path, split: Split, world: World) -> None:
+    """The stories of `_write_stories` with a real picture of each sentence; its id follows those of the scenes."""
+    rng = random.Random(seed_of(world.seed, "emoji world illustrations", split))
+    records = []
+    image_id = world.benchmarks.pictures
+    with zipfile.ZipFile(folder / f"images_{split}.zip", "a", zipfile.ZIP_STORED) as archive:
+        for line in (folder / f"stories_{split}.jsonl").read_text().splitlines():
+            story = json.loads(line)
+            image_ids = list(range(image_id, image_id := image_id + len(story["scenes"])))
+            records.append({"id": story["id"], "sentences": story["sentences"], "image_ids": image_ids})
+            for number, scene in zip(image_ids, map(Scene.from_json, story["scenes"]), strict=True):
+                picture = encode_png(render(scene, world.picture_side, rng))
+                archive.writestr(zipfile.ZipInfo(f"{number:012d}.png"), picture)
+    _jsonl(folder / f"illustrations_{split}.jsonl", records)
 
 
 def _write_language(folder: Path, split: Split, count: int, rng: random.Random) -> None:

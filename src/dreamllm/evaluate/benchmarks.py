@@ -1,11 +1,16 @@
 """The benchmarks, read from the native formats of the real sets.
 
     captions  COCO captions: {"images", "annotations"}, several references per picture
-    vqa       VQAv2: a file of questions and a file of annotations
+    vqa       VQAv2: a file of questions and a file of annotations; {"external": server} when a server has the answers
     pope      POPE: JSON lines {"question_id", "image", "text", "label"}, one file per way of choosing absent objects
     language  PIQA (JSON lines and a file of labels) and BoolQ (JSON lines)
     draw      JSON lines {"id", "prompt", "image_id"}: the picture of that id is the real one for the prompt
+              "captions", if there, are all captions of that picture; the benchmark latency reads the same file
     stories   JSON lines {"id", "opening", "sentences", "scenes"}: an interleaved story to be continued from its opening
+    illustrations  JSON lines {"id", "sentences", "image_ids"}: a document with its pictures, null where a sentence has
+              none; each picture is to be drawn from the text before it
+    mmbench   MMBench's table (`mmbench.py`)
+    mm_vet    MM-Vet's JSON (`mm_vet.py`)
 
 `scenes_SPLIT.jsonl` tells what each picture shows; sets without it (the real ones) have no results per kind of scene.
 Everything is checked before a model runs: an item is whole, or there is a BenchmarkProblem naming file and record.
@@ -18,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_json, read_jsonl, read_text
+from dreamllm.evaluate.mm_vet import MmVetItem, read_mm_vet
+from dreamllm.evaluate.mmbench import MmbenchItem, first_questions, read_mmbench
 
 POPE_SUBSETS = ("random", "popular", "adversarial")
 FILES = {
@@ -27,6 +34,10 @@ FILES = {
     "language": ["piqa_{split}.jsonl", "piqa_{split}-labels.lst", "boolq_{split}.jsonl"],
     "draw": ["draw_{split}.jsonl"],
     "stories": ["stories_{split}.jsonl"],
+    "illustrations": ["illustrations_{split}.jsonl"],
+    "latency": ["draw_{split}.jsonl"],
+    "mmbench": ["mmbench_{split}.tsv"],
+    "mm_vet": ["mm_vet_{split}.json"],
 }
 
 
@@ -57,7 +68,7 @@ class CaptionItem:
 
 @dataclass(frozen=True)
 class VqaItem:
-    """A question about a picture, with the answers of its annotators."""
+    """A question about a picture, with the answers of its annotators; none where a server has them."""
 
     id: str
     picture: str
@@ -97,6 +108,23 @@ class DrawItem:
     prompt: str
     picture: str
     scene: SceneRecord | None
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class IllustrationItem:
+    """A picture of a document, and the real one.
+
+    position: of the picture among those of the document.  prompt: the sentence that it stands behind.  text: all
+    sentences since the picture before it
+    """
+
+    id: str
+    document: str
+    position: int
+    prompt: str
+    text: str
+    picture: str
 
 
 @dataclass(frozen=True)
@@ -109,7 +137,7 @@ class StoryItem:
     scenes: tuple[dict[str, Any], ...]
 
 
-Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | StoryItem
+Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | IllustrationItem | StoryItem | MmbenchItem | MmVetItem
 
 
 def files(benchmark: str, folder: Path, split: str) -> list[Path]:
@@ -137,11 +165,18 @@ def load(benchmark: str, folder: Path, split: str, limit: int | None = None) -> 
         sets = [read_piqa(paths[0], paths[1]), read_boolq(paths[2])]
     elif benchmark == "stories":
         sets = [read_stories(paths[0])]
+    elif benchmark == "illustrations":
+        sets = [read_illustrations(paths[0], pictures(folder, split))]
     elif benchmark == "pope":
         shown = pictures(folder, split)
         sets = [read_pope(path, subset, shown) for path, subset in zip(paths, POPE_SUBSETS, strict=True)]
+    elif benchmark == "mmbench":
+        sets = [first_questions(read_mmbench(paths[0], pictures(folder, split)), limit)]
+        limit = None
+    elif benchmark == "mm_vet":
+        sets = [read_mm_vet(paths[0], pictures(folder, split))]
     else:
-        read = {"captions": read_captions, "vqa": read_vqa, "draw": read_draw}[benchmark]
+        read = {"captions": read_captions, "vqa": read_vqa, "draw": read_draw, "latency": read_draw}[benchmark]
         sets = [read(*paths, pictures(folder, split), scenes)]  # type: ignore[operator]
     if not all(sets):
         raise BenchmarkProblem(folder, f"{benchmark}, split {split}", "a set has no items")
@@ -195,7 +230,10 @@ def read_vqa(
     A question may have any number of answers from one on: OK-VQA, VizWiz and TextVQA files differ.
     """
     annotations = []
-    for number, annotation in enumerate(field(read_json(annotations_path), "annotations", list, annotations_path, "")):
+    answers_file = read_json(annotations_path)
+    external = "external" in answers_file
+    told = [] if external else field(answers_file, "annotations", list, annotations_path, "")
+    for number, annotation in enumerate(told):
         place = f"annotations[{number}]"
         id_ = str(field(annotation, "question_id", (int, str), annotations_path, place))
         answers = field(annotation, "answers", list, annotations_path, f"question {id_}")
@@ -208,12 +246,12 @@ def read_vqa(
     for number, question in enumerate(field(read_json(questions_path), "questions", list, questions_path, "")):
         place = f"questions[{number}]"
         id_ = str(field(question, "question_id", (int, str), questions_path, place))
-        if id_ not in answered:
+        if id_ not in answered and not external:
             raise BenchmarkProblem(questions_path, f"question {id_}", f"has no annotation in {annotations_path}")
         image_id = field(question, "image_id", int, questions_path, place)
         name = shown.name_of(image_id, questions_path, place)
         text = field(question, "question", str, questions_path, place)
-        items.append((id_, VqaItem(id_, name, text, *answered[id_], scenes.get(image_id))))
+        items.append((id_, VqaItem(id_, name, text, *answered.get(id_, ((), "")), scenes.get(image_id))))
     asked = keyed(items, questions_path, "question")
     if surplus := next((id_ for id_ in answered if id_ not in asked), None):
         raise BenchmarkProblem(annotations_path, f"question {surplus}", f"is not asked in {questions_path}")
@@ -268,8 +306,38 @@ def read_draw(path: Path, shown: Pictures, scenes: dict[int, SceneRecord]) -> li
         id_ = str(field(record, "id", (int, str), path, place))
         image_id = field(record, "image_id", int, path, place)
         name = shown.name_of(image_id, path, place)
-        items.append((id_, DrawItem(id_, field(record, "prompt", str, path, place), name, scenes.get(image_id))))
+        prompt = field(record, "prompt", str, path, place)
+        captions = tuple(field(record, "captions", list, path, place)) if "captions" in record else ()
+        if not all(isinstance(caption, str) and caption.strip() for caption in (prompt, *captions)):
+            raise BenchmarkProblem(path, place, "has an empty prompt or caption")
+        items.append((id_, DrawItem(id_, prompt, name, scenes.get(image_id), captions)))
     return list(keyed(items, path, "id").values())
+
+
+def read_illustrations(path: Path, shown: Pictures) -> list[IllustrationItem]:
+    """The pictures of interleaved documents, in reading order; as many image ids, or nulls, as sentences."""
+    items = []
+    for place, record in read_jsonl(path):
+        document = str(field(record, "id", (int, str), path, place))
+        sentences, image_ids = (
+            field(record, "sentences", list, path, place),
+            field(record, "image_ids", list, path, place),
+        )
+        if len(sentences) != len(image_ids) or not all(isinstance(text, str) and text.strip() for text in sentences):
+            raise BenchmarkProblem(path, place, "needs a text and an image id, or null, for each sentence")
+        since: list[str] = []
+        position = 0
+        for sentence, image_id in zip(sentences, image_ids, strict=True):
+            since.append(sentence)
+            if image_id is None:
+                continue
+            if not isinstance(image_id, int):
+                raise BenchmarkProblem(path, place, f"image id {image_id!r} is neither a number nor null")
+            id_ = f"{document}-{position}"
+            picture = shown.name_of(image_id, path, place)
+            items.append((id_, IllustrationItem(id_, document, position, sentence, " ".join(since), picture)))
+            since, position = [], position + 1
+    return list(keyed(items, path, "picture").values())
 
 
 def read_stories(path: Path) -> list[StoryItem]:

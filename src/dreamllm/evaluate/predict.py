@@ -1,8 +1,8 @@
 """A model's raw answers to a benchmark: `dreamllm predict`. Nothing is judged here (`score.py`).
 
 Any model made of stage checkpoints writes, draws and tells stories; `sd` and `sd_finetuned`, Stable Diffusion with its
-own text encoder, draw with the same scheduler, steps, guidance and initial noise; `llm`, the language model that
-DreamLLM starts from, takes the language-only questions.
+own text encoder, draw (`predict_pictures.py`); `llm`, the language model that DreamLLM starts from, takes the
+language-only questions. Public sets are named in the experiment's `benchmarks`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dreamllm.config import load
-from dreamllm.evaluate import benchmarks, prompts
+from dreamllm.config import ConfigProblem, load
+from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.evaluate import answer, benchmarks, harness, predict_pictures, prompts
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import write
-from dreamllm.experiment import EvaluationSettings
+from dreamllm.experiment import EvaluationSettings, near
 from dreamllm.layout import TEMPLATES, Vocabulary, lay_out_prompt
+from dreamllm.sections.benchmarks import WORLD_TASKS, BenchmarkUse
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
 
+PICTURES = ("draw", "illustrations", "latency")  # tasks of one picture per item, in `predict_pictures.py`
 Records = list[dict[str, Any]]
 Images = dict[str, Image.Image]
 
@@ -33,12 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm predict`."""
     parser.add_argument("--config", required=True, type=Path, help="experiment whose `evaluation` section is used")
     parser.add_argument("--model", required=True, help="name of the model; llm, sd and sd_finetuned are foundations")
-    parser.add_argument("--benchmark", required=True, choices=sorted(benchmarks.FILES))
+    parser.add_argument("--benchmark", required=True, help="one of the emoji world, or of the section `benchmarks`")
     parser.add_argument("--split", required=True, choices=["dev", "test"])
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--checkpoints", nargs="*", default=[], type=Path, help="stage checkpoints, in loading order")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
-    parser.add_argument("--out", required=True, type=Path, help=".jsonl; for draw and stories .tar")
+    parser.add_argument("--shots", type=Path, help="folder of the benchmark files that worked examples are from")
+    parser.add_argument("--sample", type=int, default=0, help="which of several pictures per prompt, from 0 on")
+    parser.add_argument("--work", type=Path, help="folder from which a run of pictures that was killed goes on")
+    parser.add_argument("--out", required=True, type=Path, help=".jsonl; for pictures and stories .tar")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,136 +52,87 @@ def main(args: argparse.Namespace) -> None:
 
     Raises BenchmarkProblem for a model that cannot take the benchmark, and for a broken benchmark.
     """
-    foundation_task = {"llm": "language", "sd": "draw", "sd_finetuned": "draw"}.get(args.model)
-    if foundation_task not in (None, args.benchmark):
-        raise BenchmarkProblem(args.config, f"model {args.model}", f"takes the benchmark {foundation_task!r} only")
+    experiment = load(args.config)
+    try:
+        use = experiment.benchmark(args.benchmark)
+    except KeyError:
+        hint = near(args.benchmark, [*WORLD_TASKS, *experiment.benchmarks])
+        raise ConfigProblem(f"{args.config}: no benchmark {args.benchmark!r}{hint}") from None
+    own = {"llm": ("harness", "language"), "sd": PICTURES, "sd_finetuned": PICTURES}.get(args.model)
+    if own and use.task not in own:
+        what = f"takes the task {' and '.join(map(repr, own))} only"
+        raise BenchmarkProblem(args.config, f"model {args.model}", what)
     if (args.model in ("llm", "sd")) == bool(args.checkpoints):
         problem = "is a foundation, without any" if args.checkpoints else "needs the"
         raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints it is made of")
-    experiment = load(args.config)
     settings = experiment.evaluation
-    items = benchmarks.load(args.benchmark, args.benchmarks, args.split, settings.limit)
+    limit = settings.latency.pictures if use.task == "latency" else settings.limit
+    items = [] if use.task == "harness" else benchmarks.load(use.task, args.benchmarks, args.split, limit)
     images: Images | None = None
-    if args.model == "llm":
-        records = choose(*language_model(args.foundations / "llm", experiment.model.template), items, settings)
-    elif foundation_task == "draw":
-        unet = args.checkpoints[0] / "unet" if args.checkpoints else None
-        records, images = draw_with_sd(args.foundations / "sd", unet, items, settings)
-    else:
-        records, images = run(args, items, settings)
+    about: dict[str, Any] = {}
     header = {
         "model": args.model,
         "benchmark": args.benchmark,
+        "task": use.task,
         "split": args.split,
-        "limit": settings.limit,
-        "protocol": protocol(args, settings),
+        "limit": limit,
+        "protocol": protocol(args, settings) | ({"benchmark": use.model_dump(mode="json")} if use.source else {}),
     }
-    write(args.out, header, records, images)
+    if use.task in PICTURES:
+        predict_pictures.predict(args, experiment, use.task, items, header)
+        return
+    if use.task == "harness":
+        records, about = by_harness(args, use, settings, experiment.model.template)
+    elif args.model == "llm":
+        records = choose(*language_model(args.foundations / "llm", experiment.model.template), items, settings)
+    else:
+        records, images = run(args, use, items, settings)
+    write(args.out, header | about, records, images)
 
 
-def run(args: argparse.Namespace, items: Sequence[Any], settings: EvaluationSettings) -> tuple[Records, Images | None]:
+def run(
+    args: argparse.Namespace, use: BenchmarkUse, items: Sequence[Any], settings: EvaluationSettings
+) -> tuple[Records, Images | None]:
     """Predictions of a DreamLLM made of checkpoints."""
     from dreamllm.model import precision
     from dreamllm.train.checkpoint import load_model
 
     model, processor = load_model(args.foundations, args.checkpoints)
     precision.for_inference(model, _device())
-    if args.benchmark == "language":
+    if use.task == "language":
         return choose(model.language_model, processor.vocabulary, processor.context, items, settings), None
-    if args.benchmark == "draw":
-        return draw(model, processor, items, settings)
-    if args.benchmark == "stories":
+    if use.task == "stories":
         return tell(model, processor, items, settings)
     shown = benchmarks.pictures(args.benchmarks, args.split)
-    return answer(model, processor, args.benchmark, items, shown, settings), None
+    examples: tuple[Any, Any] = (None, None)
+    if use.shots:
+        folder = args.shots or args.benchmarks
+        split = args.split if args.shots else {"test": "dev", "dev": "test"}[args.split]
+        clip = args.foundations / "clip"
+        examples = answer.examples_for(use, items, shown, folder, split, clip, settings.seed)
+    return answer.answer(model, processor, use, items, shown, settings, *examples), None
 
 
-def answer(
-    model: DreamLLMForConditionalGeneration,
-    processor: DreamLLMProcessor,
-    benchmark: str,
-    items: Sequence[Any],
-    shown: benchmarks.Pictures,
-    settings: EvaluationSettings,
-) -> Records:
-    """Captions, or answers to questions about pictures."""
-    from dreamllm.model import generate
+def by_harness(
+    args: argparse.Namespace, use: BenchmarkUse, settings: EvaluationSettings, template: str
+) -> tuple[Records, dict[str, Any]]:
+    """Records of lm-evaluation-harness for the language model alone, or for that inside of a DreamLLM."""
+    if args.model == "llm":
+        from transformers import AutoTokenizer
 
-    records = []
-    for batch in _batches(items, settings.text.batch_size, benchmark):
-        documents = [
-            prompts.about_picture(
-                benchmark, item.id, shown.read(item.picture), getattr(item, "question", ""), settings.prompts
-            )
-            for item in batch
-        ]
-        outputs = generate.write(
-            model,
-            processor,
-            documents,
-            max_new_tokens=settings.text.max_new_tokens,
-            num_beams=settings.text.num_beams,
-        )
-        for document, output in zip(documents, outputs, strict=True):
-            records.append(_record(document.id, prompts.shown(document), settings.seed) | {"output": output})
-    return records
+        model, _, context = language_model(args.foundations / "llm", template)
+        tokenizer = AutoTokenizer.from_pretrained(args.foundations / "llm")
+    else:
+        from dreamllm.model import precision
+        from dreamllm.train.checkpoint import load_model
 
-
-def draw(
-    model: DreamLLMForConditionalGeneration,
-    processor: DreamLLMProcessor,
-    items: Sequence[benchmarks.DrawItem],
-    settings: EvaluationSettings,
-) -> tuple[Records, Images]:
-    """One picture per prompt; picture k has the seed `settings.seed` + k."""
-    from dreamllm.model import generate
-    from dreamllm.model.sampling import Drawing
-
-    how = Drawing(settings.drawing.scheduler, settings.drawing.steps, settings.drawing.guidance)
-    pictures: list[Image.Image] = []
-    for batch in _batches(items, settings.drawing.batch_size, "draw"):
-        seeds = [settings.seed + len(pictures) + k for k in range(len(batch))]
-        documents = [prompts.opening(item.id, item.prompt) for item in batch]
-        pictures += generate.draw(model, processor, documents, seeds, how)
-    return _drawn(items, pictures, settings.seed)
-
-
-def draw_with_sd(
-    folder: Path, unet: Path | None, items: Sequence[benchmarks.DrawItem], settings: EvaluationSettings
-) -> tuple[Records, Images]:
-    """The same with Stable Diffusion and its own text encoder, from the same initial noise.
-
-    unet: folder of the UNet to put in place of the foundation's
-    """
-    import torch
-    from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-
-    from dreamllm.model import precision
-    from dreamllm.model.sampling import make_scheduler
-
-    parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
-    pipeline = pipeline.to(_device())
-    precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(_device()))
-    precision.unet_in(pipeline.unet, precision.compute_dtype(_device()))
-    pipeline.set_progress_bar_config(disable=True)
-    schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
-    pipeline.scheduler = make_scheduler(settings.drawing.scheduler, schedule)
-    side = pipeline.unet.config.sample_size
-    pictures: list[Image.Image] = []
-    for batch in _batches(items, settings.drawing.batch_size, "draw"):
-        seeds = [settings.seed + len(pictures) + k for k in range(len(batch))]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shape = (pipeline.unet.config.in_channels, side, side)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
-        pictures += pipeline(
-            prompt=[item.prompt for item in batch],
-            num_inference_steps=settings.drawing.steps,
-            guidance_scale=settings.drawing.guidance,
-            generator=generators,
-            latents=noise.to(pipeline.device),
-        ).images
-    return _drawn(items, pictures, settings.seed)
+        whole, processor = load_model(args.foundations, args.checkpoints)
+        precision.for_inference(whole, _device())
+        model = whole.language_model
+        tokenizer, context = processor.tokenizer, processor.context
+    records, about = harness.evaluate(model, tokenizer, context, use, args.benchmarks, settings)
+    digests = {str(file.relative_to(args.benchmarks)): sha256_of_file(file) for file in content_files(args.benchmarks)}
+    return records, about | {"data": digests}
 
 
 def tell(
@@ -288,7 +245,7 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
 
     wanted = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
-        "settings": settings.model_dump(mode="json", exclude={"split", "limit"}),
+        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency"}),
         "foundations": {name: digest(args.foundations / name) for name in wanted},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
@@ -297,15 +254,6 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
 
 def _record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
     return {"id": id_, "prompt": prompt, "seed": seed}
-
-
-def _drawn(items: Sequence[benchmarks.DrawItem], pictures: Sequence[Image.Image], seed: int) -> tuple[Records, Images]:
-    names = [f"{k:06d}.png" for k in range(len(pictures))]
-    records = [
-        _record(item.id, item.prompt, seed + k) | {"image": name}
-        for k, (item, name) in enumerate(zip(items, names, strict=True))
-    ]
-    return records, dict(zip(names, pictures, strict=True))
 
 
 def _batches(items: Sequence[Any], size: int, what: str) -> Iterator[Sequence[Any]]:

@@ -6,10 +6,12 @@
     {"header": {"model": ..., "benchmark": ..., "split": ..., "limit": ..., "protocol": {...}}}
     {"id": ..., "prompt": ..., "seed": ..., "output": ...}                                captions, vqa, pope
     {"id": ..., "prompt": ..., "seed": ..., "options": [...], "loglikelihoods": [...]}    language
-    {"id": ..., "prompt": ..., "seed": ..., "image": "000000.png"}                        draw
+    {"id": ..., "prompt": ..., "seed": ..., "image": "000000.png"}                        draw, illustrations
+    {"id": ..., "prompt": ..., "seed": ..., "seconds": {"50": ...}}                       latency, by steps
     {"id": ..., "prompt": ..., "seed": ..., "parts": [{"text"} | {"image"}], "stopped": "end"}   stories
 
-The same predictions always give the same bytes, and a file is written whole or not at all.
+A header of pictures also has the number of their `sample`, and a picture drawn from a rewritten prompt has that as
+`rewritten`. The same predictions always give the same bytes, and a file is written whole or not at all.
 """
 
 from __future__ import annotations
@@ -58,9 +60,9 @@ def write(
     path: Path,
     header: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    images: Mapping[str, Image.Image] | None = None,
+    images: Mapping[str, Image.Image | Path] | None = None,
 ) -> None:
-    """Write a prediction file; a tar archive when there are pictures (an empty mapping, too)."""
+    """Write a prediction file; a tar archive when there are pictures (an empty mapping, too), or paths of PNG files."""
     lines = [{"header": dict(header)}, *records]
     index = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines).encode()
     with new_file(path) as temporary:
@@ -70,7 +72,7 @@ def write(
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as archive:
             _add(archive, INDEX, index)
             for name, image in images.items():
-                _add(archive, name, encode_png(image))
+                _add(archive, name, image.read_bytes() if isinstance(image, Path) else encode_png(image))
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

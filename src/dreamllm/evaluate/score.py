@@ -8,66 +8,102 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_file
+from dreamllm.config import load
 from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
 from dreamllm.digests import sha256_of_file
-from dreamllm.evaluate import attributes, benchmarks, captions, choice, fid, pope, stories, vqa
+from dreamllm.evaluate import attributes, benchmarks, captions, choice, exams, fid, harness, latency, pope, stories, vqa
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.intervals import mean_bootstrap, mean_share
+from dreamllm.evaluate.groups import Metrics, by_group
+from dreamllm.evaluate.intervals import mean_bootstrap, mean_share, undefined
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.sections.benchmarks import DRAWN, AnswerJudge
+from dreamllm.sources.chat import Chat
 
-Metrics = dict[str, dict[str, Any]]
-Measure = Callable[[Sequence[int]], Metrics]  # metrics of some of the items, given by their numbers
-
+EXTERNAL = exams.EXTERNAL
+MEASURED_APART = "pictures of public sets are measured by evaluation.pictures (docs/pictures.md)"
 LIBRARIES = ("numpy", "pillow", "torch", "transformers", "pycocoevalcap", "clean-fid")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm score`."""
-    parser.add_argument("--benchmark", required=True, choices=sorted(benchmarks.FILES))
+    parser.add_argument("--benchmark", required=True, help="name of the benchmark that the predictions are for")
     parser.add_argument("--predictions", required=True, type=Path, help="file written by `dreamllm predict`")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--foundations", required=True, type=Path, help="folder with judge/ and clip/, for pictures")
+    parser.add_argument("--config", type=Path, help="experiment whose `answer_judge` is asked; without it none is")
+    parser.add_argument("--judgements", type=Path, help="folder that keeps the judge's answers")
     parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
 
 
 def main(args: argparse.Namespace) -> None:
     """Score one prediction file and write its metrics file."""
-    result = score(read(args.predictions), args.benchmark, args.benchmarks, args.foundations)
+    judge = AnswerJudge()
+    if args.config and args.judgements:
+        judge = load(args.config).answer_judge
+    chat = Chat(judge, args.judgements, os.environ.get("OPENAI_API_KEY", "")) if judge.endpoint else None
+    result = score(
+        read(args.predictions), args.benchmark, args.benchmarks, args.foundations, chat=chat, judgings=judge.judgings
+    )
     with new_file(args.out) as file:
         file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def score(predictions: Predictions, benchmark: str, folder: Path, foundations: Path) -> dict[str, Any]:
+def score(
+    predictions: Predictions,
+    benchmark: str,
+    folder: Path,
+    foundations: Path,
+    *,
+    chat: Chat | None = None,
+    judgings: int = 1,
+) -> dict[str, Any]:
     """All metrics of a prediction file, ready for JSON.
 
+    chat: the language model that judges answers to MMBench and MM-Vet, of MM-Vet `judgings` times
     Raises BenchmarkProblem when the predictions are for another benchmark, or not exactly one per item.
     """
     header = predictions.header
     if header["benchmark"] != benchmark:
         raise BenchmarkProblem(predictions.path, "header", f"is for {header['benchmark']!r}, not for {benchmark!r}")
-    items = benchmarks.load(benchmark, folder, header["split"], header.get("limit"))
-    check_complete(predictions, [item.id for item in items])
-    if benchmark == "draw":
-        result = score_draw(items, predictions, benchmarks.pictures(folder, header["split"]), foundations)
-    elif benchmark == "stories":
-        result = score_stories(items, predictions, foundations)
+    task = header.get("task", benchmark)
+    result: dict[str, Any]
+    if task == "harness":
+        items, result = list(predictions.records), harness.score(predictions)
     else:
+        items = benchmarks.load(task, folder, header["split"], header.get("limit"))
+        check_complete(predictions, [item.id for item in items])
+    if task in DRAWN and header.get("protocol", {}).get("benchmark"):
+        result = {"metrics": {"fid": undefined(MEASURED_APART)}, "groups": {}}
+    elif task in DRAWN:
+        result = score_draw(items, predictions, benchmarks.pictures(folder, header["split"]), foundations)
+    elif task == "stories":
+        result = score_stories(items, predictions, foundations)
+    elif task == "mmbench":
+        result = exams.score_mmbench(items, predictions, chat)
+    elif task == "mm_vet":
+        result = exams.score_mm_vet(items, predictions, chat, judgings)
+    elif task != "harness":
         score_texts = {"captions": score_captions, "vqa": score_vqa, "pope": score_pope, "language": score_language}
-        result = score_texts[benchmark](items, predictions)
-    inputs = {file.name: sha256_of_file(file) for file in benchmarks.files(benchmark, folder, header["split"])}
+        score_texts["latency"] = latency.score
+        result = score_texts[task](items, predictions)
+    files = [] if task == "harness" else benchmarks.files(task, folder, header["split"])
+    inputs = {file.name: sha256_of_file(file) for file in files}
     protocol = header.get("protocol", {}) | {
         "n": len(items),
         "limit": header.get("limit"),
         "scorer": {name: version(name) for name in LIBRARIES},
         "inputs": {predictions.path.name: sha256_of_file(predictions.path)} | inputs,
     }
+    if chat:
+        protocol["judge"] = {"models": sorted(chat.models), "judgings": judgings, "cost": chat.cost()}
     return {"model": header["model"], "benchmark": benchmark, "split": header["split"], **result, "protocol": protocol}
 
 
@@ -87,12 +123,14 @@ def score_captions(items: list[benchmarks.CaptionItem], predictions: Predictions
             metrics["readable"] = mean_share([found[i] is not None for i in chosen])
         return metrics
 
-    return _by_group(measure, [_scene_groups(item) for item in items])
+    return by_group(measure, [_scene_groups(item) for item in items])
 
 
 def score_vqa(items: list[benchmarks.VqaItem], predictions: Predictions) -> dict[str, Any]:
     """VQA accuracy by the challenge's rule and by EvalAI's, by type of question and by kind of scene."""
     outputs = [vqa.clip(predictions.get(item.id, "output", str)) for item in items]
+    if not all(item.answers for item in items):
+        return {"metrics": dict.fromkeys(("accuracy", "accuracy_evalai"), undefined(EXTERNAL)), "groups": {}}
     pairs = list(zip(outputs, items, strict=True))
     official = [vqa.accuracy(output, item.answers, "official") for output, item in pairs]
     evalai = [vqa.accuracy(output, item.answers, "evalai") for output, item in pairs]
@@ -104,7 +142,7 @@ def score_vqa(items: list[benchmarks.VqaItem], predictions: Predictions) -> dict
         }
 
     types = [[f"type/{item.question_type}"] if item.question_type else [] for item in items]
-    return _by_group(measure, [of_type + _scene_groups(item) for of_type, item in zip(types, items, strict=True)])
+    return by_group(measure, [of_type + _scene_groups(item) for of_type, item in zip(types, items, strict=True)])
 
 
 def score_pope(items: list[benchmarks.PopeItem], predictions: Predictions) -> dict[str, Any]:
@@ -114,7 +152,7 @@ def score_pope(items: list[benchmarks.PopeItem], predictions: Predictions) -> di
     def measure(chosen: Sequence[int]) -> Metrics:
         return pope.score([outputs[i] for i in chosen], [items[i].label for i in chosen])
 
-    return _by_group(measure, [[item.subset] for item in items])
+    return by_group(measure, [[item.subset] for item in items])
 
 
 def score_language(items: list[benchmarks.ChoiceItem], predictions: Predictions) -> dict[str, Any]:
@@ -126,17 +164,24 @@ def score_language(items: list[benchmarks.ChoiceItem], predictions: Predictions)
             right.append(choice.choose(values, item.options, choice.RULES[item.task]) == item.answer)
         except (TypeError, ValueError) as error:
             raise BenchmarkProblem(predictions.path, f"item {item.id}", str(error)) from None
-    return _by_group(lambda chosen: {"accuracy": mean_share([right[i] for i in chosen])}, [[i.task] for i in items])
+    return by_group(lambda chosen: {"accuracy": mean_share([right[i] for i in chosen])}, [[i.task] for i in items])
 
 
 def score_draw(
-    items: list[benchmarks.DrawItem], predictions: Predictions, real: benchmarks.Pictures, foundations: Path
+    items: list[benchmarks.DrawItem | benchmarks.IllustrationItem],
+    predictions: Predictions,
+    real: benchmarks.Pictures,
+    foundations: Path,
 ) -> dict[str, Any]:
-    """FID over all pictures (none by kind: too few), and where scenes are known the judge's attributes by kind."""
-    names = dict.fromkeys(item.picture for item in items)  # several prompts may share a real picture
+    """FID over all pictures (none by kind: too few), and where scenes are known the judge's attributes by kind.
+
+    FID by the mini CLIP's features; that of public sets is `pictures.py`.
+    """
+    from dreamllm.evaluate import features, networks
+
     places = [(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     result: dict[str, Any] = {"metrics": {}, "groups": {}}
-    if all(item.scene for item in items):
+    if all(getattr(item, "scene", None) for item in items):
         from dreamllm.foundations import judge
 
         judging = judge.load(foundations / "judge")
@@ -147,11 +192,12 @@ def score_draw(
         def measure(chosen: Sequence[int]) -> Metrics:
             return {name: mean_share([right[name][i] for i in chosen]) for name in attributes.ATTRIBUTES}
 
-        result = _by_group(measure, [_scene_groups(item) for item in items])
+        result = by_group(measure, [_scene_groups(item) for item in items])
         result["metrics"]["judge_on_real"] = mean_share(right_on_real["all"])  # what a perfect model could reach
-    drawn_features = fid.clip_features((predictions.image(*place) for place in places), foundations / "clip")
-    real_features = fid.clip_features(map(real.read, names), foundations / "clip")
-    result["metrics"]["fid"] = fid.score(drawn_features, real_features)
+    network = networks.clip_network(foundations / "clip")
+    drawn = features.extract(lambda number: predictions.image(*places[number]), len(places), [network])
+    about, known = features.of_real(items, real, [network])
+    result["metrics"]["fid"] = fid.score(drawn["clip"], known["clip.mean"], known["clip.covariance"], about["n"])
     return result
 
 
@@ -183,13 +229,6 @@ def _story_parts(predictions: Predictions, id_: str) -> list[stories.Part]:
         if not isinstance(part, dict) or part.keys() not in ({"text"}, {"image"}):
             raise BenchmarkProblem(predictions.path, f"item {id_}", f"part {number} is neither a text nor an image")
     return parts
-
-
-def _by_group(measure: Measure, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Metrics of all items and of each group; groups: names of the groups that each item belongs to."""
-    names = sorted({name for of_item in groups for name in of_item})
-    members = {name: [i for i, of_item in enumerate(groups) if name in of_item] for name in names}
-    return {"metrics": measure(range(len(groups))), "groups": {name: measure(members[name]) for name in names}}
 
 
 def _scene_groups(item: Any) -> list[str]:

@@ -30,12 +30,12 @@ class SourceUse(Section):
     """MMC4: pictures whose CLIP similarity with their sentence is lower are left out (paper: 0.25)."""
 
 
-class InstructionWriter(Section):
-    """Who writes the instructions of the paper's two sets that were never released."""
+class Service(Section):
+    """A language model behind OpenAI's chat completions."""
 
     endpoint: str | None = None
-    """Base address of an OpenAI-compatible service, such as http://localhost:8000/v1; null = templates, offline. The
-    key comes from the environment variable OPENAI_API_KEY."""
+    """Base address of an OpenAI-compatible service, such as http://localhost:8000/v1; null = none. The key comes from
+    the environment variable OPENAI_API_KEY."""
     model: str = ""
     """Name of the service's model (paper: GPT-4)."""
     parallel: Count = 8
@@ -44,7 +44,12 @@ class InstructionWriter(Section):
     """Price of a million tokens in and out, for the count of the cost."""
 
     @model_validator(mode="after")
-    def _has_model(self) -> InstructionWriter:
+    def _has_model(self) -> Service:
         if self.endpoint and not self.model:
-            raise ValueError("instruction_writer.model: an endpoint needs the name of its model")
+            raise ValueError("an endpoint needs the name of its model")
         return self
+
+
+class InstructionWriter(Service):
+    """Who writes the instructions of the paper's two sets that were never released; without an endpoint templates do,
+    offline."""

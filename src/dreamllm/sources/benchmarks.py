@@ -3,13 +3,17 @@
     dreamllm place-benchmark --source okvqa --raw data/raw/okvqa --pictures-from =data/raw/coco_val2014 --out DIR
 
 Each set becomes the files that `dreamllm.evaluate.benchmarks` reads, split test, and is read by it before the folder
-appears. What has no reader yet (MMBench, MM-Vet) is placed as it came. Pictures stay in their archive where their names
-can stay: the archive is linked, not copied.
+appears. Data of lm-evaluation-harness are placed as they came. Pictures stay in their archive where their names can
+stay: the archive is linked, not copied.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
+import binascii
+import csv
+import io
 import json
 import os
 import random
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_folder
-from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate import benchmarks, mmbench
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
@@ -38,6 +42,8 @@ from dreamllm.sources.records import (
 )
 
 FID_PICTURES = 30_000  # of COCO val2014 (paper Table 2, as all of the literature)
+LARGEST_FIELD = 100_000_000  # characters of a field of MMBench's table, a picture in base64
+LONGEST_INDEX = 64  # characters; a shorter "picture" is the index of the row that has it (VLMEvalKit)
 
 
 def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
@@ -46,13 +52,17 @@ def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
     Raises RecordProblem for a file that is not as its format says, BenchmarkProblem when the readers refuse the result.
     """
     with new_folder(out) as folder:
-        if source.format == "as_is":
+        if source.format in ("as_is", "harness"):
             for path in sorted(path for path in raw.rglob("*") if path.is_file()):
                 _link(path, folder / path.relative_to(raw))
             return
-        benchmark, write = WRITERS[source.format]
+        benchmark, write = manifest.TASKS[source.format], WRITERS[source.format]
         wanted = write(raw, folder)
-        _write_pictures(wanted, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
+        if source.answers_on and benchmark == "vqa":  # said, so that a lost file of answers is never taken for this
+            external = json.dumps({"external": source.answers_on})
+            (folder / "vqa_test_annotations.json").write_text(external + "\n", encoding="utf-8")
+        if wanted:  # MMBench's pictures are in its table
+            _write_pictures(wanted, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
         items = benchmarks.load(benchmark, folder, "test")
         print(f"{out}: {len(items)} items of {benchmark}, {len(wanted)} pictures")
 
@@ -84,8 +94,15 @@ def _image_paragraphs(raw: Path, folder: Path) -> dict[str, str]:
     return {f"{id_}.jpg": f"{id_}.jpg" for id_ in told}
 
 
+def _nocaps(raw: Path, folder: Path) -> dict[str, str]:
+    """NoCaps: a COCO captions file, whose pictures are of Open Images."""
+    content = read_json(one(raw, "captions.json"))
+    (folder / "captions_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return {image["file_name"]: image["file_name"] for image in content["images"]}
+
+
 def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
-    """30,000 pictures of COCO val2014 with one caption each, both drawn by a named seed and written down.
+    """30,000 pictures of COCO val2014 with one caption each to draw, both drawn by a named seed and written down.
 
     The official script draws them anew for each of its eight seeds and records none (bug B11).
     """
@@ -93,14 +110,17 @@ def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
     names = {image["id"]: image["file_name"] for image in content["images"]}
     captions: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
-        captions.setdefault(annotation["image_id"], []).append(annotation)
+        if annotation["caption"].strip():
+            captions.setdefault(annotation["image_id"], []).append(annotation)
     rng = random.Random(seed_of("COCO FID", "pictures and captions"))
     ids = sorted(rng.sample(sorted(captions), min(FID_PICTURES, len(captions))))
     records = []
     for id_ in ids:
         chosen = rng.choice(sorted(captions[id_], key=lambda annotation: annotation["id"]))
+        texts = [" ".join(annotation["caption"].split()) for annotation in captions[id_]]
         prompt = " ".join(chosen["caption"].split())
-        records.append({"id": id_, "prompt": prompt, "image_id": id_, "annotation_id": chosen["id"]})
+        about = {"annotation_id": chosen["id"], "captions": texts}
+        records.append({"id": id_, "prompt": prompt, "image_id": id_, **about})
     _jsonl(folder / "draw_test.jsonl", records)
     return {names[id_]: names[id_] for id_ in ids}
 
@@ -119,24 +139,37 @@ def _ln_coco(raw: Path, folder: Path) -> dict[str, str]:
 
 
 def _vqav2(raw: Path, folder: Path) -> dict[str, str]:
-    """VQAv2 and OK-VQA: questions and annotations are what the reader wants; pictures are those of COCO val2014."""
-    questions = read_json(one(raw, "questions.json"))
+    """VQAv2 and OK-VQA: questions and annotations are what the reader wants; pictures are those of COCO.
+
+    The archive of VQAv2's test split holds the questions of test and of test-dev, and no annotations: test-dev is read.
+    """
+    files = members(raw, "questions.json")
+    dev = [file for file in files if "test-dev" in file.name]
+    questions = read_json(dev[0] if len(files) > 1 and len(dev) == 1 else one(raw, "questions.json"))
     (folder / "vqa_test_questions.json").write_text(json.dumps(questions) + "\n", encoding="utf-8")
-    annotations = read_json(one(raw, "annotations.json"))
-    (folder / "vqa_test_annotations.json").write_text(json.dumps(annotations) + "\n", encoding="utf-8")
-    names = {f"COCO_val2014_{question['image_id']:012d}.jpg" for question in questions["questions"]}
+    subtype = questions.get("data_subtype", "val2014").replace("test-dev", "test")
+    if not subtype.startswith("test"):
+        annotations = read_json(one(raw, "annotations.json"))
+        (folder / "vqa_test_annotations.json").write_text(json.dumps(annotations) + "\n", encoding="utf-8")
+    names = {f"COCO_{subtype}_{question['image_id']:012d}.jpg" for question in questions["questions"]}
     return {name: name for name in sorted(names)}
 
 
 def _vizwiz(raw: Path, folder: Path) -> dict[str, str]:
-    """VizWiz val: a list of {"image": "VizWiz_val_00000042.jpg", "question", "answers", "answer_type"}."""
+    """VizWiz: a list of {"image": "VizWiz_val_00000042.jpg", "question", "answers", "answer_type"}.
+
+    One archive holds the records of all splits; val is read, or test where only its pictures are there.
+    """
     questions, annotations, names = [], [], {}
-    for record in read_json(_called(raw, "val.json")):
+    pictures = [file.name for file in members(raw, ".jpg")]
+    only_test = bool(pictures) and all(name.startswith("VizWiz_test_") for name in pictures)
+    for record in read_json(_called(raw, "test.json" if only_test else "val.json")):
         name = record["image"]
         id_ = int(name.rsplit("_", 1)[-1].split(".")[0])
         questions.append({"question_id": id_, "image_id": id_, "question": record["question"]})
-        about = {"question_type": record.get("answer_type", ""), "answers": record["answers"]}
-        annotations.append({"question_id": id_, "image_id": id_, **about})
+        if not only_test:
+            about = {"question_type": record.get("answer_type", ""), "answers": record["answers"]}
+            annotations.append({"question_id": id_, "image_id": id_, **about})
         names[name] = name
     _vqa(folder, questions, annotations)
     return names
@@ -168,15 +201,84 @@ def _pope(raw: Path, folder: Path) -> dict[str, str]:
     return {name: name for name in sorted(names)}
 
 
-WRITERS: dict[str, tuple[str, Callable[[Path, Path], dict[str, str]]]] = {
-    "coco_karpathy": ("captions", _coco_karpathy),
-    "image_paragraphs": ("captions", _image_paragraphs),
-    "coco_fid": ("draw", _coco_fid),
-    "ln_coco": ("draw", _ln_coco),
-    "vqav2": ("vqa", _vqav2),
-    "vizwiz": ("vqa", _vizwiz),
-    "textvqa": ("vqa", _textvqa),
-    "pope": ("pope", _pope),
+def _mm_vet(raw: Path, folder: Path) -> dict[str, str]:
+    """MM-Vet: mm-vet.json, beside its pictures."""
+    content = read_json(one(raw, "mm-vet.json"))
+    (folder / "mm_vet_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    return {record["imagename"]: record["imagename"] for record in content.values()}
+
+
+def _mmbench(raw: Path, folder: Path) -> dict[str, str]:
+    """MMBench: a table with the pictures in base64. Rotations of the options are added where the table has none.
+
+    A rotation has its question's picture; instead of a picture there may be the index of the row that holds it.
+    """
+    csv.field_size_limit(LARGEST_FIELD)
+    table = one(raw, ".tsv")
+    with table.open() as file:
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), delimiter="\t")
+        names = [name for name in reader.fieldnames or [] if name != "image"]
+        if missing := {"index", "question", "A", "B", "category", "image"} - {*(reader.fieldnames or [])}:
+            raise RecordProblem(f"{table}: has no column {', '.join(sorted(missing))}")
+        rows = []
+        with zipfile.ZipFile(folder / "images_test.zip", "w", zipfile.ZIP_STORED) as archive:
+            for row in reader:
+                picture = row.pop("image")
+                rows.append(row)
+                where = f"{table}: question {row['index']}"
+                if not row["index"].isdecimal():
+                    raise RecordProblem(f"{where}: its index is no number")
+                index, known = int(row["index"]), archive.namelist()
+                if index >= mmbench.ROTATION:
+                    continue
+                if f"{index}.jpg" in known:
+                    raise RecordProblem(f"{where}: occurs twice")
+                if len(picture) > LONGEST_INDEX:
+                    content = _decoded(picture, where)
+                elif f"{picture}.jpg" in known:
+                    content = archive.read(f"{picture}.jpg")
+                else:
+                    raise RecordProblem(f"{where}: its picture {picture!r} is neither base64 nor an earlier index")
+                archive.writestr(zipfile.ZipInfo(f"{index}.jpg"), content)
+    if all(int(row["index"]) < mmbench.ROTATION for row in rows):
+        rows += [rotation for row in rows for rotation in _rotations(row)]
+    with (folder / "mmbench_test.tsv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return {}
+
+
+def _decoded(picture: str, where: str) -> bytes:
+    try:
+        return base64.b64decode(picture, validate=True)
+    except binascii.Error as error:
+        raise RecordProblem(f"{where}: its picture is no base64 ({error})") from None
+
+
+def _rotations(row: dict[str, str]) -> list[dict[str, str]]:
+    letters = [letter for letter in mmbench.LETTERS if row.get(letter)]
+    texts, answer = [row[letter] for letter in letters], row.get("answer") or ""
+    rotations = []
+    for by in range(1, len(letters)):
+        moved, place = mmbench.rotated(texts, letters.index(answer) if answer in letters else 0, by)
+        new = row | dict(zip(letters, moved, strict=True)) | {"index": str(int(row["index"]) + by * mmbench.ROTATION)}
+        rotations.append(new | ({"answer": letters[place]} if answer in letters else {}))
+    return rotations
+
+
+WRITERS: dict[str, Callable[[Path, Path], dict[str, str]]] = {
+    "coco_karpathy": _coco_karpathy,
+    "nocaps": _nocaps,
+    "image_paragraphs": _image_paragraphs,
+    "coco_fid": _coco_fid,
+    "ln_coco": _ln_coco,
+    "vqav2": _vqav2,
+    "vizwiz": _vizwiz,
+    "textvqa": _textvqa,
+    "pope": _pope,
+    "mmbench": _mmbench,
+    "mm_vet": _mm_vet,
 }
 
 

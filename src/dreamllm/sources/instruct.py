@@ -14,20 +14,16 @@ not published; those below are ours.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
-import requests
-
-from dreamllm.atomic import new_file, new_folder
+from dreamllm.atomic import new_folder
 from dreamllm.config import load
 from dreamllm.data import shards
 from dreamllm.document import Document, Picture, Text
@@ -35,7 +31,7 @@ from dreamllm.sections.sources import InstructionWriter, SourceUse
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.build import PER_SHARD, BuildProblem, Counted
-from dreamllm.sources.http import TIMEOUT, FetchProblem, session
+from dreamllm.sources.chat import Chat
 from dreamllm.sources.records import Rejected
 
 LONGEST_SHOWN = 4000  # characters of a document that a service is shown
@@ -102,60 +98,17 @@ class ServiceWriter:
     settings: InstructionWriter
     cache: Path
     key: str
-    tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "requests": 0, "from cache": 0})
-    web: requests.Session = field(default_factory=session)
-    lock: Any = field(default_factory=Lock)
+
+    def __post_init__(self) -> None:
+        self.chat = Chat(self.settings, self.cache, self.key)
 
     def write(self, document: Document) -> str | Rejected:
         """The service's instruction. Raises FetchProblem when the service refuses or cannot be reached."""
-        body = {
-            "model": self.settings.model,
-            "messages": messages(document),
-            "temperature": 0,
-            "seed": 0,
-            "max_tokens": 200,
-        }
-        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-        path = self.cache / digest[:2] / f"{digest}.json"
-        if cached := path.exists():
-            answer = json.loads(path.read_text(encoding="utf-8"))
-        else:
-            answer = self._ask(body)
-            with new_file(path) as temporary:
-                temporary.write_text(json.dumps(answer), encoding="utf-8")
-        with self.lock:
-            self.tokens["from cache" if cached else "requests"] += 1
-            self.tokens["in"] += answer["in"]
-            self.tokens["out"] += answer["out"]
-        return usable(answer["text"], document.id)
-
-    def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
-        url = f"{(self.settings.endpoint or '').rstrip('/')}/chat/completions"
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        try:
-            answer = self.web.post(url, json=body, headers=headers, timeout=TIMEOUT)
-        except requests.exceptions.RequestException as error:
-            raise FetchProblem(f"{url}: {self._without_key(str(error))}") from None
-        if answer.status_code != 200:
-            said = self._without_key(answer.text[:300])
-            hint = "; is OPENAI_API_KEY set and right?" if answer.status_code in (401, 403) else ""
-            raise FetchProblem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
-        try:
-            content = answer.json()
-            text, usage = content["choices"][0]["message"]["content"], content.get("usage") or {}
-            return {"text": text or "", "in": usage.get("prompt_tokens", 0), "out": usage.get("completion_tokens", 0)}
-        except (ValueError, KeyError, IndexError, TypeError):
-            said = self._without_key(answer.text[:300])
-            raise FetchProblem(f"{url}: the answer is no chat completion: {said}") from None
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
+        return usable(self.chat.ask(messages(document), max_tokens=200, seed=0), document.id)
 
     def cost(self) -> dict[str, float]:
         """Tokens of all answers used, cached ones too, and their price."""
-        price_in, price_out = self.settings.dollars_per_million
-        dollars = (self.tokens["in"] * price_in + self.tokens["out"] * price_out) / 1e6
-        return {**self.tokens, "dollars": round(dollars, 4)}
+        return self.chat.cost()
 
 
 def messages(document: Document) -> list[dict[str, str]]:

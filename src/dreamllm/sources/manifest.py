@@ -21,18 +21,22 @@ PAIR_LISTS = ("url_json", "url_parquet")
 INTERLEAVED = ("mmc4", "obelics")
 BY_URL = (*PAIR_LISTS, *INTERLEAVED)
 """Formats that hold addresses instead of pictures: img2dataset fetches the pictures."""
-BENCHMARK_FORMATS = (
-    "coco_karpathy",
-    "coco_fid",
-    "ln_coco",
-    "image_paragraphs",
-    "vqav2",
-    "vizwiz",
-    "textvqa",
-    "pope",
-    "as_is",
-)
-"""Formats of evaluation sets (`dreamllm.sources.benchmarks`)."""
+TASKS = {
+    "coco_karpathy": "captions",
+    "nocaps": "captions",
+    "image_paragraphs": "captions",
+    "coco_fid": "draw",
+    "ln_coco": "draw",
+    "vqav2": "vqa",
+    "vizwiz": "vqa",
+    "textvqa": "vqa",
+    "pope": "pope",
+    "mmbench": "mmbench",
+    "mm_vet": "mm_vet",
+    "harness": "harness",
+}
+"""Formats of evaluation sets (`dreamllm.sources.benchmarks`), and the task that a set becomes."""
+BENCHMARK_FORMATS = (*TASKS, "as_is")
 
 
 class SourceFile(Section):
@@ -73,7 +77,8 @@ class Source(Section):
     format: Literal[
         "url_json", "url_parquet", "mmc4", "obelics", "llava", "llava_pairs", "coco", "narratives", "gqa",
         "instructions", "pictures",
-        "coco_karpathy", "coco_fid", "ln_coco", "image_paragraphs", "vqav2", "vizwiz", "textvqa", "pope", "as_is",
+        "coco_karpathy", "nocaps", "image_paragraphs", "coco_fid", "ln_coco", "vqav2", "vizwiz", "textvqa", "pope",
+        "mmbench", "mm_vet", "harness", "as_is",
     ]  # fmt: skip
     """Which builder reads it (docs/sources.md)."""
     files: list[SourceFile] = []
@@ -82,6 +87,8 @@ class Source(Section):
     """Names of the fields of formats url_json and url_parquet."""
     pictures_from: dict[str, str] = {}
     """Other sets that hold its pictures, and the folder that the pictures' names begin with, "" for none."""
+    answers_on: str = ""
+    """Server that alone has the answers: results are sent there, and are not scored here."""
     written_from: str = ""
     """Format instructions: the set whose documents instructions are written for."""
     documents: int | None = None

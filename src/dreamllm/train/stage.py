@@ -74,6 +74,8 @@ def train(
         seed = seed_of(experiment.seed, "stage", name)
         sets = find_sets(stage.mixture, data)
         options = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
+        if stage.num_dream_queries:
+            options["num_dream_queries"] = stage.num_dream_queries
         identity = first_process and {
             "stage": name,
             "seed": experiment.seed,

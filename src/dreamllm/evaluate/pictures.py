@@ -1,0 +1,139 @@
+"""FID and CLIP score of drawn pictures by several rules of selection: `dreamllm score-pictures`.
+
+Pure arithmetic on the files of `dreamllm features`, one per sample. Metrics, for NETWORK paper and clean (or clip):
+
+    fid_NETWORK_RULE          FID of the pictures that the rule takes (selection.py)
+    fid_NETWORK_seeds         mean over the samples of the FID of each sample by itself, with Student's interval
+    fid_NETWORK_seeds_std     their standard deviation
+    clip_score_RULE, clip_score_seeds, clip_score_seeds_std     100 times the cosine of picture and prompt
+
+The number of the paper's Table 2 for COCO is fid_paper_best_any, for LN-COCO fid_paper_first; clean-fid's way is
+fid_clean_first. The interval of a FID covers the choice of prompts, that over seeds the choice of seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from dreamllm.atomic import new_file
+from dreamllm.digests import sha256_of_file
+from dreamllm.evaluate import fid, selection
+from dreamllm.evaluate.features import Stored, restore
+from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.intervals import mean_bootstrap, measurement, undefined
+
+LIBRARIES = ("numpy", "scipy", "torch", "torchvision", "transformers", "clean-fid")
+SAME = ("model", "benchmark", "split", "limit", "ids", "networks", "clip", "protocol")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm score-pictures`."""
+    parser.add_argument("--features", required=True, nargs="+", type=Path, help="drawn pictures, a file per sample")
+    parser.add_argument("--statistics", required=True, type=Path, help="real pictures, by the same networks")
+    parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Score the samples of one model on one benchmark and write the metrics file."""
+    result = score([restore(path) for path in args.features], restore(args.statistics))
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def score(samples: Sequence[Stored], real: Stored) -> dict[str, Any]:
+    """All metrics of the samples of one model, ready for JSON.
+
+    Raises BenchmarkProblem when the files are not of the same items, an item has the same seed twice, or the real
+    pictures were looked at by other networks.
+    """
+    samples = sorted(samples, key=lambda sample: sample.about["sample"])
+    _check(samples, real)
+    about = samples[0].about
+    metrics: dict[str, dict[str, Any]] = {}
+    by_sample: dict[str, list[float | None]] = {}
+    chosen = {
+        rule: choose(np.stack([sample.arrays[scores] for sample in samples]))
+        for rule, (scores, choose) in selection.RULES.items()
+    }
+    for network in about["networks"]:
+        statistics = real.arrays[f"{network}.mean"], real.arrays[f"{network}.covariance"], real.about["n"]
+        features = np.stack([sample.arrays[network] for sample in samples])  # (S, N, D)
+        alone = [fid.score(drawn, *statistics) for drawn in features]
+        for rule, numbers in chosen.items():
+            metrics[f"fid_{network}_{rule}"] = (
+                alone[0] if rule == "first" else fid.score(selection.take(features, numbers), *statistics)
+            )
+        by_sample[f"fid_{network}"] = [measured["value"] for measured in alone]
+        metrics |= spread(f"fid_{network}_seeds", alone)
+    cosines = np.stack([sample.arrays["clip_prompt"] for sample in samples])  # (S, N)
+    alone = [mean_bootstrap(100 * values) for values in cosines]
+    for rule, numbers in chosen.items():
+        metrics[f"clip_score_{rule}"] = mean_bootstrap(100 * selection.take(cosines, numbers))
+    by_sample["clip_score"] = [measured["value"] for measured in alone]
+    metrics |= spread("clip_score_seeds", alone)
+    protocol = about["protocol"] | {
+        "n": len(about["ids"]),
+        "limit": about["limit"],
+        "samples": len(samples),
+        "real_pictures": real.about["n"],
+        "prompts_cut_by_clip": about["prompts_cut_by_clip"],
+        "networks": about["networks"],
+        "clip": about["clip"],
+        "scorer": {name: version(name) for name in LIBRARIES},
+        "inputs": {stored.path.name: sha256_of_file(stored.path) for stored in (*samples, real)},
+    }
+    name = f"{about['benchmark']}_pictures"
+    return {
+        "model": about["model"],
+        "benchmark": name,
+        "split": about["split"],
+        "metrics": metrics,
+        "groups": {},
+        "samples": by_sample,
+        "protocol": protocol,
+    }
+
+
+def spread(name: str, alone: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over the samples of what each gives alone, with 95 % intervals for normal values.
+
+    n is the number of samples.
+    """
+    values = np.array([measured["value"] for measured in alone], dtype=np.float64)  # None becomes NaN
+    reason = next((measured["reason"] for measured in alone if measured["value"] is None), "")
+    if len(values) < 2:
+        reason = reason or "one sample per prompt has no spread"
+    if reason:
+        return {name: undefined(reason), f"{name}_std": undefined(reason)}
+    n, mean, std = len(values), float(values.mean()), float(values.std(ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * std / n**0.5
+    low, high = (std * ((n - 1) / stats.chi2.ppf(share, n - 1)) ** 0.5 for share in (0.975, 0.025))
+    return {name: measurement(mean, n, mean - half, mean + half), f"{name}_std": measurement(std, n, low, high)}
+
+
+def _check(samples: Sequence[Stored], real: Stored) -> None:
+    first = samples[0]
+    for number, sample in enumerate(samples):
+        if "ids" not in sample.about:
+            raise BenchmarkProblem(sample.path, "", "holds statistics of real pictures, not features of drawn ones")
+        for key in SAME:
+            if sample.about.get(key) != first.about.get(key):
+                raise BenchmarkProblem(sample.path, key, f"is not the same as in {first.path}")
+        if sample.about["sample"] != number:
+            raise BenchmarkProblem(sample.path, "", f"is sample {sample.about['sample']}, sample {number} is missing")
+        for earlier in samples[:number]:
+            if (same := np.flatnonzero(sample.arrays["seeds"] == earlier.arrays["seeds"])).size:
+                item = first.about["ids"][int(same[0])]
+                raise BenchmarkProblem(sample.path, f"item {item}", f"has the same seed as in {earlier.path}")
+    if "n" not in real.about:
+        raise BenchmarkProblem(real.path, "", "holds features of drawn pictures, not statistics of real ones")
+    if real.about["networks"] != first.about["networks"]:
+        raise BenchmarkProblem(real.path, "", f"was made with other networks than {first.path}")

@@ -1,0 +1,83 @@
+"""Worked examples for few-shot questions about pictures: at random, or by how alike the pictures are (RICES).
+
+The released code has no few-shot evaluation and the paper does not say how its examples were chosen; this follows
+OpenFlamingo (arXiv 2308.01390): examples of the training split, drawn anew for each question, or the nearest pictures
+by cosine similarity of CLIP embeddings, the likest last.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dreamllm.evaluate.benchmarks import VqaItem
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures
+from dreamllm.seeds import seed_of
+
+PICTURES_AT_A_TIME = 64
+
+
+def at_random(questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int, seed: int) -> list[list[VqaItem]]:
+    """`shots` examples for each question, a function of the seed and the question's id, none twice."""
+    return [
+        random.Random(seed_of(seed, "few-shot examples", question.id)).sample(list(pool), shots)
+        for question in questions
+    ]
+
+
+def by_similarity(
+    questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int, alike: np.ndarray
+) -> list[list[VqaItem]]:
+    """The examples with the likest pictures, the likest last; of equals the earlier one in the pool is the liker.
+
+    alike: similarity (questions, pool)
+    """
+    chosen = np.argsort(-alike, axis=1, kind="stable")[:, :shots]
+    return [[pool[place] for place in row[::-1]] for row in chosen]
+
+
+def similarities(
+    questions: Sequence[VqaItem], shown: Pictures, pool: Sequence[VqaItem], shown_pool: Pictures, clip: Path
+) -> np.ndarray:
+    """Cosine similarity (questions, pool) of the pictures' CLIP embeddings; each picture is embedded once."""
+
+    def of_items(items: Sequence[VqaItem], pictures: Pictures) -> np.ndarray:
+        names = list(dict.fromkeys(item.picture for item in items))
+        features = dict(zip(names, clip_embeddings(map(pictures.read, names), clip), strict=True))
+        return np.stack([features[item.picture] for item in items])
+
+    return of_items(questions, shown) @ of_items(pool, shown_pool).T
+
+
+def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
+    """CLIP's image embeddings (N, D) of length 1, with CLIP's own preparation of the pictures."""
+    import torch
+    from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = CLIPVisionModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval().to(device)
+    processor = AutoImageProcessor.from_pretrained(clip, backend="pil")
+    rest, features = iter(pictures), []
+    while batch := [picture for picture, _ in zip(rest, range(PICTURES_AT_A_TIME), strict=False)]:
+        pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device)
+        with torch.inference_mode():
+            features.append(torch.nn.functional.normalize(model(pixel_values=pixels).image_embeds, dim=-1).cpu())
+    return torch.cat(features).numpy()
+
+
+def answer_of(example: VqaItem) -> str:
+    """What is written behind an example's question: its commonest answer, of equals the first."""
+    return Counter(example.answers).most_common(1)[0][0]
+
+
+def check_pool(pool: Sequence[VqaItem], shots: int, folder: Path) -> None:
+    """Raises BenchmarkProblem when there are too few examples, or examples whose answers are not public."""
+    if len(pool) < shots:
+        raise BenchmarkProblem(folder, "", f"{shots} examples are asked for, there are {len(pool)}")
+    if bare := next((example for example in pool if not example.answers), None):
+        raise BenchmarkProblem(folder, f"question {bare.id}", "has no public answer and is no example")

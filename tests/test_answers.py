@@ -1,0 +1,318 @@
+"""Questions about pictures of public sets: prompts with and without their slips, two passes, worked examples."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import formats
+import tiny
+from dreamllm.config import ConfigProblem, load
+from dreamllm.document import Document, Text
+from dreamllm.evaluate import answer, benchmarks, predict, predictions, prompts, score, shots
+from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.mmbench import MmbenchItem
+from dreamllm.experiment import EvaluationSettings
+from dreamllm.model import generate
+from dreamllm.sections.benchmarks import BenchmarkUse
+from dreamllm.train import checkpoint
+
+QUESTION = "What is it?"
+
+
+def words_of(document: Document) -> list[str]:
+    return [part.text if isinstance(part, Text) else "<image>" for part in document.parts]
+
+
+def vqa_item(id_: str, answers: tuple[str, ...] = ("cat",) * 10, picture: str = "") -> benchmarks.VqaItem:
+    return benchmarks.VqaItem(id_, picture or f"{id_}.jpg", f"{QUESTION} {id_}", answers, "", None)
+
+
+def exam(hint: str = "") -> MmbenchItem:
+    return MmbenchItem("1", "1", "1.jpg", "Which?", hint, {"A": "cat", "B": "dog"}, "A", "c", "")
+
+
+# ---- prompts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "beginning", "end"),
+    [
+        ("captions", "coco_karpathy", "Based on the image, give the image caption briefly.", "The image depicts"),
+        (
+            "captions",
+            "image_paragraphs",
+            "Based on the image, please describe the image in detail.",
+            "The image depicts",
+        ),
+        ("captions", "nocaps", "", ""),
+        ("vqa", "vqav2_test", "Based on the image, please answer the question.", "The short answer (one word) is:"),
+        ("vqa", "okvqa", "", "The short answer (one word) is:"),
+        ("vqa", "textvqa", "Based on the image, please answer the question.", "The answer is:"),
+        ("vqa", "vizwiz_test", "Based on the image, please answer the question.", "The answer is:"),
+        (
+            "vqa",
+            "a_set_of_ones_own",
+            "Based on the image, please answer the question.",
+            "The short answer (one word) is:",
+        ),
+    ],
+)
+def test_sources_have_their_own_words_where_the_official_code_has_them(task, source, beginning, end) -> None:
+    wording = prompts.wording_of(task, source, "official")
+    assert (wording.system, wording.answer) == (beginning, end)
+    assert prompts.wording_of(task, source, "emoji") == prompts.Wording()
+    assert bool(wording.first) == source.startswith("vizwiz")
+
+
+def test_the_corrected_prompts_put_a_space_before_the_instruction() -> None:
+    wording = prompts.wording_of("vqa", "okvqa", "official")
+    for variant, glue in (("official", ""), ("corrected", " ")):
+        words = words_of(prompts.about_picture("1", tiny.picture(), QUESTION, wording, variant))
+        assert words[1] == f"{QUESTION}{glue}Please provide an accurate and brief answer within one word."
+
+
+@pytest.mark.parametrize(
+    ("reply", "vizwiz", "mmbench", "corrected"),
+    [
+        ("No", True, True, True),
+        ("no, it cannot.", True, True, True),
+        ("Yes, the answer can be known.", True, False, False),  # "known" holds "no"
+        ("Not sure", True, True, False),
+        ("Nothing special", True, True, False),
+        ("Yes", False, False, False),
+        ("", False, False, False),
+    ],
+)
+def test_a_no_is_looked_for_as_in_the_official_code_or_as_a_word(reply, vizwiz, mmbench, corrected) -> None:
+    assert prompts.says_unknown(reply, "vqa", "official") == vizwiz
+    assert prompts.says_unknown(reply, "mmbench", "official") == mmbench
+    for task in ("vqa", "mmbench"):
+        assert prompts.says_unknown(reply, task, "corrected") == corrected
+
+
+def test_the_exam_has_the_slips_of_the_official_code_or_none() -> None:
+    official = prompts.exam_question(exam(), "official", with_options=True)
+    assert official == "Hint:nanQuestion:Which?Options: (0). cat (0). dog "
+    assert prompts.exam_question(exam(), "official", with_options=False) == "Hint:nanQuestion:Which?"
+    assert prompts.exam_question(exam(), "corrected", with_options=True) == "Which? Options: A. cat B. dog"
+    assert prompts.exam_question(exam("Look."), "corrected", with_options=False) == "Hint: Look. Question: Which?"
+
+
+def test_worked_examples_are_turns_worded_alike() -> None:
+    wording = prompts.wording_of("vqa", "okvqa", "corrected")
+    before = [(tiny.picture(1), "Who?", "a dog")]
+    document = prompts.about_picture("1", tiny.picture(), QUESTION, wording, "corrected", before)
+    assert [part.role for part in document.parts] == ["user", "user", "assistant"] * 2
+    assert words_of(document)[1:3] == [f"Who? {wording.instruction}", "The short answer (one word) is: a dog"]
+    bare = prompts.about_picture("1", tiny.picture(), QUESTION, prompts.Wording(), "emoji", before)
+    assert words_of(bare) == ["<image>", "Who?", "a dog", "<image>", QUESTION]
+
+
+# ---- examples ------------------------------------------------------------------------------------------------------
+
+
+def test_random_examples_depend_on_the_seed_and_the_question_alone() -> None:
+    pool, questions = [vqa_item(f"p{n}") for n in range(20)], [vqa_item(f"q{n}") for n in range(5)]
+    chosen = shots.at_random(questions, pool, 4, seed=1)
+    assert all(len({item.id for item in row}) == 4 for row in chosen)
+    assert shots.at_random(questions[::-1], pool, 4, seed=1) == chosen[::-1]
+    assert shots.at_random(questions, pool, 4, seed=2) != chosen
+    assert chosen[0] != chosen[1]
+
+
+def test_the_likest_example_stands_last() -> None:
+    pool = [vqa_item(f"p{n}") for n in range(4)]
+    alike = np.array([[0.1, 0.9, 0.5, 0.5], [0.4, 0.3, 0.2, 0.1]])
+    chosen = shots.by_similarity([vqa_item("a"), vqa_item("b")], pool, 3, alike)
+    assert [[item.id for item in row] for row in chosen] == [["p3", "p2", "p1"], ["p2", "p1", "p0"]]
+
+
+def test_the_answer_of_an_example_is_its_commonest() -> None:
+    assert shots.answer_of(vqa_item("1", ("dog", "cat", "cat"))) == "cat"
+    assert shots.answer_of(vqa_item("1", ("dog", "cat"))) == "dog"
+
+
+def test_too_few_examples_and_examples_without_answers_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkProblem, match="4 examples are asked for, there are 1"):
+        shots.check_pool([vqa_item("1")], 4, tmp_path)
+    with pytest.raises(BenchmarkProblem, match="question 2: has no public answer"):
+        shots.check_pool([vqa_item("1"), vqa_item("2", ())], 2, tmp_path)
+
+
+# ---- the way of an answer, with a model that says what it is told to ----------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> benchmarks.Pictures:
+    for number in range(1, 5):
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
+    return benchmarks.Pictures(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What a model was asked; it answers "No" to questions with a 2 or about an exam's knowledge, else "a cat"."""
+    seen: list[list[str]] = []
+
+    def write(model, processor, documents, **options):
+        seen.extend(words_of(document) for document in documents)
+        return [
+            ("No" if "2Is" in words_of(d)[1] else "Yes") if words_of(d)[-1].endswith("known?") else "a cat"
+            for d in documents
+        ]
+
+    monkeypatch.setattr(generate, "write", write)
+    return seen
+
+
+def settings(variant: str = "official") -> EvaluationSettings:
+    return EvaluationSettings(prompts=variant, text={"batch_size": 2})
+
+
+def test_vizwiz_is_asked_twice_unless_the_answer_cannot_be_known(asked, pictures) -> None:
+    use = BenchmarkUse(task="vqa", source="vizwiz")
+    records = answer.answer(None, None, use, [vqa_item(str(n)) for n in (1, 2, 3)], pictures, settings())
+    assert [record["output"] for record in records] == ["a cat", "unanswerable", "a cat"]
+    assert [record["first"] for record in records] == ["Yes", "No", "Yes"]
+    assert asked[0] == ["<image>", f"{QUESTION} 1Is the answer can be known?"]
+    assert len(asked) == 5
+
+
+def test_mmbench_is_shown_its_options_when_the_answer_cannot_be_known(asked, pictures) -> None:
+    known, unknown = (MmbenchItem(n, n, f"{n}.jpg", n, "", {"A": "x", "B": "y"}, "A", "c", "") for n in "12")
+    use = BenchmarkUse(task="mmbench", source="mmbench")
+    records = answer.answer(None, None, use, [known, unknown], pictures, settings())
+    assert ["Options" in record["prompt"] for record in records] == [False, True]
+    plain = answer.answer(None, None, use, [known], pictures, settings("emoji"))
+    assert plain[0]["prompt"] == "<image> 1 Options: A. x B. y" and "first" not in plain[0]
+
+
+def test_examples_stand_before_each_question_and_in_its_record(asked, pictures) -> None:
+    use = BenchmarkUse(task="vqa", source="okvqa", shots=1, shots_from="okvqa_train")
+    examples = {"1": [vqa_item("4")], "2": [vqa_item("3")]}
+    items = [vqa_item("1"), vqa_item("2")]
+    records = answer.answer(None, None, use, items, pictures, settings(), examples, pictures)
+    assert [record["shots"] for record in records] == [["4"], ["3"]]
+    assert asked[1][1].startswith(f"{QUESTION} 3") and asked[1][2] == "The short answer (one word) is: cat"
+
+
+# ---- the whole way, with tiny models -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """config.yaml, placed/, train/ (a few questions each), foundations/ and stage/."""
+    folder = tmp_path_factory.mktemp("house")
+    for name, numbers in (("placed", (1, 2, 3)), ("train", (5, 6, 7, 8))):
+        shades = {f"{n:012d}.jpg": formats.jpeg(30 * n) for n in numbers}
+        formats.archive(folder / name / "images_test.zip", shades)
+        asked = [{"question_id": n, "image_id": n, "question": "What?"} for n in numbers]
+        notes = [{"question_id": n, "image_id": n, "answers": [{"answer": "cat"}]} for n in numbers]
+        (folder / name / "vqa_test_questions.json").write_text(json.dumps({"questions": asked}))
+        (folder / name / "vqa_test_annotations.json").write_text(json.dumps({"annotations": notes}))
+    experiment = {
+        "name": "tiny",
+        "foundations": {"source": "fetch", "md5": "0" * 32 + ".dir", "sha256": "0" * 64},
+        "model": {"num_dream_queries": 4, "template": "plain"},
+        "evaluation": {"text": {"max_new_tokens": 4}, "prompts": "emoji"},
+        "benchmarks": {
+            "okvqa": {"task": "vqa", "source": "okvqa"},
+            "okvqa_2": {
+                "task": "vqa", "source": "okvqa", "shots": 2, "shots_from": "okvqa_train", "shots_by": "similarity"
+            },
+        },
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
+    foundations = tiny.foundations(folder / "foundations")
+    options = {"num_dream_queries": 4, "seed": 0, "vision_feature_layer": -2, "template": "plain"}
+    model, _ = checkpoint.build_from_foundations(*(foundations / part for part in ("llm", "clip", "sd")), **options)
+    metadata = {"model": options, "foundations": checkpoint.foundation_digests(foundations)}
+    checkpoint.save_trained(folder / "stage", {"dream_queries": model.dream_queries}, metadata, "")
+    return folder
+
+
+def predicted(house: Path, benchmark: str, out: Path, *more: str) -> predictions.Predictions:
+    parser = argparse.ArgumentParser()
+    predict.add_arguments(parser)
+    flags = f"--config {house}/config.yaml --model stage --benchmark {benchmark} --split test --out {out}"
+    flags += f" --benchmarks {house}/placed --foundations {house}/foundations --checkpoints {house}/stage"
+    predict.main(parser.parse_args([*flags.split(), *more]))
+    return predictions.read(out)
+
+
+def test_a_public_set_is_predicted_and_scored_by_its_name(house: Path, tmp_path: Path) -> None:
+    answers = predicted(house, "okvqa_2", tmp_path / "o.jsonl", "--shots", str(house / "train"))
+    assert answers.header["task"] == "vqa" and answers.header["protocol"]["benchmark"]["source"] == "okvqa"
+    chosen = [record["shots"] for record in answers.records.values()]
+    assert all(len({*ids} & {"5", "6", "7", "8"}) == 2 for ids in chosen)
+    result = score.score(answers, "okvqa_2", house / "placed", house / "foundations")
+    assert (result["benchmark"], result["metrics"]["accuracy"]["n"]) == ("okvqa_2", 3)
+    assert result["protocol"]["benchmark"]["shots"] == 2 and result["protocol"]["n"] == 3
+
+
+def test_what_a_server_scores_is_marked_and_not_scored(house: Path, tmp_path: Path) -> None:
+    answers = predicted(house, "okvqa", tmp_path / "o.jsonl")
+    folder = tmp_path / "external"
+    folder.mkdir()
+    for name in ("images_test.zip", "vqa_test_questions.json"):
+        (folder / name).write_bytes((house / "placed" / name).read_bytes())
+    (folder / "vqa_test_annotations.json").write_text('{"external": "https://eval.example"}')
+    result = score.score(answers, "okvqa", folder, house / "foundations")
+    assert result["metrics"]["accuracy"]["value"] is None
+    assert result["metrics"]["accuracy"]["reason"].startswith("external")
+
+
+def test_an_unknown_benchmark_is_told_with_near_matches(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigProblem, match="no benchmark 'okvqa_3'; did you mean okvqa"):
+        predicted(house, "okvqa_3", tmp_path / "o.jsonl")
+
+
+def test_the_likest_picture_is_the_same_picture(house: Path) -> None:
+    items, pool = (benchmarks.load("vqa", house / name, "test") for name in ("placed", "train"))
+    shown, shown_pool = (benchmarks.pictures(house / name, "test") for name in ("placed", "train"))
+    clip = house / "foundations/clip"
+    alike = shots.similarities(items, shown, [*pool, *pool], shown_pool, clip)
+    assert alike.shape == (3, 8) and (alike <= 1 + 1e-5).all()
+    itself = shots.similarities(pool, shown_pool, pool, shown_pool, clip)
+    assert np.diag(itself) == pytest.approx(np.ones(4), abs=1e-5)
+
+
+# ---- the section ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"vqa": {"task": "vqa", "source": "okvqa"}}, "benchmarks.vqa: this name is taken by the emoji world"),
+        ({"a": {"task": "mmbench"}}, "benchmarks.a.source: missing"),
+        ({"a": {"task": "stories", "source": "okvqa"}}, "benchmarks.a.source: the task stories is of the emoji world"),
+        ({"a": {"task": "captions", "shots": 2}}, "benchmarks.a.shots: the task captions takes no examples"),
+        ({"a": {"task": "vqa", "source": "okvqa", "shots": 4}}, "benchmarks.a.shots_from: questions and examples"),
+        ({"a": {"task": "vqa", "source": "okvqa", "shots_from": "b"}}, "without examples before the questions"),
+        ({"a": {"task": "harness", "source": "piqa"}}, "benchmarks.a.harness_task: goes together"),
+        ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: 'vaq' is none of"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(house: Path, tmp_path: Path, section: dict, words: str) -> None:
+    content = yaml.safe_load((house / "config.yaml").read_text()) | {"benchmarks": section}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigProblem, match=words):
+        load(tmp_path / "wrong.yaml")
+
+
+def test_public_sets_have_no_split_dev_and_evaluations_name_what_exists(house: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((house / "config.yaml").read_text())
+    content["evaluation"]["split"] = "dev"
+    content["evaluations"] = [{"model": "llm", "benchmarks": ["language", "okvqa_9"]}]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigProblem) as problem:
+        load(tmp_path / "wrong.yaml")
+    assert "benchmarks.okvqa: public sets are placed as split test" in str(problem.value)
+    assert "evaluations[0].benchmarks: no benchmark 'okvqa_9'; did you mean okvqa" in str(problem.value)

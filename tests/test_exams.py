@@ -1,0 +1,262 @@
+"""MMBench, MM-Vet and what servers are sent: worked examples, properties, and judges that misbehave."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import loopback
+from dreamllm.evaluate import exams, mm_vet, mmbench, submission
+from dreamllm.evaluate.benchmarks import VqaItem
+from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.predictions import Predictions
+from dreamllm.sections.benchmarks import AnswerJudge
+from dreamllm.sources import http
+from dreamllm.sources.chat import Chat
+from dreamllm.sources.http import FetchProblem
+
+OPTIONS = {"A": "teddy bear", "B": "rabbit", "C": "cat"}
+
+
+def rotations(question: str, options: list[str], right: int, category: str = "c") -> list[mmbench.MmbenchItem]:
+    items = []
+    for by in range(len(options)):
+        moved, place = mmbench.rotated(options, right, by)
+        letters = dict(zip(mmbench.LETTERS, moved, strict=False))
+        id_ = str(int(question) + by * mmbench.ROTATION)
+        answer = mmbench.LETTERS[place]
+        items.append(
+            mmbench.MmbenchItem(id_, question, f"{question}.jpg", "Which?", "", letters, answer, category, "l")
+        )
+    return items
+
+
+def answered(items: list[Any], outputs: list[str], **header: Any) -> Predictions:
+    records = {item.id: {"id": item.id, "output": output} for item, output in zip(items, outputs, strict=True)}
+    return Predictions(Path("answers.jsonl"), {"split": "test", **header}, records, {})
+
+
+# ---- MMBench -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("C", "C"),
+        ("(B).", "B"),
+        ("The answer is A", "A"),
+        ("A teddy bear is what one can see", "A"),  # by its text: the letter is far from the end
+        ("It is a CAT.", "C"),
+        ("a rabbit and a cat", None),
+        ("A or B", None),
+        ("Spider", None),
+        ("Z", "Z"),
+        ("I can't process this file.", "Z"),
+        ("cat " + "is what somebody would say who looks at it " * 3, None),  # longer than twice all options
+        ("", None),
+        ("选项 C", "C"),
+        ("Это кошка", None),
+    ],
+)
+def test_free_answers_are_read_by_two_rules(answer: str, letter: str | None) -> None:
+    assert mmbench.read_answer(answer, OPTIONS) == letter
+
+
+@given(st.integers(2, 5).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))))
+def test_rotations_show_every_option_at_every_place_and_keep_the_right_one(case: tuple[int, int]) -> None:
+    options, right = [f"option {n}" for n in range(case[0])], case[1]
+    seen = [mmbench.rotated(options, right, by) for by in range(len(options))]
+    assert all(moved[place] == options[right] for moved, place in seen)
+    assert all({moved[place] for moved, _ in seen} == {*options} for place in range(len(options)))
+    assert sorted(place for _, place in seen) == list(range(len(options)))
+    assert mmbench.rotated(options, right, len(options)) == (options, right)
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=2, max_size=4), min_size=1, max_size=6), st.randoms())
+def test_circular_evaluation_wants_every_rotation_and_no_order(hits: list[list[bool]], rng) -> None:
+    items, letters = [], []
+    for number, of_question in enumerate(hits):
+        of_items = rotations(str(number), [f"option {n}" for n in range(len(of_question))], 0)
+        items += of_items
+        letters += [item.answer if hit else "Z" for item, hit in zip(of_items, of_question, strict=True)]
+    right = mmbench.circular(items, letters)
+    assert right == {str(number): all(of_question) for number, of_question in enumerate(hits)}
+    order = rng.sample(range(len(items)), len(items))
+    assert mmbench.circular([items[i] for i in order], [letters[i] for i in order]) == right
+    plain = sum(letter == item.answer for item, letter in zip(items, letters, strict=True)) / len(items)
+    assert all(right.values()) == (plain == 1)
+
+
+@given(st.sampled_from("ABCD"), st.integers(2, 4))
+def test_a_model_that_always_says_one_letter_gets_nothing(letter: str, options: int) -> None:
+    items = rotations("1", [f"option {n}" for n in range(options)], 0)
+    assert mmbench.circular(items, [letter] * len(items)) == {"1": False}
+
+
+def test_mmbench_by_a_worked_example() -> None:
+    first, second = rotations("1", ["red", "green"], 0, "colour"), rotations("2", ["one", "two", "three"], 1, "count")
+    outputs = ["A", "It is red", "B", "A", "I do not know"]
+    result = exams.score_mmbench([*first, *second], answered([*first, *second], outputs), None)
+    values = {name: (metric["value"], metric["n"]) for name, metric in result["metrics"].items()}
+    assert values == {"accuracy": (0.5, 2), "accuracy_plain": (0.8, 5), "unread": (0.2, 5)}
+    assert result["groups"]["colour"]["accuracy"]["value"] == 1 and result["groups"]["count"]["accuracy"]["n"] == 1
+    assert result["groups"]["l2/l"]["accuracy"]["n"] == 2
+
+
+def test_without_public_answers_the_cell_is_external() -> None:
+    items = [mmbench.MmbenchItem("1", "1", "1.jpg", "Which?", "", OPTIONS, None, "c", "")]
+    result = exams.score_mmbench(items, answered(items, ["A"]), None)
+    assert result["metrics"]["accuracy"]["value"] is None
+    assert result["metrics"]["accuracy"]["reason"].startswith("external")
+
+
+# ---- judges --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """judge(answer) -> Chat of a service that answers so; .asked holds the requests."""
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    with loopback.serve() as server:
+
+        def start(answer: Callable[[str, dict], Any]) -> Chat:
+            def respond(body: dict, headers: dict) -> tuple[int, dict, bytes]:
+                text = answer(body["messages"][0]["content"], body)
+                said = {"model": "judge-0613", "choices": [{"message": {"content": text}}], "usage": {}}
+                return 200, {"Content-Type": "application/json"}, json.dumps(said).encode()
+
+            server.answers["/v1/chat/completions"] = respond
+            return Chat(AnswerJudge(endpoint=f"{server.url}/v1", model="judge", parallel=2), tmp_path / "kept", "")
+
+        yield SimpleNamespace(start=start, server=server)
+
+
+def test_a_judge_reads_what_the_rules_cannot_and_only_that(judge) -> None:
+    first, second = rotations("1", ["red", "green"], 0), rotations("2", ["one", "two"], 1)
+    prompts = []
+    chat = judge.start(lambda prompt, body: prompts.append(prompt) or "A")
+    outputs = ["scarlet", "red", "one", "deux"]
+    result = exams.score_mmbench([*first, *second], answered([*first, *second], outputs), chat)
+    assert result["metrics"]["accuracy"]["value"] == 0.5
+    assert len(prompts) == 1, "question 2 is wrong already by its first rotation"
+    assert prompts[0].endswith("Question: Which?\nOptions: A. red B. green\nAnswer: scarlet\nYour output: ")
+
+
+def test_a_judge_that_answers_prose_makes_no_answer_right(judge) -> None:
+    items = rotations("1", ["red", "green"], 0)
+    asked = []
+    chat = judge.start(lambda prompt, body: asked.append(prompt) or "Well, that depends on what one calls a colour.")
+    result = exams.score_mmbench(items, answered(items, ["A", "scarlet"]), chat)
+    assert result["metrics"]["accuracy"]["value"] == 0 and result["metrics"]["unread"]["value"] == 0.5
+    assert len(asked) == exams.TRIES
+
+
+def test_a_judge_that_fails_is_an_error_and_no_score(judge) -> None:
+    items = rotations("1", ["red", "green"], 0)
+    chat = judge.start(lambda prompt, body: "A")
+    judge.server.answers["/v1/chat/completions"] = lambda body, headers: (403, {}, b"no")
+    with pytest.raises(FetchProblem, match="answers 403"):
+        exams.score_mmbench(items, answered(items, ["A", "scarlet"]), chat)
+
+
+# ---- MM-Vet --------------------------------------------------------------------------------------------------------
+
+VET = [
+    mm_vet.MmVetItem("v1_0", "v1_0.png", "What is x?", "-1<AND>-5", ("ocr", "math")),
+    mm_vet.MmVetItem("v1_1", "v1_1.png", "Who?", "a<OR>b", ("rec",)),
+]
+
+
+def test_the_judges_prompt_is_the_official_table() -> None:
+    prompt = mm_vet.judge_prompt(VET[0], "x = -1")
+    assert prompt.startswith("Compare the ground truth and prediction from AI models, to give a correctness score")
+    assert "\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\nWhat is x in" in prompt
+    assert prompt.endswith("physical characteristics. | 1.0\n\nWhat is x? | -1 <AND> -5 | x = -1 | ")
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [("0.5", 0.5), ("1.0 ", 1.0), ("0.3 because", 0.3), ("1.1", None), ("-0.1", None), ("nan", None), ("", None)]
+    + [("The score is 0.5", None), ("０．５", None)],
+)
+def test_only_a_number_from_0_to_1_is_a_score(text: str, score: float | None) -> None:
+    assert mm_vet.read_score(text) == score
+
+
+def test_mm_vet_by_a_worked_example(judge) -> None:
+    seen: dict[str, int] = {}
+
+    def answer(prompt: str, body: dict) -> str:
+        assert body["max_tokens"] == 3 and body["temperature"] == 0
+        seen[prompt] = seen.get(prompt, 0) + 1
+        if "Who?" in prompt:
+            return "0.2"
+        return "1.0" if seen[prompt] == 1 else "0.0"  # judges change their minds
+
+    chat = judge.start(answer)
+    predictions = answered(VET, ["x = -1", "c"])
+    result = exams.score_mm_vet(VET, predictions, chat, 2)
+    total = result["metrics"]["score"]
+    assert total["value"] == pytest.approx(0.35) and total["n"] == 2
+    assert sorted(total["judgings"]) == pytest.approx([0.1, 0.6]) and total["std"] == pytest.approx(0.25)
+    assert {name: group["score"]["value"] for name, group in result["groups"].items()} == pytest.approx(
+        {"math": 0.5, "ocr": 0.5, "rec": 0.2}
+    )
+    assert exams.score_mm_vet(VET, predictions, chat, 2) == result, "what is kept is not asked again"
+    assert sum(seen.values()) == 4 and chat.models == {"judge-0613"}
+
+
+def test_a_judge_is_asked_again_as_in_the_official_evaluator(judge) -> None:
+    asked = []
+
+    def answer(prompt: str, body: dict) -> str:
+        asked.append((prompt.endswith(mm_vet.AGAIN), body["temperature"]))
+        return "0.7" if len(asked) == 4 else "Sure!"
+
+    assert mm_vet.judge(judge.start(answer), VET[0], "x", 0) == 0.7
+    assert asked == [(False, 0), (True, 0), (True, 0.5), (True, 1.0)]
+
+
+def test_without_numbers_or_without_a_judge_the_cells_are_empty_and_say_why(judge) -> None:
+    predictions = answered(VET, ["x", ""])
+    result = exams.score_mm_vet(VET, predictions, judge.start(lambda prompt, body: "good answer"), 1)
+    assert result["metrics"]["score"]["value"] is None
+    assert "no number in 2 of 2 judgings, first for v1_0" in result["metrics"]["score"]["reason"]
+    alone = exams.score_mm_vet(VET, predictions, None, 5)
+    assert alone["metrics"]["score"]["reason"] == exams.NO_JUDGE and {*alone["groups"]} == {"ocr", "math", "rec"}
+
+
+# ---- what servers are sent -----------------------------------------------------------------------------------------
+
+
+def test_submissions_in_the_servers_forms() -> None:
+    item = VqaItem("7", "COCO_test2015_000000000001.jpg", "What?", (), "", None)
+    blind = VqaItem("0", "VizWiz_test_00000000.jpg", "What?", (), "", None)
+    assert submission.answers([item], answered([item], ["Red."])) == [{"question_id": 7, "answer": "red"}]
+    assert submission.answers([blind], answered([blind], ["狗"])) == [{"image": blind.picture, "answer": "狗"}]
+    rows = submission.exam_rows(
+        rotations("3", ["red", "green"], 0), answered(rotations("3", ["red", "green"], 0), "AB")
+    )
+    assert rows[0] == ["index", "question", "A", "B", "C", "D", "prediction"]
+    assert rows[2] == [1000003, "Which?", "green", "red", None, None, "B"]
+
+
+def test_a_workbook_keeps_formulas_as_text_and_drops_control_characters(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    submission.write_xlsx(tmp_path / "m.xlsx", [["index", "prediction"], [1, "=1+1"], [2, "a\x07b"], [3, "猫"]])
+    sheet = openpyxl.load_workbook(tmp_path / "m.xlsx").active
+    assert [row[1].value for row in sheet.iter_rows()] == ["prediction", "=1+1", "ab", "猫"]
+    assert sheet["B2"].data_type == "s"
+
+
+def test_without_openpyxl_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    with pytest.raises(BenchmarkProblem, match=r"pip install \"dreamllm\[evaluation\]\""):
+        submission.write_xlsx(tmp_path / "m.xlsx", [])

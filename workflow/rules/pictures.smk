@@ -1,0 +1,111 @@
+# Several pictures per prompt, FID and CLIP score (docs/pictures.md). Sample 0 is what `predict_pictures` draws. Without
+# the section `evaluation.pictures` there are no rules here.
+if EXPERIMENT.evaluation.pictures:
+    LOOKING = EXPERIMENT.evaluation.pictures.clip or MEASURING["clip"]
+
+    def sample(model, benchmark, number):
+        """The predictions of a sample."""
+        if number == 0:
+            return predictions(model, benchmark)
+        return f"results/predictions/{NAME}/{model}/samples/{benchmark}-{number}.tar"
+
+    def networks(wildcards):
+        """Digest of what looks at pictures; Inception's own digest stands in each file of features."""
+        return digest(EXPERIMENT.evaluation.pictures.features)
+
+    def inception(wildcards, output):
+        """A function of the output: the folder's name makes nothing again."""
+        return EXPERIMENT.evaluation.pictures.inception
+
+    use rule predict_text as predict_sample with:
+        output:
+            predictions=f"results/predictions/{NAME}/{{model}}/samples/{{benchmark}}-{{sample}}.tar",
+        log:
+            f"logs/{NAME}/predict_{{model}}_{{benchmark}}_{{sample}}.log",
+        benchmark:
+            f"benchmarks/{NAME}/predict_{{model}}_{{benchmark}}_{{sample}}.tsv"
+
+    rule features:
+        input:
+            predictions=lambda wildcards: sample(wildcards.model, wildcards.benchmark, int(wildcards.sample)),
+            benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+            clip=LOOKING,
+        output:
+            features=f"results/features/{NAME}/{{model}}/{{benchmark}}-{{sample}}.safetensors",
+        log:
+            f"logs/{NAME}/features_{{model}}_{{benchmark}}_{{sample}}.log",
+        benchmark:
+            f"benchmarks/{NAME}/features_{{model}}_{{benchmark}}_{{sample}}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: MACHINE.threads
+        resources:
+            gpu=min(1, MACHINE.gpus),
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            experiment=configfile,
+            inception=inception,
+            code=code_digest("dreamllm.evaluate.features"),
+            config=networks,
+        shell:
+            "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
+            " --predictions {input.predictions:q} --benchmarks {input.benchmarks:q} --clip {input.clip:q}"
+            " --threads {threads} --out {output.features:q} > {log:q} 2>&1"
+
+    rule real_statistics:
+        input:
+            benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+            clip=LOOKING,
+        output:
+            statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",
+        log:
+            f"logs/{NAME}/real_statistics_{{benchmark}}.log",
+        benchmark:
+            f"benchmarks/{NAME}/real_statistics_{{benchmark}}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: MACHINE.threads
+        resources:
+            gpu=min(1, MACHINE.gpus),
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            experiment=configfile,
+            inception=inception,
+            code=code_digest("dreamllm.evaluate.features"),
+            config=digest(
+                EXPERIMENT.evaluation.pictures.features,
+                EXPERIMENT.evaluation.split,
+                EXPERIMENT.evaluation.limit,
+            ),
+        shell:
+            "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
+            " --benchmarks {input.benchmarks:q} --clip {input.clip:q} --threads {threads}"
+            " --out {output.statistics:q} > {log:q} 2>&1"
+
+    rule score_pictures:
+        input:
+            features=[
+                f"results/features/{NAME}/{{model}}/{{benchmark}}-{number}.safetensors"
+                for number in range(EXPERIMENT.evaluation.pictures.samples)
+            ],
+            statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",
+        output:
+            metrics=f"results/metrics/{NAME}/{{model}}/pictures/{{benchmark}}.json",
+        log:
+            f"logs/{NAME}/score_pictures_{{model}}_{{benchmark}}.log",
+        benchmark:
+            f"benchmarks/{NAME}/score_pictures_{{model}}_{{benchmark}}.tsv"
+        conda:
+            ENVIRONMENT
+        threads: 1
+        resources:
+            gpu=0,
+            mem_mb=MACHINE.memory_mb,
+            runtime=MACHINE.minutes,
+        params:
+            code=code_digest("dreamllm.evaluate.pictures"),
+        shell:
+            "python -m dreamllm score-pictures --features {input.features:q} --statistics {input.statistics:q}"
+            " --out {output.metrics:q} > {log:q} 2>&1"
