@@ -130,7 +130,7 @@ def test_mmlu_runs_all_subjects_with_five_examples(tmp_path: Path) -> None:
 
     splits = {s: {"test": rows(s, 2 if s == "anatomy" else 1), "dev": rows(s, 5)} for s in subjects}
     folder = dataset(tmp_path / "set", splits)
-    use = BenchmarkUse(task="harness", source="mmlu", harness_task="mmlu", shots=5)
+    use = BenchmarkUse(task="harness", source="mmlu", harness_task="mmlu", shots=[5])
     answers = run(folder, use)
     assert len(answers.records) == 58 and answers.header["items"]["mmlu_anatomy"] == 2
     assert answers.records["mmlu_anatomy-0"]["prompt"].count("Answer:") == 6

@@ -59,7 +59,7 @@ def evaluate(
                 add_bos_token=False,
             ),
             tasks=["placed"],
-            num_fewshot=use.shots,
+            num_fewshot=next(iter(use.shots), 0),
             limit=settings.limit,
             task_manager=tasks,
             bootstrap_iters=0,

@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> None:
         records, images = draw_with_sd(args.foundations / "sd", unet, items, settings)
     else:
         records, images = run(args, use, items, settings)
+        about = {"shots": use.shots} if use.shots else {}
     header = {
         "model": args.model,
         "benchmark": args.benchmark,
@@ -82,7 +83,7 @@ def main(args: argparse.Namespace) -> None:
         "split": args.split,
         "limit": settings.limit,
         **about,
-        "protocol": protocol(args, settings) | ({"benchmark": use.model_dump(mode="json")} if use.source else {}),
+        "protocol": protocol(args, settings) | _of_its_own(use),
     }
     write(args.out, header, records, images)
 
@@ -102,13 +103,12 @@ def run(
     if use.task == "stories":
         return tell(model, processor, items, settings)
     shown = benchmarks.pictures(args.benchmarks, args.split)
-    examples: tuple[Any, Any] = (None, None)
     if use.shots:
         folder = args.shots or args.benchmarks
         split = args.split if args.shots else {"test": "dev", "dev": "test"}[args.split]
         clip = args.foundations / "clip"
-        examples = answer.examples_for(use, items, shown, folder, split, clip, settings.seed)
-    return answer.answer(model, processor, use, items, shown, settings, *examples), None
+        return answer.answer_with_examples(model, processor, use, items, shown, settings, folder, split, clip), None
+    return answer.answer(model, processor, use, items, shown, settings), None
 
 
 def by_harness(
@@ -297,6 +297,11 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
     }
+
+
+def _of_its_own(use: BenchmarkUse) -> dict[str, Any]:
+    """What the protocol says of a benchmark that is not one of the emoji world's six."""
+    return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots else {}
 
 
 def _record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
