@@ -20,7 +20,7 @@ from dreamllm.evaluate.predictions import Predictions
 from dreamllm.experiment import EvaluationSettings
 from dreamllm.sections.benchmarks import BenchmarkUse
 
-INSTALL = 'is not installed: pip install "dreamllm[evaluation]"'
+INSTALL = 'is not installed: pip install -e ".[evaluation]"'
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm"}  # ours: the harness's; norm: per character of the option
 
 
