@@ -20,6 +20,7 @@ include: "workflow/rules/foundations.smk"
 include: "workflow/rules/released.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/human.smk"
 include: "workflow/rules/results.smk"
 
 
@@ -51,3 +52,4 @@ rule checkpoints:
 rule evaluate:
     input:
         METRICS,
+        ITEMS,

@@ -177,7 +177,7 @@ def test_an_empty_cell_says_why(tmp_path: Path) -> None:
 def test_a_number_that_a_server_has_to_give_is_marked(tmp_path: Path) -> None:
     path = metrics_file(tmp_path / "m", "sft", "vqav2", accuracy=None)
     content = json.loads(path.read_text())
-    content["metrics"]["accuracy"] |= {"external": True, "reason": "external: EvalAI has the answers"}
+    content["metrics"]["accuracy"] |= {"reason": "external: EvalAI has the answers"}
     path.write_text(json.dumps(content))
     found = measured.find(measured.read_runs([path]), "sft", "vqav2", "accuracy")
     assert found.external and found.reason == "external: EvalAI has the answers"
@@ -209,6 +209,14 @@ def test_several_seeds_are_averaged_and_widen_the_interval(tmp_path: Path) -> No
     assert (shown.text, shown.seeds, shown.n) == ("60.0", 3, 40)
     spread = 4.302652729749464 * 10 / 3**0.5  # Student's t with 2 degrees of freedom; the standard deviation is 10
     assert shown.measured == pytest.approx((60, 60 - np.hypot(10, spread), 60 + np.hypot(5, spread)))
+
+
+def test_metrics_deeper_below_the_model_are_of_the_same_run(tmp_path: Path) -> None:
+    files = [
+        metrics_file(tmp_path / "metrics/study/sft/draw.json", "sft", "draw", fid=1.0),
+        metrics_file(tmp_path / "metrics/study/sft/pictures/draw.json", "sft", "draw_pictures", fid_clip_best=1.0),
+    ]
+    assert measured.read_runs(files).keys() == {"study"}
 
 
 def test_one_run_has_the_interval_of_its_items() -> None:

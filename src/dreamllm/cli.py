@@ -29,6 +29,8 @@ VERBS = {  # verb: (module, what it does)
     "item-scores": ("dreamllm.evaluate.items", "write the scores of single items, to pair models by"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),
     "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
+    "human-page": ("dreamllm.human.page", "build a page on which people judge model and real documents, unmarked"),
+    "human-score": ("dreamllm.human.score", "turn people's judgements into metrics"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),
     "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
     "fetch-released": ("dreamllm.foundations.released", "download what the authors released, at a pinned revision"),

@@ -111,6 +111,19 @@ def release(wildcards):
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
 METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
+ITEMS = f"results/items/{NAME}"
+
+
+def judgements(model):
+    """What people said of a model's documents: files that they sent back."""
+    return sorted(str(path) for path in Path(f"data/human/{NAME}/{model}").glob("*.json"))
+
+
+JUDGED = [
+    f"results/metrics/{NAME}/{model}/human.json"
+    for model, benchmark in EVALUATED
+    if benchmark == "stories" and judgements(model)
+]
 
 
 wildcard_constraints:

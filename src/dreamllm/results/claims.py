@@ -152,10 +152,10 @@ def read_claims(path: Path, tables: Mapping[str, Table], published: Published) -
     return claims
 
 
-def read_items(paths: Sequence[Path]) -> Items:
-    """Files of `dreamllm item-scores`: RUN/MODEL/BENCHMARK.json. Raises BenchmarkProblem when one is malformed."""
+def read_items(folders: Sequence[Path]) -> Items:
+    """Folders of `dreamllm item-scores`: RUN/MODEL/BENCHMARK.json. Raises BenchmarkProblem for a malformed file."""
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for path in paths:
+    for path in (path for folder in folders for path in sorted(folder.glob("*/*.json"))):
         content = read_json(path)
         for name in ("items", "groups"):
             files.field(content, name, dict, path, "")

@@ -1,7 +1,7 @@
 """The numbers of one or several runs, found by model, benchmark, metric and group.
 
 Runs are the same experiment with other seeds. A run is known by the folder of its metrics: results/metrics/RUN/MODEL/
-BENCHMARK.json.
+BENCHMARK.json, or deeper below MODEL.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_runs(paths: Sequence[Path]) -> Runs:
         key = files.field(content, "model", str, path, ""), files.field(content, "benchmark", str, path, "")
         for name in ("metrics", "groups", "protocol"):
             files.field(content, name, dict, path, "")
-        run = runs.setdefault(path.parent.parent.name, {})
+        run = runs.setdefault(_run_of(path, key[0]), {})
         if key in run:
             raise BenchmarkProblem(path, "", f"is a second file of model {key[0]} on {key[1]}")
         run[key] = content
@@ -89,6 +89,11 @@ def read_runs(paths: Sequence[Path]) -> Runs:
                 what = f"differs from run {name} in settings or number of items; runs may differ in their seeds alone"
                 raise BenchmarkProblem(path, "", what)
     return runs
+
+
+def _run_of(path: Path, model: str) -> str:
+    """The folder above the model's: metrics may lie in folders of their own below that."""
+    return next((folder.parent.name for folder in path.parents if folder.name == model), path.parent.parent.name)
 
 
 def _conditions(content: dict[str, Any]) -> tuple[Any, Any]:
@@ -111,8 +116,8 @@ def find(runs: Runs, model: str, benchmark: str, metric: str, group: str = "") -
         first = contents[next(iter(by_run))]
         return Measured(by_run, protocol=_protocol(first), source=f"{model}/{benchmark}")
     if empty := [one for one in found.values() if one]:
-        external = any(one.get("external", False) for one in empty)
-        return Measured(reason=empty[0].get("reason", "not measured"), external=external)
+        reason = empty[0].get("reason", "not measured")
+        return Measured(reason=reason, external=reason.startswith("external"))
     words = f"the results on benchmark {benchmark} have no {metric}" + (f" of group {group}" if group else "")
     return Measured(reason=words)
 

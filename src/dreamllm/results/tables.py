@@ -21,9 +21,7 @@ from dreamllm.results.measured import Runs, lookup, read_runs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm tables`."""
     parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics files of one or several seeds")
-    parser.add_argument(
-        "--items", nargs="*", default=[], type=Path, help="scores of single items, for paired intervals"
-    )
+    parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders of `dreamllm item-scores`, per seed")
     parser.add_argument("--paper", required=True, type=Path, help="folder of what was published")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
 
