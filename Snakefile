@@ -21,6 +21,7 @@ include: "workflow/rules/released.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/pictures.smk"
+include: "workflow/rules/human.smk"
 include: "workflow/rules/results.smk"
 
 
@@ -53,3 +54,4 @@ rule evaluate:
     input:
         METRICS,
         SUBMISSIONS,
+        ITEMS,

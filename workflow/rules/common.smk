@@ -151,6 +151,19 @@ if EXPERIMENT.evaluation.pictures:
         for model, name in EVALUATED
         if EXPERIMENT.benchmark(name).task in DRAWN
     ]
+ITEMS = f"results/items/{NAME}"
+
+
+def judgements(model):
+    """What people said of a model's documents: files that they sent back."""
+    return sorted(str(path) for path in Path(f"data/human/{NAME}/{model}").glob("*.json"))
+
+
+JUDGED = [
+    f"results/metrics/{NAME}/{model}/human.json"
+    for model, benchmark in EVALUATED
+    if benchmark == "stories" and judgements(model)
+]
 
 
 wildcard_constraints:
