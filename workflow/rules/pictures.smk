@@ -3,20 +3,6 @@
 if EXPERIMENT.evaluation.pictures:
     LOOKING = EXPERIMENT.evaluation.pictures.clip or MEASURING["clip"]
 
-    def sample(model, benchmark, number):
-        """The predictions of a sample."""
-        if number == 0:
-            return predictions(model, benchmark)
-        return f"results/predictions/{NAME}/{model}/samples/{benchmark}-{number}.tar"
-
-    def networks(wildcards):
-        """Digest of what looks at pictures; Inception's own digest stands in each file of features."""
-        return digest(EXPERIMENT.evaluation.pictures.features)
-
-    def inception(wildcards, output):
-        """A function of the output: the folder's name makes nothing again."""
-        return EXPERIMENT.evaluation.pictures.inception
-
     use rule predict_text as predict_sample with:
         output:
             predictions=f"results/predictions/{NAME}/{{model}}/samples/{{benchmark}}-{{sample}}.tar",
@@ -45,9 +31,9 @@ if EXPERIMENT.evaluation.pictures:
             runtime=MACHINE.minutes,
         params:
             experiment=configfile,
-            inception=inception,
+            inception=inception_folder,
             code=code_digest("dreamllm.evaluate.features"),
-            config=networks,
+            config=what_looks,
         shell:
             "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
             " --predictions {input.predictions:q} --benchmarks {input.benchmarks:q} --clip {input.clip:q}"
@@ -72,7 +58,7 @@ if EXPERIMENT.evaluation.pictures:
             runtime=MACHINE.minutes,
         params:
             experiment=configfile,
-            inception=inception,
+            inception=inception_folder,
             code=code_digest("dreamllm.evaluate.features"),
             config=digest(
                 EXPERIMENT.evaluation.pictures.features,
