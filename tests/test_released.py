@@ -195,6 +195,7 @@ def test_the_whole_dag_trains_nothing(tmp_path):
         "predict_text": 4,
         "predict_pictures": 3,
         "score": 7,
+        "item_scores": 1,
         "figures": 1,
         "tables": 1,
     }
