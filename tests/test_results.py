@@ -225,6 +225,8 @@ def test_one_run_has_the_interval_of_its_items() -> None:
 
 def test_runs_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path) -> None:
     files = seeds(tmp_path, 0.5, 0.6)
+    files[1].write_text(files[1].read_text().replace('"prompts"', '"seed": 7, "prompts"'))
+    assert len(measured.read_runs(files)) == 2
     files[1].write_text(files[1].read_text().replace('"num_beams": 1', '"num_beams": 5'))
     with pytest.raises(BenchmarkProblem, match="differs from run study_0 in settings or number of items"):
         measured.read_runs(files)

@@ -97,7 +97,8 @@ def _run_of(path: Path, model: str) -> str:
 
 
 def _conditions(content: dict[str, Any]) -> tuple[Any, Any]:
-    return content["protocol"].get("settings"), content["protocol"].get("n")
+    settings = content["protocol"].get("settings", {})
+    return {key: value for key, value in settings.items() if key != "seed"}, content["protocol"].get("n")
 
 
 def find(runs: Runs, model: str, benchmark: str, metric: str, group: str = "") -> Measured:
