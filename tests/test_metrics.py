@@ -104,6 +104,13 @@ def test_one_answer_is_right_or_wrong_and_none_is_an_error() -> None:
             vqa.accuracy("cat", [], rule)
 
 
+@pytest.mark.parametrize("rule", ["official", "evalai"])
+def test_answers_in_other_scripts_are_answers(rule: vqa.Rule) -> None:
+    assert vqa.accuracy("猫", ["猫"] * 9 + ["狗"], rule) == 1
+    assert vqa.accuracy("кошка", ["cat"] * 10, rule) == 0
+    assert vqa.accuracy("", ["cat"] * 10, rule) == 0
+
+
 def test_clip_shortens_answers_as_the_official_code_does() -> None:
     assert vqa.clip('"Red", I think.') == "red"
 

@@ -44,7 +44,7 @@ def evaluate(
     if not any(folder.rglob("*.parquet")):
         raise BenchmarkProblem(folder, f"task {task}", "holds no parquet files")
     with tempfile.TemporaryDirectory() as include:
-        group = {"group": "placed", "task": [_named(task, str(folder.resolve()))]}
+        group = {"group": "placed", "task": [_named(task, folder.resolve(), Path(include, "cache"))]}
         Path(include, "placed.yaml").write_text(json.dumps(group))  # JSON is YAML
         tasks = TaskManager(include_path=include)
         if task not in tasks.all_tasks:
@@ -84,9 +84,13 @@ def evaluate(
     return records, {"items": counts, "lm_eval": version("lm-eval"), "versions": dict(results["versions"])}
 
 
-def _named(task: str, folder: str) -> dict[str, str]:
-    """The entry of a group that runs a task, or a whole group such as mmlu, on the data in a folder."""
-    return {"group" if task == "mmlu" else "task": task, "dataset_path": folder}
+def _named(task: str, folder: Path, cache: Path) -> dict[str, Any]:
+    """The entry of a group that runs a task, or a whole group such as mmlu, on the data in a folder.
+
+    With a cache of its own: `datasets` takes folders of the same name for the same data, whatever is in them.
+    """
+    kind = "group" if task == "mmlu" else "task"
+    return {kind: task, "dataset_path": str(folder), "dataset_kwargs": {"cache_dir": str(cache)}}
 
 
 def score(predictions: Predictions) -> dict[str, Any]:
