@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tables foundations test lint downloader restore record lock clean
+.PHONY: help setup tables foundations test lint bench downloader restore record lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ lint: setup ## formatting and static checks
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
+bench: setup ## time a training step and decoding, beside a naive implementation and the authors' code
+	python benchmarks/speed.py
+
 downloader: ## img2dataset, which fetches pictures by address, in an environment of its own
 	$(PYTHON) -m venv .img2dataset
 	.img2dataset/bin/pip install --quiet img2dataset==1.47.0
@@ -59,4 +62,4 @@ lock: setup ## write requirements.lock from what is installed in .venv
 
 clean: ## remove what the default run made; foundations, environment and DVC's cache stay
 	rm -rf results/checkpoints results/predictions results/metrics results/tables results/figures
-	rm -rf data/emoji scratch logs benchmarks
+	rm -rf data/emoji scratch logs benchmarks/*/

@@ -1,0 +1,203 @@
+"""The paper's sizes with random weights on one GPU: a 7B stage-II step, and pictures beside plain diffusers.
+
+    python benchmarks/gpu.py [--rows 4] [--steps 5] [--pictures 8]
+
+Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; pictures per second of
+512 px with 25 DDIM steps under guidance, by the house and by StableDiffusionPipeline on the same networks. A step needs
+about 120 GB of GPU memory: weights, gradients and AdamW's moments are in fp32, computing in bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import miniature
+import torch
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig
+
+from dreamllm.document import Document, Picture, Text
+from dreamllm.layout import lay_out
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.sampling import Drawing, draw_states
+from dreamllm.packing import Batch
+from dreamllm.sections.machine import Machine
+from dreamllm.train import devices
+
+Model = DreamLLMForConditionalGeneration
+CONTEXT = 2048
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 FLOP/s by NVIDIA's data sheets
+
+
+def build(device: str = "cuda") -> Model:
+    """Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1 by size, in fp32."""
+    names = ("im_start", "im_end", "im_patch", "dream_start", "dream_end")
+    config = DreamLLMConfig(
+        text_config=LlamaConfig(vocab_size=32008, max_position_embeddings=CONTEXT),
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+        ),
+        vae_config={
+            "down_block_types": ["DownEncoderBlock2D"] * 4,
+            "up_block_types": ["UpDecoderBlock2D"] * 4,
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 4,
+        },
+        unet_config={
+            "sample_size": 64,
+            "cross_attention_dim": 1024,
+            "attention_head_dim": (5, 10, 20, 20),
+            "use_linear_projection": True,
+        },
+        scheduler_config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+        num_dream_queries=64,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=32000,
+        **{f"{name}_token_id": 32001 + index for index, name in enumerate(names)},
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Model(config)
+    model.config.vae_config, model.config.unet_config = dict(model.vae.config), dict(model.unet.config)
+    return model.train()
+
+
+def step(model: Model, rows: int, steps: int) -> None:
+    """A step of I-GPT: rows of 2048 tokens with four pictures each, all of them drawn and read."""
+    accelerator = Accelerator(mixed_precision="bf16")
+    devices.place(model, Machine(gpus=1, gradient_checkpointing=True), accelerator)
+    picture = Picture(Image.new("RGB", (1, 1)))
+    words = miniature.vocabulary(model)
+    taken = 4 * (words.num_queries + words.num_patches + 4) + 2
+    parts = [part for _ in range(4) for part in (Text(str((CONTEXT - taken) // 4)), picture)]
+    document = Document("page", "interleaved", tuple(parts))
+    batch = miniature.batch(model, [lay_out(document, words, "joint", CONTEXT) for _ in range(rows)]).to("cuda")
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=True)
+    noise = model.draw_noise(len(batch.draw_slots))
+
+    def run() -> None:
+        with accelerator.autocast():
+            loss = model(**batch.inputs(), noise=noise).loss
+        loss.backward()
+        devices.clip_gradients(trained(model), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    torch.cuda.reset_peak_memory_stats()
+    seconds = timed(run, steps)
+    tokens, operations = batch.input_ids.numel(), model_operations(model, batch)
+    peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+    utilisation = "unknown GPU" if peak is None else f"{100 * operations / seconds / peak:.1f} %"
+    print(f"step: {1000 * seconds:.0f} ms, {tokens / seconds:,.0f} tokens/s, {operations / 1e12:.0f} TFLOP")
+    print(f"MFU: {utilisation}; peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+def trained(model: Model) -> list[torch.nn.Parameter]:
+    """The parameters that take gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def model_operations(model: Model, batch: Batch) -> float:
+    """Operations that a step cannot do without; what gradient checkpointing computes again does not count.
+
+    Language model: 6 per parameter (but the embeddings) and token, and causal attention. UNet: forward, and backward to
+    its input only. CLIP and VAE: forward.
+    """
+    text = model.config.text_config
+    rows, length = batch.input_ids.shape
+    matrices = sum(p.numel() for p in model.language_model.parameters()) - text.vocab_size * text.hidden_size
+    operations = 6.0 * matrices * rows * length
+    operations += 3 * text.num_hidden_layers * rows * 2 * length**2 * text.hidden_size  # a half of 4 n^2 d each way
+    unet, count = model.config.unet_config, len(batch.draw_slots)
+    with torch.autocast(model.device.type, torch.bfloat16), torch.device(model.device):
+        conditions = torch.zeros(count, model.config.num_dream_queries, unet["cross_attention_dim"])
+        latents = torch.zeros(count, unet["in_channels"], unet["sample_size"], unet["sample_size"])
+        with FlopCounterMode(display=False) as counter:
+            model.denoise(latents, torch.zeros(count, dtype=torch.long), conditions)
+        operations += 2 * counter.get_total_flops()
+        with FlopCounterMode(display=False) as counter:
+            model.patch_features(batch.read_pixels)
+            model.latent_moments(batch.draw_pixels)
+    return operations + counter.get_total_flops()
+
+
+def pictures(model: Model, count: int) -> None:
+    """The same networks, conditions and scheduler by `draw_states` and by plain diffusers, in bfloat16."""
+    model = model.eval().to(torch.bfloat16)
+    shape = (count, model.config.num_dream_queries, model.config.text_config.hidden_size)
+    states = torch.randn(shape, device=model.device, dtype=torch.bfloat16)
+    drawing = Drawing("DDIMScheduler", steps=25, guidance=2.0)
+    pipeline = StableDiffusionPipeline(
+        vae=model.vae,
+        unet=model.unet,
+        scheduler=DDIMScheduler.from_config(model.config.scheduler_config, timestep_spacing="trailing"),
+        text_encoder=None,
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        conditions = model.condition_projector(states)
+    house = timed(lambda: draw_states(model, states, states[:1], list(range(count)), drawing), 3)
+    plain = timed(
+        lambda: pipeline(
+            prompt_embeds=conditions,
+            negative_prompt_embeds=conditions[:1].expand_as(conditions),
+            num_inference_steps=drawing.steps,
+            guidance_scale=drawing.guidance,
+        ),
+        3,
+    )
+    print(f"pictures per second: house {count / house:.2f}, plain diffusers {count / plain:.2f}")
+
+
+def timed(run: Callable[[], object], turns: int) -> float:
+    """Seconds per turn, after two that do not count."""
+    for _ in range(2):
+        run()
+    synchronise()
+    begin = time.perf_counter()
+    for _ in range(turns):
+        run()
+    synchronise()
+    return (time.perf_counter() - begin) / turns
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    """Measure both."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4, help="rows of 2048 tokens per step")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--pictures", type=int, default=8, help="pictures at a time")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("this needs a GPU; benchmarks/speed.py does not")
+    model = build()
+    step(model, arguments.rows, arguments.steps)
+    torch.cuda.empty_cache()
+    pictures(model, arguments.pictures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,387 @@
+"""Time a training step and decoding beside a naive implementation and the authors' code: `make bench`.
+
+    python benchmarks/speed.py [--sizes tiny small] [--repeats 7] [--tables steps gains where decoding]
+
+CPU time of one thread in fp32, median over repeats; what is compared takes turns, so that a busy machine slows all of
+it alike. Losses are held against the naive ones first. docs/speed.md has tables made by this, and explains them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import miniature
+import naive
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from dreamllm.layout import IGNORE
+from dreamllm.model.diffusion import DiffusionNoise
+from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
+from dreamllm.packing import Batch, pack
+
+Model = DreamLLMForConditionalGeneration
+
+AUTHORS = {  # milliseconds of CPU time that the authors' released code took, one thread; decoding: per token
+    "tiny": {"joint": 196, "creation": 169, "text": 153, "decoding": 2.43},
+    "small": {"joint": 1155, "creation": 973, "text": 812, "decoding": 7.97},
+}
+TRAINED = {"creation": ("dream_queries", "condition_projector")}  # of a workload; else everything but the frozen parts
+TOLERANCE = 1e-5  # relative, of losses
+
+
+def milliseconds(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median CPU time of each candidate; they take turns, and go once unmeasured."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(repeats + 1):
+        for name, run in candidates.items():
+            begin = time.process_time()
+            run()
+            if turn:
+                times[name].append(time.process_time() - begin)
+    return {name: 1000 * statistics.median(values) for name, values in times.items()}
+
+
+# ---- a training step -------------------------------------------------------------------------------------------------
+
+
+def prepare(model: Model, workload: str) -> tuple[Batch, Batch, DiffusionNoise]:
+    """The workload packed, the same one document per row, and the random numbers of its pictures.
+
+    Pictures and random numbers are those of the packed order in both: rows are not moved by packing whole documents.
+    """
+    model.train_only(TRAINED.get(workload, UNFROZEN))
+    model.config.language_loss_weight = 0.0 if workload == "creation" else 1.0
+    sequences = miniature.sequences(model, workload)
+    packed = miniature.batch(model, pack(sequences, miniature.CONTEXT))
+    padded = miniature.batch(model, [[sequence] for sequence in sequences])
+    return packed, padded, model.draw_noise(len(packed.draw_slots), torch.Generator().manual_seed(0))
+
+
+def step(model: Model, loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """Forward, backward, clipping and update, as in train/stage.py."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def run() -> None:
+        loss().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def trained(model: Model) -> list[torch.nn.Parameter]:
+    """The parameters that take gradients."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def fused(model: Model) -> torch.optim.Optimizer:
+    """The optimiser of train/stage.py."""
+    return torch.optim.AdamW(trained(model), lr=1e-5, weight_decay=0.0, fused=True)
+
+
+def ours(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
+    """A step as the house makes it."""
+    return step(model, lambda: model(**batch.inputs(), noise=noise).loss, fused(model))
+
+
+def theirs(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
+    """A naive step."""
+    run = step(model, lambda: naive.loss(model, batch, noise)[0], naive.optimizer(trained(model)))
+    return with_attention(model, "eager", run)
+
+
+def encoded(model: Model, batch: Batch) -> Batch:
+    """The batch with what CLIP and the VAE make of its pictures, as with a stage's `precompute`."""
+    return replace(
+        batch,
+        read_pixels=None,
+        draw_pixels=None,
+        read_features=None if batch.read_pixels is None else model.patch_features(batch.read_pixels),
+        draw_moments=None if batch.draw_pixels is None else model.latent_moments(batch.draw_pixels),
+    )
+
+
+def with_attention(model: Model, name: str, run: Callable[[], None]) -> Callable[[], None]:
+    """`run` with another attention in language model and CLIP."""
+
+    def changed() -> None:
+        with attention(model, name):
+            run()
+
+    return changed
+
+
+@contextmanager
+def attention(model: Model, name: str) -> Iterator[None]:
+    """Inside, language model and CLIP use another attention."""
+    for part in (model.language_model, model.vision_model):
+        part.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        for part in (model.language_model, model.vision_model):
+            part.set_attn_implementation("sdpa")
+
+
+def check_losses(model: Model, packed: Batch, padded: Batch, noise: DiffusionNoise) -> tuple[float, float]:
+    """Loss of the house and of the naive code on the same documents. Raises AssertionError where they differ."""
+    with torch.no_grad(), attention(model, "eager"):
+        wanted = naive.loss(model, padded, noise)[0].item()
+    with torch.no_grad():
+        found = model(**packed.inputs(), noise=noise).loss.item()
+    assert abs(found - wanted) <= TOLERANCE * abs(wanted), f"the losses differ: {found} and {wanted}"
+    return found, wanted
+
+
+def steps(size: str, repeats: int) -> str:
+    """A step of each workload by the authors' code (recorded elsewhere), the naive code and the house."""
+    rows = []
+    for workload in ("joint", "creation", "text", "mixed"):
+        model = miniature.build(size)
+        packed, padded, noise = prepare(model, workload)
+        loss, _ = check_losses(model, packed, padded, noise)
+        times = milliseconds(
+            {
+                "naive": theirs(model, padded, noise),
+                "house": ours(model, packed, noise),
+                "encoded": ours(model, encoded(model, packed), noise),
+            },
+            repeats,
+        )
+        recorded = AUTHORS[size].get(workload)
+        rows.append(
+            [
+                f"{size}, {workload}",
+                "" if recorded is None else f"{recorded}",
+                *(f"{times[name]:.0f}" for name in ("naive", "house", "encoded")),
+                f"{times['house'] / times['naive']:.2f}",
+                f"{times['encoded'] / times['naive']:.2f}",
+                f"{loss:.5f}",
+            ]
+        )
+    head = ["step", "authors", "naive", "house", "precompute", "house / naive", "precompute / naive", "loss"]
+    return table(head, rows)
+
+
+# ---- what each gain is worth -----------------------------------------------------------------------------------------
+
+
+def all_logits(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], torch.Tensor]:
+    """The loss with logits of all positions."""
+
+    def loss() -> torch.Tensor:
+        hidden = model(**batch.inputs() | {"labels": None}, noise=noise)
+        logits = model.get_output_embeddings()(hidden.last_hidden_state).float()[:, :-1].contiguous()
+        language = F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE)
+        return language if hidden.loss is None else language + hidden.loss
+
+    return loss
+
+
+def gains(size: str, repeats: int) -> str:
+    """The house's step with one thing switched off at a time; of the workload "mixed", where packing matters."""
+    model = miniature.build(size)
+    packed, padded, noise = prepare(model, "mixed")
+    check_losses(model, packed, padded, noise)
+    stored = encoded(model, packed)
+
+    def loss() -> torch.Tensor:
+        return model(**stored.inputs(), noise=noise).loss
+
+    all_on = step(model, loss, fused(model))
+    candidates = {
+        "all on": all_on,
+        "packing: one document per row instead": ours(model, encoded(model, padded), noise),
+        "logits on targets: on all positions instead": step(model, all_logits(model, stored, noise), fused(model)),
+        "encoded pictures: CLIP and VAE at every step instead": ours(model, packed, noise),
+        "attention: eager instead of SDPA": with_attention(model, "eager", all_on),
+        "optimiser: one parameter after the other instead of fused": step(model, loss, naive.optimizer(trained(model))),
+        "all off (naive)": theirs(model, padded, noise),
+    }
+    times = milliseconds(candidates, repeats)
+    base = times["all on"]
+    rows = [[f"{size}: {name}", f"{value:.0f}", f"{value - base:+.0f}"] for name, value in times.items()]
+    return table(["switched off", "ms", "difference"], rows)
+
+
+# ---- where the time goes, and the floor ------------------------------------------------------------------------------
+
+
+def where(size: str, repeats: int) -> str:
+    """The house's joint step by parts, beside its matrix products at this machine's speed."""
+    model = miniature.build(size)
+    packed, _, noise = prepare(model, "joint")
+    whole = milliseconds({"step": ours(model, packed, noise)}, repeats)["step"]
+    parts = {
+        "language model, forward": model.language_model.base_model,
+        "CLIP": model.vision_model.encoder.layers[: model.config.vision_config.num_hidden_layers - 1],
+        "VAE": model.vae.encoder,
+        "UNet, forward": model.unet,
+    }
+    times: dict[str, list[float]] = {name: [] for name in [*parts, "forward", "backward", "optimiser"]}
+    optimizer = fused(model)
+    for _ in range(repeats):
+        marks: dict[str, float] = dict.fromkeys(parts, 0.0)
+        with timed(parts, marks):
+            begin = time.process_time()
+            loss = model(**packed.inputs(), noise=noise).loss
+            forward = time.process_time()
+        loss.backward()
+        backward = time.process_time()
+        torch.nn.utils.clip_grad_norm_(trained(model), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for name, value in marks.items():
+            times[name].append(value)
+        times["forward"].append(forward - begin)
+        times["backward"].append(backward - forward)
+        times["optimiser"].append(time.process_time() - backward)
+    medians = {name: 1000 * statistics.median(values) for name, values in times.items()}
+    rest = medians.pop("forward") - sum(medians[name] for name in parts)
+    with FlopCounterMode(display=False) as counter:
+        model(**packed.inputs(), noise=noise).loss.backward()
+    operations, speed = counter.get_total_flops(), peak()
+    rows = [[f"{size}: {name}", f"{value:.0f}"] for name, value in medians.items()]
+    rows.insert(len(parts), [f"{size}: losses, embeddings, projectors, mask", f"{rest:.0f}"])
+    rows += [
+        [f"{size}: **whole step**", f"{whole:.0f}"],
+        [
+            f"{size}: **floor**: {operations / 1e9:.1f} GFLOP of products and attention at {speed / 1e9:.0f} GFLOP/s",
+            f"{1000 * operations / speed:.0f}",
+        ],
+    ]
+    return table(["part", "ms"], rows)
+
+
+@contextmanager
+def timed(parts: Mapping[str, object], marks: dict[str, float]) -> Iterator[None]:
+    """Inside, add the seconds of each part's forward passes to its mark."""
+    handles = []
+    for name, part in parts.items():
+        for module in part if isinstance(part, torch.nn.ModuleList) else [part]:
+
+            def before(*_: object, name: str = name) -> None:
+                marks[name] -= time.process_time()
+
+            def after(*_: object, name: str = name) -> None:
+                marks[name] += time.process_time()
+
+            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def peak(side: int = 512, turns: int = 20) -> float:
+    """Operations per second of fp32 matrix products, the best of some turns."""
+    one, other = torch.randn(side, side), torch.randn(side, side)
+    best = float("inf")
+    for _ in range(turns):
+        begin = time.process_time()
+        for _ in range(10):
+            one @ other
+        best = min(best, time.process_time() - begin)
+    return 10 * 2 * side**3 / best
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decode(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
+    """Greedy decoding of one prompt (1, T) as in `generate.interleave`: embeddings, cache, last logits."""
+    cache = DynamicCache(config=model.config.text_config)
+    embeds, written = model.embed(prompt), []
+    for _ in range(tokens):
+        hidden = model.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
+        token = model.get_output_embeddings()(hidden.last_hidden_state[:, -1]).argmax(-1)
+        written.append(int(token))
+        embeds = model.embed(token[None])
+    return written
+
+
+def generated(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
+    """The same by transformers' `generate`, as in `generate.write`."""
+    output = model.generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        min_new_tokens=tokens,
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    return output[0, prompt.shape[1] :].tolist()
+
+
+def decoding(size: str, repeats: int, tokens: int = 16) -> str:
+    """Milliseconds per token, the reading of the prompt taken off."""
+    model = miniature.build(size).eval()
+    prompt = 3 + torch.arange(64)[None] * 37 % 500
+
+    def naively(count: int) -> Callable[[], object]:
+        def run() -> None:
+            with attention(model, "eager"), naive.decoding(model):
+                generated(model, prompt, count)
+
+        return run
+
+    candidates = {}
+    for count in (1, 1 + tokens):
+        candidates |= {
+            ("naive", count): naively(count),
+            ("generate", count): lambda count=count: generated(model, prompt, count),
+            ("interleave", count): lambda count=count: decode(model, prompt, count),
+        }
+    times = milliseconds(candidates, repeats)
+    per_token = {
+        name: (times[name, 1 + tokens] - times[name, 1]) / tokens for name in ("naive", "generate", "interleave")
+    }
+    row = [size, f"{AUTHORS[size]['decoding']}", *(f"{value:.2f}" for value in per_token.values())]
+    row += [f"{per_token[name] / per_token['naive']:.2f}" for name in ("generate", "interleave")]
+    head = ["ms per token", "authors", "naive", "generate", "interleave", "generate / naive", "interleave / naive"]
+    return table(head, [row])
+
+
+# ---- output ----------------------------------------------------------------------------------------------------------
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"steps": steps, "gains": gains, "where": where, "decoding": decoding}
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=miniature.SIZES, default=list(miniature.SIZES))
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in arguments.tables:
+        for size in arguments.sizes:
+            print(TABLES[name](size, arguments.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    main()

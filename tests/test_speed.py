@@ -1,0 +1,103 @@
+"""What the speed harness compares does the same: the naive losses are the model's, and those of the authors' code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import test_official_equality as official
+from dreamllm.packing import Batch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+import gpu  # noqa: E402
+import miniature  # noqa: E402
+import naive  # noqa: E402
+import speed  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model():
+    return miniature.build("tiny")
+
+
+def test_the_tiny_model_has_the_parameters_of_the_recorded_one(model):
+    assert sum(parameter.numel() for parameter in model.parameters()) == 754_507
+
+
+@pytest.mark.parametrize("workload", ["joint", "creation", "text", "mixed"])
+def test_losses_of_the_naive_code_are_those_of_the_model(model, workload):
+    packed, padded, noise = speed.prepare(model, workload)
+    found, wanted = speed.check_losses(model, packed, padded, noise)
+    assert found == pytest.approx(wanted, rel=speed.TOLERANCE)
+    assert len(padded.input_ids) == 8 and (len(packed.input_ids) < 8) == (workload == "mixed")
+    stored = model(**speed.encoded(model, packed).inputs(), noise=noise).loss.item()
+    assert stored == pytest.approx(found, rel=1e-6)
+
+
+def test_a_wrong_loss_is_noticed(model, monkeypatch):
+    packed, padded, noise = speed.prepare(model, "joint")
+    monkeypatch.setattr(naive, "loss", lambda *_: (torch.tensor(1.0),))
+    with pytest.raises(AssertionError, match="the losses differ"):
+        speed.check_losses(model, packed, padded, noise)
+
+
+def test_both_ways_of_decoding_write_what_naive_decoding_writes(model):
+    model.eval()
+    prompt = 3 + torch.arange(20)[None]
+    with speed.attention(model, "eager"), naive.decoding(model):
+        wanted = speed.generated(model, prompt, 6)
+    assert speed.generated(model, prompt, 6) == speed.decode(model, prompt, 6)[:6] == wanted
+    model.train()
+
+
+@pytest.mark.skipif(not official.FIXTURE.is_dir(), reason="the recordings of the official code are not here")
+@pytest.mark.parametrize("name", ["interleaved_joint", "pair_creation", "pair_comprehension", "text_only"])
+def test_losses_of_the_naive_code_are_those_recorded_of_the_authors(name):
+    case, model = official.recorded(name), official.official_model()
+    config = model.config
+    batch = Batch(
+        input_ids=case["in.input_ids"],
+        labels=case["in.labels"],
+        position_ids=torch.empty(0),  # of no use to the naive code
+        read_slots=official.slots(case["in.input_ids"], config.im_start_token_id),
+        draw_slots=official.slots(case["in.input_ids"], config.dream_start_token_id),
+        read_pixels=case.get("in.images"),
+        draw_pixels=case.get("in.images_dm"),
+        document_ids=[],
+    )
+    with speed.attention(model, "eager"):
+        loss, language, drawn = naive.loss(model, batch, official.noise(case))
+    assert loss.item() == pytest.approx(case["out.loss"].item(), abs=official.TOLERANCE)
+    assert language.item() == pytest.approx(official.meta()[name]["lm_loss"], abs=official.TOLERANCE)
+    assert drawn.item() == pytest.approx(case["head.loss"].item(), abs=official.TOLERANCE)
+
+
+def test_the_gpu_harness_builds_models_of_the_papers_sizes():
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in gpu.build("meta").named_children()}
+    assert sizes["language_model"] == 6_738_481_152  # LLaMA-7B with 32008 tokens
+    assert sizes["unet"] == 865_910_724 and sizes["vae"] == 83_653_863  # Stable Diffusion 2.1
+
+
+def test_the_gpu_harness_counts_the_operations_that_are_executed(model):
+    packed, _, noise = speed.prepare(model, "joint")
+    with speed.FlopCounterMode(display=False) as counter:
+        model(**packed.inputs(), noise=noise).loss.backward()
+    model.zero_grad()
+    assert gpu.model_operations(model, packed) == pytest.approx(counter.get_total_flops(), rel=0.15)
+
+
+def test_the_gpu_harness_draws_by_plain_diffusers_too(capsys):
+    gpu.pictures(miniature.build("tiny"), 1)
+    assert "plain diffusers" in capsys.readouterr().out
+
+
+def test_the_harness_prints_all_tables():
+    command = [sys.executable, FOLDER / "speed.py", "--sizes", "tiny", "--repeats", "1"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for words in ("tiny, joint | 196", "all off (naive)", "**floor**", "ms per token"):
+        assert words in output
