@@ -14,6 +14,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/evaluated.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/foundations.smk"

@@ -7,7 +7,6 @@ import yaml
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS
 from dreamllm.provenance import code_digest
-from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sections.sources import SourceUse
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
@@ -44,7 +43,6 @@ FOUNDATIONS = (
 )
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -62,53 +60,6 @@ def shard_folders(stage):
 
 def checkpoint(stage):
     return f"results/checkpoints/{NAME}/{stage}"
-
-
-def predictions(model, benchmark):
-    suffix = "tar" if EXPERIMENT.benchmark(benchmark).task in PICTURE_TASKS else "jsonl"
-    return f"results/predictions/{NAME}/{model}/{benchmark}.{suffix}"
-
-
-def placed(source):
-    """Where the benchmark files of a public set are, or of the emoji world (None)."""
-    return f"data/benchmarks/{source}" if source else WORLD["benchmarks"]
-
-
-def examples_of(benchmark):
-    """The folder with the worked examples of a few-shot benchmark, where it is not that of its questions."""
-    source = EXPERIMENT.benchmark(benchmark).shots_from
-    return [placed(source)] if source else []
-
-
-def checkpoints_of(model):
-    """Checkpoints that make up an evaluated model, in loading order."""
-    stages = next(e.stages for e in EXPERIMENT.evaluations if e.model == model) or [model]
-    if stages == ["sd_finetuned"]:
-        return [checkpoint("sd_finetuned")]
-    if stages[0] in FOUNDATION_MODELS:
-        return []
-    return [checkpoint(stage) for stage in EXPERIMENT.lineage(*stages)]
-
-
-def evaluation_settings(wildcards):
-    """Digest of the settings that one benchmark sees."""
-    task = EXPERIMENT.benchmark(wildcards.benchmark).task
-    rewrite = any(e.rewrite for e in EXPERIMENT.evaluations if e.model == wildcards.model)
-    seen = {"split", "limit", "prompts", "seed"} | {
-        "stories": {"text", "drawing", "stories"},
-        "latency": {"drawing", "latency"},
-        **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
-    }.get(task, {"text"})
-    of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
-    settings = EXPERIMENT.evaluation.model_dump(mode="json", include=seen)
-    return digest(EXPERIMENT.model, settings, rewrite, *of_its_own)
-
-
-def judge_settings(wildcards):
-    """Digest of what a score depends on besides the predictions: whoever judges free answers."""
-    judged = EXPERIMENT.benchmark(wildcards.benchmark).task in ("mmbench", "mm_vet")
-    judge = EXPERIMENT.answer_judge
-    return digest(judge.endpoint, judge.model, judge.judgings) if judged else ""
 
 
 def configfile(wildcards, output):
@@ -142,16 +93,6 @@ def release(wildcards):
     """Digest of what is downloaded; a sha256 that was only added to the manifest downloads nothing again."""
     entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(wildcards.name, {})
     return digest({key: entry.get(key) for key in ("repo", "revision", "patterns")})
-
-
-EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
-METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
-if EXPERIMENT.evaluation.pictures:
-    METRICS += [
-        f"results/metrics/{NAME}/{model}/pictures/{name}.json"
-        for model, name in EVALUATED
-        if EXPERIMENT.benchmark(name).task in DRAWN
-    ]
 
 
 wildcard_constraints:

@@ -1,21 +1,7 @@
 # Several pictures per prompt, FID and CLIP score (docs/pictures.md). Sample 0 is what `predict_pictures` draws. Without
 # the section `evaluation.pictures` there are no rules here.
-if EXPERIMENT.evaluation.pictures:
-    LOOKING = EXPERIMENT.evaluation.pictures.clip or MEASURING["clip"]
-
-    def sample(model, benchmark, number):
-        """The predictions of a sample."""
-        if number == 0:
-            return predictions(model, benchmark)
-        return f"results/predictions/{NAME}/{model}/samples/{benchmark}-{number}.tar"
-
-    def networks(wildcards):
-        """Digest of what looks at pictures; Inception's own digest stands in each file of features."""
-        return digest(EXPERIMENT.evaluation.pictures.features)
-
-    def inception(wildcards, output):
-        """A function of the output: the folder's name makes nothing again."""
-        return EXPERIMENT.evaluation.pictures.inception
+if PICTURES:
+    LOOKING = PICTURES.clip or MEASURING["clip"]
 
     use rule predict_text as predict_sample with:
         output:
@@ -27,7 +13,7 @@ if EXPERIMENT.evaluation.pictures:
 
     rule features:
         input:
-            predictions=lambda wildcards: sample(wildcards.model, wildcards.benchmark, int(wildcards.sample)),
+            predictions=sample,
             benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
             clip=LOOKING,
         output:
@@ -47,7 +33,7 @@ if EXPERIMENT.evaluation.pictures:
             experiment=configfile,
             inception=inception,
             code=code_digest("dreamllm.evaluate.features"),
-            config=networks,
+            config=digest(PICTURES.features),  # Inception's digest stands in the output
         shell:
             "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
             " --predictions {input.predictions:q} --benchmarks {input.benchmarks:q} --clip {input.clip:q}"
@@ -75,7 +61,7 @@ if EXPERIMENT.evaluation.pictures:
             inception=inception,
             code=code_digest("dreamllm.evaluate.features"),
             config=digest(
-                EXPERIMENT.evaluation.pictures.features,
+                PICTURES.features,
                 EXPERIMENT.evaluation.split,
                 EXPERIMENT.evaluation.limit,
             ),
@@ -88,7 +74,7 @@ if EXPERIMENT.evaluation.pictures:
         input:
             features=[
                 f"results/features/{NAME}/{{model}}/{{benchmark}}-{number}.safetensors"
-                for number in range(EXPERIMENT.evaluation.pictures.samples)
+                for number in range(PICTURES.samples)
             ],
             statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",
         output:
