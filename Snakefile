@@ -4,7 +4,7 @@
 #   snakemake --cores all --configfile=config/other.yaml results/tables     another experiment instead
 #   snakemake --cores all --dry-run                                         what would run, and why
 #
-# Rules are in workflow/rules, paths and digests in workflow/rules/common.smk. docs/workflow.md explains the house.
+# Rules are in workflow/rules, paths and digests in common.smk and measure.smk there. docs/workflow.md explains the house.
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -14,7 +14,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/evaluated.smk"
+include: "workflow/rules/measure.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/sources.smk"
 include: "workflow/rules/foundations.smk"
@@ -22,6 +22,7 @@ include: "workflow/rules/released.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/pictures.smk"
+include: "workflow/rules/human.smk"
 include: "workflow/rules/results.smk"
 
 
@@ -54,3 +55,4 @@ rule evaluate:
     input:
         METRICS,
         SUBMISSIONS,
+        ITEMS,

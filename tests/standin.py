@@ -46,6 +46,7 @@ def main() -> None:
         "train-foundation": ["model.safetensors"],
         "train": ["trained.safetensors", "losses.csv"],
         "finetune-sd": ["trained.safetensors", "losses.csv"],
+        "item-scores": ["sft/vqa.json"],
         "tables": ["table1.csv"],
         "figures": ["learning_curves.png"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_mmbench_is_shown_its_options_when_the_answer_cannot_be_known(asked, pic
 
 
 def test_examples_stand_before_each_question_and_in_its_record(asked, pictures) -> None:
-    use = BenchmarkUse(task="vqa", source="okvqa", shots=1, shots_from="okvqa_train")
+    use = BenchmarkUse(task="vqa", source="okvqa", shots=[1], shots_from="okvqa_train")
     examples = {"1": [vqa_item("4")], "2": [vqa_item("3")]}
     items = [vqa_item("1"), vqa_item("2")]
     records = answer.answer(None, None, use, items, pictures, settings(), examples, pictures)
@@ -224,9 +225,14 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "evaluation": {"text": {"max_new_tokens": 4}, "prompts": "emoji"},
         "benchmarks": {
             "okvqa": {"task": "vqa", "source": "okvqa"},
-            "okvqa_2": {
-                "task": "vqa", "source": "okvqa", "shots": 2, "shots_from": "okvqa_train", "shots_by": "similarity"
+            "okvqa_few": {
+                "task": "vqa",
+                "source": "okvqa",
+                "shots": [0, 2],
+                "shots_from": "okvqa_train",
+                "shots_by": "similarity",
             },
+            "fewshot": {"task": "vqa", "shots": [1]},
         },
     }  # fmt: skip
     (folder / "config.yaml").write_text(yaml.safe_dump(experiment))
@@ -247,14 +253,26 @@ def predicted(house: Path, benchmark: str, out: Path, *more: str) -> predictions
     return predictions.read(out)
 
 
-def test_a_public_set_is_predicted_and_scored_by_its_name(house: Path, tmp_path: Path) -> None:
-    answers = predicted(house, "okvqa_2", tmp_path / "o.jsonl", "--shots", str(house / "train"))
+def test_few_shot_questions_are_asked_and_scored_with_each_number_of_examples(house: Path, tmp_path: Path) -> None:
+    answers = predicted(house, "okvqa_few", tmp_path / "o.jsonl", "--shots", str(house / "train"))
     assert answers.header["task"] == "vqa" and answers.header["protocol"]["benchmark"]["source"] == "okvqa"
-    chosen = [record["shots"] for record in answers.records.values()]
-    assert all(len({*ids} & {"5", "6", "7", "8"}) == 2 for ids in chosen)
-    result = score.score(answers, "okvqa_2", house / "placed", house / "foundations")
-    assert (result["benchmark"], result["metrics"]["accuracy"]["n"]) == ("okvqa_2", 3)
-    assert result["protocol"]["benchmark"]["shots"] == 2 and result["protocol"]["n"] == 3
+    chosen = {id_: record["shots"] for id_, record in answers.records.items()}
+    assert [*chosen] == [f"{number}-shot-{id_}" for number in (0, 2) for id_ in (1, 2, 3)]
+    assert all(len({*ids} & {"5", "6", "7", "8"}) == int(id_[0]) for id_, ids in chosen.items())
+    result = score.score(answers, "okvqa_few", house / "placed", house / "foundations")
+    assert result["benchmark"] == "okvqa_few" and result["metrics"] == {}
+    assert {name: group["accuracy"]["n"] for name, group in result["groups"].items()} == {"shots/0": 3, "shots/2": 3}
+    assert result["protocol"]["benchmark"]["shots_from"] == "okvqa_train"
+    lost = dict(list(answers.records.items())[:-1])
+    with pytest.raises(BenchmarkProblem, match="2-shot-3: 1 of 6 items have no prediction"):
+        score.score(replace(answers, records=lost), "okvqa_few", house / "placed", house / "foundations")
+
+
+def test_the_world_gives_examples_from_its_other_split(house: Path, tmp_path: Path) -> None:
+    for file in (house / "train").iterdir():
+        (house / "placed" / file.name.replace("test", "dev")).write_bytes(file.read_bytes())
+    answers = predicted(house, "fewshot", tmp_path / "o.jsonl")
+    assert all({*record["shots"]} <= {"5", "6", "7", "8"} for record in answers.records.values())
 
 
 def test_what_a_server_scores_is_marked_and_not_scored(house: Path, tmp_path: Path) -> None:
@@ -293,10 +311,12 @@ def test_the_likest_picture_is_the_same_picture(house: Path) -> None:
         ({"vqa": {"task": "vqa", "source": "okvqa"}}, "benchmarks.vqa: this name is taken by the emoji world"),
         ({"a": {"task": "mmbench"}}, "benchmarks.a.source: missing"),
         ({"a": {"task": "stories", "source": "okvqa"}}, "benchmarks.a.source: the task stories is of the emoji world"),
-        ({"a": {"task": "captions", "shots": 2}}, "benchmarks.a.shots: the task captions takes no examples"),
-        ({"a": {"task": "vqa", "source": "okvqa", "shots": 4}}, "benchmarks.a.shots_from: questions and examples"),
+        ({"a": {"task": "captions", "shots": [2]}}, "benchmarks.a.shots: the task captions takes no examples"),
+        ({"a": {"task": "vqa", "source": "okvqa", "shots": [4]}}, "benchmarks.a.shots_from: questions and examples"),
         ({"a": {"task": "vqa", "source": "okvqa", "shots_from": "b"}}, "without examples before the questions"),
         ({"a": {"task": "harness", "source": "piqa"}}, "benchmarks.a.harness_task: goes together"),
+        ({"a": {"task": "vqa", "shots": [4, 4]}}, "a number stands there twice"),
+        ({"a": {"task": "harness", "source": "mmlu", "harness_task": "mmlu", "shots": [0, 5]}}, "takes one number"),
         ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: 'vaq' is none of"),
     ],
 )

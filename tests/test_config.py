@@ -43,6 +43,14 @@ def test_every_configuration_is_valid_and_named_after_its_file(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_foundations_that_are_fetched_lie_in_the_store(path):
+    foundations = load(path).foundations
+    fetched = getattr(foundations, "instruments", foundations)
+    if fetched.source == "fetch":
+        assert (ROOT / fetched.store / "files/md5" / fetched.md5[:2] / fetched.md5[2:]).is_file()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_schema_accepts_every_configuration(path):
     schema = json.loads((ROOT / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -72,7 +80,7 @@ def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
 def test_all_problems_are_told_at_once(changed):
     complaint = changed(("seed: 0 #", "sed: 0 #"), ("source: fetch", "source: fetched"), ("model: llm", "model: 3"))
     assert "3 problem(s)" in complaint
-    assert "foundations.source: 'fetched' is none of fetch, train, import" in complaint
+    assert "foundations.source: 'fetched' is none of fetch, train, hub, import" in complaint
 
 
 def test_a_key_of_the_other_kind_of_foundations_is_refused(changed):

@@ -195,7 +195,7 @@ def test_save_and_load_is_exact_and_in_safetensors_only(name, tmp_path):
     assert ours == {name for name, parameter in loaded.named_parameters() if parameter.requires_grad}
     batch, loaded_batch = (one.collate(pack(sequences(one), 256)) for one in (processor, loaded_processor))
     for key, value in batch.inputs().items():
-        assert torch.equal(value, loaded_batch.inputs()[key])
+        assert value is loaded_batch.inputs()[key] is None or torch.equal(value, loaded_batch.inputs()[key])
     noise = fixed_noise(model, len(batch.draw_slots))
     assert torch.equal(model(**batch.inputs(), noise=noise).loss, loaded(**batch.inputs(), noise=noise).loss)
 
@@ -332,6 +332,17 @@ def test_stratified_timesteps_cover_the_schedule_and_change_no_other_random_numb
     assert not torch.equal(stratified.timesteps.sort().values, stratified.timesteps)
     assert torch.equal(plain.noise, stratified.noise) and torch.equal(plain.posterior, stratified.posterior)
     assert len(fixed_noise(None, 0, stratified_timesteps=True).timesteps) == 0
+
+
+def test_shifted_timesteps_keep_their_order_and_move_to_the_noisy_end():
+    timesteps = torch.arange(1000)
+    shifted = diffusion.shift_timesteps(timesteps, 1000, 3.0)
+    assert torch.equal(diffusion.shift_timesteps(timesteps, 1000, 1.0), timesteps)
+    assert (shifted.diff() >= 0).all() and shifted.min() >= 0 and shifted.max() == 999
+    assert shifted[500].item() == 750  # 3/2 / (1 + 2/2)
+    plain, moved = fixed_noise(None, 5), fixed_noise(None, 5, timestep_shift=3.0)
+    assert torch.equal(moved.timesteps, diffusion.shift_timesteps(plain.timesteps, 1000, 3.0))
+    assert torch.equal(plain.noise, moved.noise)
 
 
 def test_random_numbers_are_drawn_in_the_official_order():

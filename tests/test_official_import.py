@@ -17,12 +17,13 @@ from transformers import LlamaForCausalLM
 from dreamllm.document import Document, Text
 from dreamllm.model import generate
 from dreamllm.model.dreamllm import gather_slots
+from dreamllm.model.official import to_ours
 from dreamllm.model.sampling import sample_latents
 from dreamllm.train.checkpoint import load_model
 from dreamllm.train.export_official import export_official
 from dreamllm.train.import_official import import_official
 from test_official import assert_same_files
-from test_official_equality import FIXTURE, TOLERANCE, Differences, Q, documents, meta, our_name, recorded, slots
+from test_official_equality import FIXTURE, TOLERANCE, Differences, Q, documents, meta, recorded, slots
 
 pytestmark = pytest.mark.skipif(not FIXTURE.is_dir(), reason="the recordings of the official code are not here")
 
@@ -46,7 +47,7 @@ def loaded(imported):
 def test_every_tensor_arrives(imported, loaded):
     expected = load_file(FIXTURE / "weights.safetensors")
     found = loaded[0].state_dict()
-    expected = {our_name(name): tensor for name, tensor in expected.items() if "inv_freq" not in name}
+    expected = {to_ours(name): tensor for name, tensor in expected.items() if "inv_freq" not in name}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     keys = json.loads((imported / "checkpoint/import.json").read_text())["keys"]

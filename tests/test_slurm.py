@@ -18,6 +18,7 @@ import pytest
 
 import repository
 import slurm
+import test_train
 
 CHECKPOINT = "results/checkpoints/smoke/align_creation"
 SCORE = "results/metrics/smoke/alignment/captions.json"
@@ -86,14 +87,12 @@ def test_slurm_ran_every_rule_with_what_it_asked_for(house, cluster):
 
 def test_a_training_runs_on_two_nodes_to_the_same_losses(house, cluster):
     """Through srun and accelerate, with FSDP; another number of nodes trains nothing again, unless it is forced."""
-    on_one_node = (house / CHECKPOINT / "losses.csv").read_text()
+    on_one_node = test_train.losses(house / CHECKPOINT)
     machine = "{gpus: 1, nodes: 2, sharding: full_shard, memory_mb: 1000}"
     assert "Nothing to be done" in snakemake(house, cluster, machine, "--", CHECKPOINT)
     other = {"SBATCH_PARTITION": "other"}
     snakemake(house, cluster, machine, "--forcerun", "train_align_creation", "--", CHECKPOINT, **other)
     job = jobs(cluster)["train_align_creation"]
     assert job["NumNodes"] == "2" and job["TresPerNode"] == "gres:gpu:1" and job["Partition"] == "other"
-    rows = zip(on_one_node.split(), (house / CHECKPOINT / "losses.csv").read_text().split(), strict=True)
-    for wanted, found in (pair for n, pair in enumerate(rows) if n):
-        numbers = [[float(value) for value in row.split(",")] for row in (found, wanted)]
-        assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, nan_ok=True)
+    for found, wanted in zip(test_train.losses(house / CHECKPOINT), on_one_node, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-4, nan_ok=True)

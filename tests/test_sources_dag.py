@@ -29,7 +29,7 @@ sources:
   mm_vet: {}
 benchmarks:
   okvqa: {task: vqa, source: okvqa}
-  okvqa_4: {task: vqa, source: okvqa, shots: 4, shots_from: okvqa_train, shots_by: similarity}
+  okvqa_4: {task: vqa, source: okvqa, shots: [0, 4], shots_from: okvqa_train, shots_by: similarity}
   vqav2_test: {task: vqa, source: vqav2_test}
   exam: {task: mmbench, source: mmbench_test}
   coco_fid: {task: draw, source: coco_fid}

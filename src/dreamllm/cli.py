@@ -14,6 +14,7 @@ from importlib import import_module
 import dreamllm
 
 VERBS = {  # verb: (module, what it does)
+    "plan": ("dreamllm.plan.report", "print what an experiment costs, before anything is spent"),
     "make-world": ("dreamllm.data.world", "write the emoji world: training shards and benchmark files"),
     "fetch-source": ("dreamllm.sources.fetch", "fetch a public data set: whole, checked, going on after a cut"),
     "list-urls": ("dreamllm.sources.urls", "list the addresses of a data set's pictures for img2dataset"),
@@ -32,8 +33,11 @@ VERBS = {  # verb: (module, what it does)
     ),
     "score-pictures": ("dreamllm.evaluate.pictures", "FID and CLIP score of several pictures per prompt"),
     "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
-    "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's"),
+    "item-scores": ("dreamllm.evaluate.items", "write the scores of single items, to pair models by"),
+    "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),
     "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
+    "human-page": ("dreamllm.human.page", "build a page on which people judge model and real documents, unmarked"),
+    "human-score": ("dreamllm.human.score", "turn people's judgements into metrics"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),
     "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
     "fetch-released": ("dreamllm.foundations.released", "download what the authors released, at a pinned revision"),

@@ -82,7 +82,8 @@ def _explain(detail: Any) -> list[str]:
     if detail["type"] == "missing":
         return [f"{where}: missing"]
     if detail["type"] == "union_tag_invalid":
-        return [f"{where}.source: {detail['ctx']['tag']!r} is none of fetch, train, import"]
+        choices = detail["ctx"]["expected_tags"].replace("'", "")
+        return [f"{where}.source: {detail['ctx']['tag']!r} is none of {choices}"]
     if detail["type"] == "literal_error" and isinstance(detail["input"], str):
         choices = [choice.strip(" '") for choice in detail["ctx"]["expected"].replace(" or ", ",").split(",")]
         return [f"{where}: {detail['input']!r} is none of {', '.join(choices)}"]

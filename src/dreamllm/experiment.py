@@ -14,7 +14,13 @@ from pydantic import Field, model_validator
 
 from dreamllm.sections.base import Count, Name, Positive, Section, Share
 from dreamllm.sections.benchmarks import WORLD_TASKS, AnswerJudge, BenchmarkUse, problems_of
-from dreamllm.sections.foundations import FetchedFoundations, ImportedFoundations, Recipe, TrainedFoundations
+from dreamllm.sections.foundations import (
+    FetchedFoundations,
+    HubFoundations,
+    ImportedFoundations,
+    Recipe,
+    TrainedFoundations,
+)
 from dreamllm.sections.machine import Machine
 from dreamllm.sections.pictures import Latency, PictureProtocol
 from dreamllm.sections.sources import InstructionWriter, SourceUse
@@ -139,6 +145,11 @@ class Stage(Section):
     """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
     stratified_timesteps: bool = False
     """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
+    timestep_shift: Positive = 1.0
+    """Above 1, pictures are noised more often strongly than weakly (arXiv 2403.03206); 1 = evenly, as in the paper."""
+    precompute: bool = False
+    """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
+    them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
     num_dream_queries: Count | None = None
     """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. The stages
     that it starts from need the same."""
@@ -222,7 +233,7 @@ class Evaluation(Section):
 class Experiment(Section):
     """A whole experiment."""
 
-    name: Name
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
     """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
     seed: int = 0
     """Every random number of training follows from this number and the name of its use."""
@@ -231,7 +242,9 @@ class Experiment(Section):
     sources: dict[Name, SourceUse] = {}
     """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
     instruction_writer: InstructionWriter = InstructionWriter()
-    foundations: Annotated[FetchedFoundations | TrainedFoundations | ImportedFoundations, Field(discriminator="source")]
+    foundations: Annotated[
+        FetchedFoundations | TrainedFoundations | HubFoundations | ImportedFoundations, Field(discriminator="source")
+    ]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
     """Training stages by name, each after those it starts from."""
@@ -247,7 +260,8 @@ class Experiment(Section):
     def _names_exist(self) -> Experiment:
         problems = []
         earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
-        if earlier and self.foundations.folder == self.foundations.instruments.folder:
+        instruments = getattr(self.foundations, "instruments", None)
+        if instruments and self.foundations.folder == instruments.folder:
             problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
         sets = [*WORLD_SETS, *self.sources]
         problems += [

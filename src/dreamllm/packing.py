@@ -25,7 +25,8 @@ Row = list[Sequence]
 class Batch:
     """A packed batch of B rows with N pictures to read and M pictures to draw, listed row by row, left to right.
 
-    A slot is (row, first position) of P patches or Q queries. Without pictures, the pixels are None.
+    A slot is (row, first position) of P patches or Q queries. Without pictures, the pixels are None; so they are where
+    pictures come as what the frozen encoders make of them (`train/encoded.py`).
     """
 
     input_ids: torch.Tensor  # (B, T)
@@ -36,6 +37,8 @@ class Batch:
     read_pixels: torch.Tensor | None  # (N, 3, Hc, Wc), normalised for CLIP
     draw_pixels: torch.Tensor | None  # (M, 3, Hd, Wd) in [-1, 1]
     document_ids: list[list[str]]  # per row, in order
+    read_features: torch.Tensor | None = None  # (N, P, Dv), of CLIP
+    draw_moments: torch.Tensor | None = None  # (M, 2C, h, w), of the VAE
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""

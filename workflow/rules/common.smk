@@ -7,6 +7,7 @@ import yaml
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS
 from dreamllm.provenance import code_digest
+from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sections.sources import SourceUse
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
@@ -36,13 +37,13 @@ ENVIRONMENT = workflow.source_path("../../environment.yml")
 
 WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
 IMPORTED = EXPERIMENT.foundations.source == "import"
-FETCHED = EXPERIMENT.foundations.instruments if IMPORTED else EXPERIMENT.foundations  # or trained, in the same folders
+OWN = EXPERIMENT.foundations.source in ("fetch", "train")  # the emoji world's: they measure as well
+FETCHED = EXPERIMENT.foundations if OWN else EXPERIMENT.foundations.instruments  # or trained, in the same folders
 MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
-FOUNDATIONS = (
-    {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")} if IMPORTED else MEASURING
-)
+FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
+PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -89,9 +90,9 @@ if MACHINE.gpus and MACHINE.nodes > 1:
     TRAINING = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun", gres=f"gpu:{MACHINE.gpus}")
 
 
-def release(wildcards):
+def release(name):
     """Digest of what is downloaded; a sha256 that was only added to the manifest downloads nothing again."""
-    entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(wildcards.name, {})
+    entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(name, {})
     return digest({key: entry.get(key) for key in ("repo", "revision", "patterns")})
 
 

@@ -1,7 +1,7 @@
 # Several pictures per prompt, FID and CLIP score (docs/pictures.md). Sample 0 is what `predict_pictures` draws. Without
 # the section `evaluation.pictures` there are no rules here.
-if PICTURES:
-    LOOKING = PICTURES.clip or MEASURING["clip"]
+if EXPERIMENT.evaluation.pictures:
+    LOOKING = EXPERIMENT.evaluation.pictures.clip or MEASURING["clip"]
 
     use rule predict_text as predict_sample with:
         output:
@@ -13,7 +13,7 @@ if PICTURES:
 
     rule features:
         input:
-            predictions=sample,
+            predictions=lambda wildcards: sample(wildcards.model, wildcards.benchmark, int(wildcards.sample)),
             benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
             clip=LOOKING,
         output:
@@ -31,9 +31,9 @@ if PICTURES:
             runtime=MACHINE.minutes,
         params:
             experiment=configfile,
-            inception=inception,
+            inception=inception_folder,
             code=code_digest("dreamllm.evaluate.features"),
-            config=digest(PICTURES.features),  # Inception's digest stands in the output
+            config=what_looks,
         shell:
             "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
             " --predictions {input.predictions:q} --benchmarks {input.benchmarks:q} --clip {input.clip:q}"
@@ -58,10 +58,10 @@ if PICTURES:
             runtime=MACHINE.minutes,
         params:
             experiment=configfile,
-            inception=inception,
+            inception=inception_folder,
             code=code_digest("dreamllm.evaluate.features"),
             config=digest(
-                PICTURES.features,
+                EXPERIMENT.evaluation.pictures.features,
                 EXPERIMENT.evaluation.split,
                 EXPERIMENT.evaluation.limit,
             ),
@@ -74,7 +74,7 @@ if PICTURES:
         input:
             features=[
                 f"results/features/{NAME}/{{model}}/{{benchmark}}-{number}.safetensors"
-                for number in range(PICTURES.samples)
+                for number in range(EXPERIMENT.evaluation.pictures.samples)
             ],
             statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",
         output:

@@ -1,4 +1,33 @@
-# A checkpoint that the authors released, as foundations and the checkpoint `released`, which evaluations and stages name.
+# Models of paper/released.yaml, fetched at their pinned revisions: public foundations, or a checkpoint that the authors
+# released, as foundations and the checkpoint `released`, which evaluations and stages name.
+if EXPERIMENT.foundations.source == "hub":
+    for PART in FOUNDATIONS:
+
+        rule:
+            name:
+                f"fetch_foundation_{PART}"
+            output:
+                folder=directory(FOUNDATIONS[PART]),
+            log:
+                f"logs/{NAME}/fetch_foundation_{PART}.log",
+            benchmark:
+                f"benchmarks/{NAME}/fetch_foundation_{PART}.tsv"
+            conda:
+                ENVIRONMENT
+            threads: 1
+            resources:
+                gpu=0,
+                mem_mb=MACHINE.memory_mb,
+                runtime=MACHINE.minutes,
+            params:
+                manifest=RELEASES,
+                model=getattr(EXPERIMENT.foundations, PART),
+                release=release(getattr(EXPERIMENT.foundations, PART)),
+            shell:
+                "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {params.model:q}"
+                " --out {output.folder:q} > {log:q} 2>&1"
+
+
 if IMPORTED:
     DOWNLOADS = "data/released"
 
@@ -20,7 +49,7 @@ if IMPORTED:
             runtime=MACHINE.minutes,
         params:
             manifest=RELEASES,
-            release=release,
+            release=lambda wildcards: release(wildcards.name),
         shell:
             "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {wildcards.name}"
             " --out {output.folder:q} > {log:q} 2>&1"

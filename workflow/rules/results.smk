@@ -1,12 +1,41 @@
 # Tables and figures of the active experiment. Another --configfile makes them again from its own metrics.
 # `results/tables` is what is asked for everywhere, so it waits for the figures and brings them along.
 
+# Benchmarks of the emoji world whose metrics are means over items (src/dreamllm/evaluate/items.py).
+ITEM_TASKS = ("captions", "vqa", "pope", "language")
+
+
+rule item_scores:
+    input:
+        predictions=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark in ITEM_TASKS],
+        benchmarks=WORLD["benchmarks"],
+    output:
+        scores=directory(ITEMS),
+    log:
+        f"logs/{NAME}/item_scores.log",
+    benchmark:
+        f"benchmarks/{NAME}/item_scores.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        code=code_digest("dreamllm.evaluate.items"),
+    shell:
+        "python -m dreamllm item-scores --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
+        " --out {output.scores:q} > {log:q} 2>&1"
+
 
 rule tables:
     input:
         metrics=METRICS,
         submissions=SUBMISSIONS,
-        paper=sorted(map(str, Path("paper").glob("*.csv"))),
+        human=JUDGED,
+        scores=ITEMS,
+        paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
         figures="results/figures",
     output:
         tables=report(
@@ -28,12 +57,12 @@ rule tables:
         mem_mb=MACHINE.memory_mb,
         runtime=MACHINE.minutes,
     params:
-        experiment=NAME,
+        experiment=lambda wildcards: NAME,  # a function, or snakemake --lint takes the name `paper` for a folder's
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
         code=code_digest("dreamllm.results.tables"),
     shell:
-        "python -m dreamllm tables --metrics {input.metrics:q} --paper {params.paper:q} --out {output.tables:q}"
-        " > {log:q} 2>&1"
+        "python -m dreamllm tables --metrics {input.metrics:q} {input.human:q} --items {input.scores:q}"
+        " --paper {params.paper:q} --out {output.tables:q} > {log:q} 2>&1"
 
 
 rule figures:

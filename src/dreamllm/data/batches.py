@@ -89,6 +89,7 @@ class Stream:
     lay_out: (document, epoch) -> its sequences, a pure function; it sees stand-ins for pictures.
     collate: this process's rows of sequences -> batch.  share: which rows are this process's.
     agree: damaged documents that this process met -> those that any process met; called once per attempt at a batch.
+    load: a record -> its document with pictures.
     Iterating raises ShardProblem when too many documents are damaged, and whatever `lay_out` raises.
     """
 
@@ -100,6 +101,7 @@ class Stream:
     position: Position
     share: slice = field(default_factory=lambda: slice(None))
     agree: Callable[[dict[Draw, ShardProblem]], dict[Draw, ShardProblem]] = alone
+    load: Callable[[Record], Document] = shards.load
 
     def __iter__(self) -> Iterator[Prepared]:
         drawn, skipped = dict(self.position.drawn), self.position.skipped
@@ -126,7 +128,9 @@ class Stream:
                 except ShardProblem as problem:
                     skip(problem)
             rows = pack([waiting.sequence for waiting in pool], self.context)[: self.rows]
-            mine, damaged = with_pictures(rows[self.share], {id(waiting.sequence): waiting for waiting in pool})
+            mine, damaged = with_pictures(
+                rows[self.share], {id(waiting.sequence): waiting for waiting in pool}, self.load
+            )
             damaged = self.agree(damaged)
             if damaged:  # plan again without them
                 for _, problem in sorted(damaged.items()):
@@ -145,10 +149,12 @@ class Stream:
         return [_Waiting((name, draw, piece), record, sequence) for piece, sequence in enumerate(sequences)]
 
 
-def with_pictures(rows: list[Row], pool: dict[int, _Waiting]) -> tuple[list[Row], dict[Draw, ShardProblem]]:
+def with_pictures(
+    rows: list[Row], pool: dict[int, _Waiting], load: Callable[[Record], Document]
+) -> tuple[list[Row], dict[Draw, ShardProblem]]:
     """The rows with their documents' pictures decoded, and the documents that are damaged; no rows where there are any.
 
-    pool: where each sequence of the rows comes from, by the identity of the sequence.
+    pool: where each sequence of the rows comes from, by the identity of the sequence.  load: a record -> its document.
     """
     documents: dict[Draw, Document] = {}
     damaged: dict[Draw, ShardProblem] = {}
@@ -156,7 +162,7 @@ def with_pictures(rows: list[Row], pool: dict[int, _Waiting]) -> tuple[list[Row]
         draw = waiting.place[:2]
         if draw not in documents and draw not in damaged:
             try:
-                documents[draw] = shards.load(waiting.record)
+                documents[draw] = load(waiting.record)
             except ShardProblem as problem:
                 damaged[draw] = problem
     if damaged:

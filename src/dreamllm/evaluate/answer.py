@@ -80,21 +80,32 @@ def answer(
     return records
 
 
-def examples_for(
+def answer_with_examples(
+    model: DreamLLMForConditionalGeneration,
+    processor: DreamLLMProcessor,
     use: BenchmarkUse,
     items: Sequence[benchmarks.VqaItem],
     shown: benchmarks.Pictures,
+    settings: EvaluationSettings,
     folder: Path,
     split: str,
     clip: Path,
-    seed: int,
-) -> tuple[Examples, benchmarks.Pictures]:
-    """The worked examples before each item, from the benchmark files of `folder`, and the pictures they are about."""
+) -> list[dict[str, Any]]:
+    """Every question with each number of worked examples, which are from the benchmark files of `folder`.
+
+    Raises BenchmarkProblem when there are too few examples, PromptProblem or LayoutProblem when so many pictures do
+    not fit the context of the model.
+    """
     pool, shown_pool = benchmarks.load("vqa", folder, split), benchmarks.pictures(folder, split)
-    shots.check_pool(pool, use.shots, folder)
-    if use.shots_by == "random":
-        chosen = shots.at_random(items, pool, use.shots, seed)
-    else:
-        alike = shots.similarities(items, shown, pool, shown_pool, clip)
-        chosen = shots.by_similarity(items, pool, use.shots, alike)
-    return {item.id: examples for item, examples in zip(items, chosen, strict=True)}, shown_pool
+    shots.check_pool(pool, max(use.shots), folder)
+    alike = shots.similarities(items, shown, pool, shown_pool, clip) if use.shots_by == "similarity" else None
+    records = []
+    for number in use.shots:
+        if alike is None:
+            chosen = shots.at_random(items, pool, number, settings.seed)
+        else:
+            chosen = shots.by_similarity(items, pool, number, alike)
+        examples = {item.id: row for item, row in zip(items, chosen, strict=True)}
+        for record in answer(model, processor, use, items, shown, settings, examples, shown_pool):
+            records.append(record | {"id": shots.item_id(number, record["id"])})
+    return records

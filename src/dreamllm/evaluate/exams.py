@@ -20,7 +20,7 @@ TRIES = 3  # as in VLMEvalKit, which then guesses; here the answer is wrong then
 
 
 def score_mmbench(items: Sequence[mmbench.MmbenchItem], predictions: Predictions, chat: Chat | None) -> dict[str, Any]:
-    """Circular accuracy over questions, by category and by ability, and plain accuracy over all rotations.
+    """Circular accuracy over questions, by category and by the six abilities, and plain accuracy over all rotations.
 
     unread: share of the answers that neither the rules nor the judge could read, or that were not shown to the judge
     because another rotation of the question is wrong anyway. All of them count as wrong.
@@ -55,7 +55,8 @@ def score_mmbench(items: Sequence[mmbench.MmbenchItem], predictions: Predictions
         }
 
     first = [items[places[0]] for places in rotations.values()]
-    return by_group(measure, [[item.category, *([f"l2/{item.ability}"] if item.ability else [])] for item in first])
+    abilities = [mmbench.ABILITIES.get(item.ability, item.ability) for item in first]
+    return by_group(measure, [[item.category, *filter(None, [a])] for item, a in zip(first, abilities, strict=True)])
 
 
 def _judged_letter(chat: Chat, item: mmbench.MmbenchItem, output: str) -> str | None:
@@ -75,22 +76,25 @@ def score_mm_vet(
     Without a judge, and when the judge does not give a number for every answer, the cells say so and are empty.
     """
     outputs = [predictions.get(item.id, "output", str) for item in items]
-    groups = [list(dict.fromkeys(item.capabilities)) for item in items]
+    members = {"total": list(range(len(items)))}
+    for short, name in mm_vet.CAPABILITIES.items():
+        members[name] = [place for place, item in enumerate(items) if short in item.capabilities]
     if chat is None:
-        return by_group(lambda chosen: {"score": undefined(NO_JUDGE)}, groups)
+        return {"metrics": dict.fromkeys(members, undefined(NO_JUDGE)), "groups": {}}
     wanted = [(place, judging) for judging in range(judgings) for place in range(len(items))]
     with ThreadPoolExecutor(chat.settings.parallel) as threads:
         judged = list(threads.map(lambda w: mm_vet.judge(chat, items[w[0]], outputs[w[0]], w[1]), wanted))
     unread = [items[place].id for (place, _), score in zip(wanted, judged, strict=True) if score is None]
     if unread:
         reason = f"the judge gave no number in {len(unread)} of {len(judged)} judgings, first for {unread[0]}"
-        return by_group(lambda chosen: {"score": undefined(reason)}, groups)
+        return {"metrics": dict.fromkeys(members, undefined(reason)), "groups": {}}
     scores = np.array(judged, dtype=np.float64).reshape(judgings, len(items))
 
-    def measure(chosen: Sequence[int]) -> Metrics:
-        of_chosen = scores[:, list(chosen)]
-        means = of_chosen.mean(axis=1)
-        result = mean_share(of_chosen.mean(axis=0).tolist())
-        return {"score": result | {"std": float(means.std()), "judgings": means.tolist()}}
+    def measured(places: list[int]) -> dict[str, Any]:
+        if not places:
+            return undefined("no question wants this capability")
+        means = scores[:, places].mean(axis=1)
+        spread = {"std": float(means.std()), "judgings": means.tolist()}
+        return mean_share(scores[:, places].mean(axis=0).tolist()) | spread
 
-    return by_group(measure, groups)
+    return {"metrics": {name: measured(places) for name, places in members.items()}, "groups": {}}

@@ -20,7 +20,7 @@ from dreamllm.evaluate.predictions import Predictions
 from dreamllm.experiment import EvaluationSettings
 from dreamllm.sections.benchmarks import BenchmarkUse
 
-INSTALL = 'is not installed: pip install "dreamllm[evaluation]"'
+INSTALL = 'is not installed: pip install -e ".[evaluation]"'
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm"}  # ours: the harness's; norm: per character of the option
 
 
@@ -59,7 +59,7 @@ def evaluate(
                 add_bos_token=False,
             ),
             tasks=["placed"],
-            num_fewshot=use.shots,
+            num_fewshot=next(iter(use.shots), 0),
             limit=settings.limit,
             task_manager=tasks,
             bootstrap_iters=0,

@@ -14,7 +14,14 @@ from pathlib import Path
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, read_json
 from dreamllm.sources.chat import Chat
 
-CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+CAPABILITIES = {  # as in the file: as in the tables
+    "rec": "recognition",
+    "ocr": "ocr",
+    "know": "knowledge",
+    "gen": "generation",
+    "spat": "spatial",
+    "math": "math",
+}
 TRIES = 5
 _MEME = (
     "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries Iceland "

@@ -14,6 +14,14 @@ from pathlib import Path
 
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, keyed
 
+ABILITIES = {  # second level of the categories, and its name in published tables
+    "logic_reasoning": "LR",
+    "attribute_reasoning": "AR",
+    "relation_reasoning": "RR",
+    "finegrained_perception (instance-level)": "FP-S",
+    "finegrained_perception (cross-instance)": "FP-C",
+    "coarse_perception": "CP",
+}
 ROTATION = 1_000_000
 LETTERS = "ABCDE"
 UNREADABLE = "Z"  # the letter of an answer that is none of the options

@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
         "task": use.task,
         "split": args.split,
         "limit": limit,
-        "protocol": protocol(args, settings) | ({"benchmark": use.model_dump(mode="json")} if use.source else {}),
+        "protocol": protocol(args, settings) | _of_its_own(use),
     }
     if use.task in PICTURES:
         predict_pictures.predict(args, experiment, use.task, items, header)
@@ -87,6 +87,7 @@ def main(args: argparse.Namespace) -> None:
         records = choose(*language_model(args.foundations / "llm", experiment.model.template), items, settings)
     else:
         records, images = run(args, use, items, settings)
+        about = {"shots": use.shots} if use.shots else {}
     write(args.out, header | about, records, images)
 
 
@@ -104,13 +105,12 @@ def run(
     if use.task == "stories":
         return tell(model, processor, items, settings)
     shown = benchmarks.pictures(args.benchmarks, args.split)
-    examples: tuple[Any, Any] = (None, None)
     if use.shots:
         folder = args.shots or args.benchmarks
         split = args.split if args.shots else {"test": "dev", "dev": "test"}[args.split]
         clip = args.foundations / "clip"
-        examples = answer.examples_for(use, items, shown, folder, split, clip, settings.seed)
-    return answer.answer(model, processor, use, items, shown, settings, *examples), None
+        return answer.answer_with_examples(model, processor, use, items, shown, settings, folder, split, clip), None
+    return answer.answer(model, processor, use, items, shown, settings), None
 
 
 def by_harness(
@@ -250,6 +250,11 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
     }
+
+
+def _of_its_own(use: BenchmarkUse) -> dict[str, Any]:
+    """What the protocol says of a benchmark that is not one of the emoji world's six."""
+    return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots else {}
 
 
 def _record(id_: str, prompt: str, seed: int) -> dict[str, Any]:

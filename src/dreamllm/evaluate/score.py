@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,20 @@ from dreamllm.config import load
 from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
 from dreamllm.digests import sha256_of_file
-from dreamllm.evaluate import attributes, benchmarks, captions, choice, exams, fid, harness, latency, pope, stories, vqa
+from dreamllm.evaluate import (
+    attributes,
+    benchmarks,
+    captions,
+    choice,
+    exams,
+    fid,
+    harness,
+    latency,
+    pope,
+    shots,
+    stories,
+    vqa,
+)
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.groups import Metrics, by_group
 from dreamllm.evaluate.intervals import mean_bootstrap, mean_share, undefined
@@ -74,11 +88,13 @@ def score(
     if header["benchmark"] != benchmark:
         raise BenchmarkProblem(predictions.path, "header", f"is for {header['benchmark']!r}, not for {benchmark!r}")
     task = header.get("task", benchmark)
+    few = "shots" in header  # every question was asked with several numbers of examples
     result: dict[str, Any]
     if task == "harness":
         items, result = list(predictions.records), harness.score(predictions)
     else:
         items = benchmarks.load(task, folder, header["split"], header.get("limit"))
+        items = [replace(i, id=shots.item_id(n, i.id)) for n in header["shots"] for i in items] if few else items
         check_complete(predictions, [item.id for item in items])
     if task in DRAWN and header.get("protocol", {}).get("benchmark"):
         result = {"metrics": {"fid": undefined(MEASURED_APART)}, "groups": {}}
@@ -90,6 +106,8 @@ def score(
         result = exams.score_mmbench(items, predictions, chat)
     elif task == "mm_vet":
         result = exams.score_mm_vet(items, predictions, chat, judgings)
+    elif few:
+        result = score_few_shot(items, predictions, header["shots"])
     elif task != "harness":
         score_texts = {"captions": score_captions, "vqa": score_vqa, "pope": score_pope, "language": score_language}
         score_texts["latency"] = latency.score
@@ -143,6 +161,19 @@ def score_vqa(items: list[benchmarks.VqaItem], predictions: Predictions) -> dict
 
     types = [[f"type/{item.question_type}"] if item.question_type else [] for item in items]
     return by_group(measure, [of_type + _scene_groups(item) for of_type, item in zip(types, items, strict=True)])
+
+
+def score_few_shot(items: list[benchmarks.VqaItem], predictions: Predictions, numbers: list[int]) -> dict[str, Any]:
+    """VQA accuracy in a group shots/N for each number of examples; over different numbers there is none.
+
+    items: those of the first number, then those of the next
+    """
+    size = len(items) // len(numbers)
+    groups = {
+        f"shots/{number}": score_vqa(items[place * size : (place + 1) * size], predictions)["metrics"]
+        for place, number in enumerate(numbers)
+    }
+    return {"metrics": {}, "groups": groups}
 
 
 def score_pope(items: list[benchmarks.PopeItem], predictions: Predictions) -> dict[str, Any]:

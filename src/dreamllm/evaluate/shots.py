@@ -70,6 +70,11 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
     return torch.cat(features).numpy()
 
 
+def item_id(shots: int, id_: str) -> str:
+    """Id of a question with a number of examples before it, in a file that holds several numbers."""
+    return f"{shots}-shot-{id_}"
+
+
 def answer_of(example: VqaItem) -> str:
     """What is written behind an example's question: its commonest answer, of equals the first."""
     return Counter(example.answers).most_common(1)[0][0]

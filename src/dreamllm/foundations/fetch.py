@@ -31,14 +31,14 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
     Each entry of the folder replaces the one of that name in `out`, after all of them have been checked.
     Raises FetchProblem, naming what is missing or different.
     """
-    files = _listing(store, md5)
+    files = listing(store, md5)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".fetching-") as name:
         staging = Path(name)
         for file in files:
             target = staging / file["relpath"]
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(_object(store, file["md5"], file["relpath"]), target)
+            shutil.copyfile(stored(store, file["md5"], file["relpath"]), target)
         found = sha256_of(staging)
         if found != sha256:
             raise FetchProblem(
@@ -69,15 +69,17 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
     return sorted((file.relative_to(folder).as_posix(), file) for file in content_files(folder))
 
 
-def _object(store: Path, md5: str, what: str) -> Path:
+def stored(store: Path, md5: str, what: str) -> Path:
+    """The file of this MD5 in a store. Raises FetchProblem, naming `what`, when it is not there."""
     path = store / "files" / "md5" / md5[:2] / md5[2:]
     if not path.exists():
         raise FetchProblem(f"{what} is not in the store: {path} does not exist. Is data/store complete (git status)?")
     return path
 
 
-def _listing(store: Path, md5: str) -> list[dict[str, str]]:
-    return json.loads(_object(store, md5, "the folder of the foundations").read_text(encoding="utf-8"))
+def listing(store: Path, md5: str) -> list[dict[str, str]]:
+    """The files, {md5, relpath} each, of the folder called `md5` in a store. Raises FetchProblem."""
+    return json.loads(stored(store, md5, "the folder of the foundations").read_text(encoding="utf-8"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

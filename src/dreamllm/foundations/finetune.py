@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from itertools import chain
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
@@ -31,7 +32,7 @@ def main(args: argparse.Namespace) -> None:
 
     from dreamllm.config import load
     from dreamllm.data import shards
-    from dreamllm.document import Picture, Text
+    from dreamllm.document import Text
     from dreamllm.foundations.optimise import device, optimise, to_tensor
     from dreamllm.seeds import seed_of
 
@@ -47,24 +48,25 @@ def main(args: argparse.Namespace) -> None:
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     side = unet.config.sample_size * pipeline.vae_scale_factor
 
-    latents, captions = [], []
-    with torch.no_grad():
-        for document in shards.read(files):
-            picture = next(part.image for part in document.parts if isinstance(part, Picture))
-            captions.append(next(part.text for part in document.parts if isinstance(part, Text)))
-            latents.append(pipeline.vae.encode(to_tensor([picture.resize((side, side))]).to(device())).latent_dist.mean)
-    stack = torch.cat(latents) * pipeline.vae.config.scaling_factor  # (N, C, h, w)
-
+    pairs = list(shards.read(files))
     seed = seed_of(experiment.seed, "sd_finetuned") % 2**32
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    batches = [[rng.randrange(len(pairs)) for _ in range(recipe.batch_size)] for _ in range(recipe.steps)]
+    captions = [next(part.text for part in pair.parts if isinstance(part, Text)) for pair in pairs]
+    latents: dict[int, torch.Tensor] = {}
+    with torch.no_grad():
+        for number in sorted(set(chain.from_iterable(batches))):
+            picture = pairs[number].pictures[0].resize((side, side))
+            mean = pipeline.vae.encode(to_tensor([picture]).to(device())).latent_dist.mean  # (1, C, h, w)
+            latents[number] = mean * pipeline.vae.config.scaling_factor
 
     def loss_of_step(step: int) -> torch.Tensor:
-        chosen = [rng.randrange(len(captions)) for _ in range(recipe.batch_size)]
+        chosen = batches[step]
         words = ["" if rng.random() < recipe.condition_dropout else captions[i] for i in chosen]
         ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device())
         with torch.no_grad():
             condition = text_encoder(ids).last_hidden_state  # (B, L, D)
-        clean = stack[chosen]
+        clean = torch.cat([latents[number] for number in chosen])  # (B, C, h, w)
         noise = torch.randn(clean.shape, generator=generator).to(device())
         times = torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator).to(device())
         predicted = unet(scheduler.add_noise(clean, noise, times), times, condition).sample

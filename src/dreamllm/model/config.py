@@ -15,7 +15,8 @@ class DreamLLMConfig(PreTrainedConfig):
     vision_feature_layer: index into CLIP's hidden states, as in transformers (-2: the output of the last layer but one)
     bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
     language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
-    noise_offset, input_perturbation, stratified_timesteps, snr_gamma: of the diffusion loss, all off in the paper
+    noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: of the diffusion loss, all off in
+        the paper
     condition_dropout: share of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
     vae_config, unet_config, scheduler_config: as in the config.json files of a Stable Diffusion folder
     """
@@ -46,6 +47,7 @@ class DreamLLMConfig(PreTrainedConfig):
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     stratified_timesteps: bool = False
+    timestep_shift: float = 1.0
     snr_gamma: float | None = None
     condition_dropout: float = 0.0
     tie_word_embeddings: bool = False  # the language model's own affair: see text_config

@@ -97,6 +97,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         read_slots: torch.Tensor | None = None,
         draw_pixels: torch.Tensor | None = None,
         draw_slots: torch.Tensor | None = None,
+        read_features: torch.Tensor | None = None,
+        draw_moments: torch.Tensor | None = None,
         noise: diffusion.DiffusionNoise | None = None,
         generator: torch.Generator | None = None,
         num_targets: int | None = None,
@@ -110,7 +112,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids, labels, position_ids (B, T); attention_mask only for padded, unpacked prompts. read_pixels
         (N, 3, Hc, Wc) go to the P positions from each of read_slots (N, 2), the dream queries to the Q positions from
         each of draw_slots (M, 2); draw_pixels (M, 3, Hd, Wd) in [-1, 1] is what the diffusion loss compares with. Its
-        random numbers are `noise`, or else drawn from `generator`.
+        random numbers are `noise`, or else drawn from `generator`. Where CLIP and the VAE have already been at the
+        pictures, `patch_features` (N, P, Dv) and `latent_moments` (M, 2C, h, w) take the place of their pixels.
 
         num_targets, num_pictures: what the losses are divided by when this is a part of a larger batch, of which other
         parts are computed elsewhere or later: the whole batch's numbers. The parts' losses then add up to the batch's,
@@ -118,7 +121,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         more where there are few of them.)
         """
         if inputs_embeds is None:
-            inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots)
+            inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots, read_features)
         if attention_mask is None and past_key_values is None and position_ids is not None:
             attention_mask = packed_attention_mask(self.language_model.config, inputs_embeds, position_ids)
             if is_flash_attention_requested(self.language_model.config):
@@ -133,7 +136,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state  # (B, T, D)
         result = DreamLLMOutput(last_hidden_state=hidden, past_key_values=outputs.past_key_values)
-        if labels is None and draw_pixels is None:
+        if labels is None and draw_pixels is None and draw_moments is None:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             result.logits = self.language_model.get_output_embeddings()(hidden[:, kept])
             return result
@@ -143,7 +146,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if draw_slots is not None and self.config.diffusion_loss_weight:
             states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
             result.diffusion_loss = self.diffusion_loss(
-                states, draw_pixels, noise, generator, num_pictures=num_pictures
+                states, draw_pixels, noise, generator, num_pictures=num_pictures, moments=draw_moments
             )
             weighted = self.config.diffusion_loss_weight * result.diffusion_loss
             result.loss = weighted if result.loss is None else result.loss + weighted
@@ -155,31 +158,33 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         read_pixels: torch.Tensor | None = None,
         read_slots: torch.Tensor | None = None,
         draw_slots: torch.Tensor | None = None,
+        read_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings (B, T, D) of the tokens, with pictures and dream queries in their slots."""
         embeds = self.get_input_embeddings()(input_ids)
         if read_slots is not None:
-            embeds = fill_slots(embeds, read_slots, self.read(read_pixels))
+            embeds = fill_slots(embeds, read_slots, self.read(read_pixels, read_features))
         if draw_slots is not None:
             embeds = fill_slots(embeds, draw_slots, self.dream_queries.expand(len(draw_slots), -1, -1))
         return embeds
 
-    def read(self, pixels: torch.Tensor | None) -> torch.Tensor:
+    def read(self, pixels: torch.Tensor | None, features: torch.Tensor | None = None) -> torch.Tensor:
         """Pictures (N, 3, Hc, Wc) as embeddings (N, P, D) for the language model; of no pictures, an empty tensor.
 
         Even then the projector is called, so that every process of a distributed training has gradients for it.
+        features: `patch_features` of the pictures, where these are known.
         """
-        if pixels is None:
+        if features is None and pixels is None:
             width = self.config.vision_config.hidden_size
             features = self.visual_projector.weight.new_zeros(0, self.config.num_patches, width)
-        else:
-            with torch.no_grad():  # CLIP is frozen throughout
-                features = in_parts(
-                    lambda part: patch_features(self.vision_model, part, self.config.vision_feature_layer),
-                    self.pictures_at_a_time,
-                    pixels,
-                )
+        elif features is None:
+            features = in_parts(self.patch_features, self.pictures_at_a_time, pixels)
         return self.visual_projector(features)
+
+    @torch.no_grad()  # CLIP is frozen throughout
+    def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """CLIP's features (N, P, Dv) of pictures (N, 3, Hc, Wc), as the visual projector takes them."""
+        return patch_features(self.vision_model, pixels, self.config.vision_feature_layer)
 
     def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor, num_targets: int | None = None) -> torch.Tensor:
         """Cross entropy of the next token, averaged over the targets; logits are computed at these positions only."""
@@ -197,22 +202,25 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         generator: torch.Generator | None = None,
         null_states: torch.Tensor | None = None,
         num_pictures: int | None = None,
+        moments: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Loss of denoising M pictures (M, 3, Hd, Wd) under their query states (M, Q, D); zero for no pictures.
 
         Conditions are dropped in training mode only, for `null_states` (1, Q, D), which are computed here unless given.
+        moments: `latent_moments` of the pictures, where these are known.
         """
         config = self.config
         drops = self.training and config.condition_dropout > 0
         if drops and null_states is None:  # also for no pictures: where parameters are sharded, all processes must
             null_states = self.null_states()  # go through the language model equally often
-        if pixels is None:  # zero, with the projector in the graph
+        if pixels is None and moments is None:  # zero, with the projector in the graph
             unused = 0 if null_states is None else 0 * null_states.sum()
             return self.condition_projector(states[:0]).sum() + unused
-        with torch.no_grad():  # the VAE is frozen throughout
-            mean, std = in_parts(self.latent_moments, self.pictures_at_a_time, pixels).chunk(2, dim=1)
+        if moments is None:
+            moments = in_parts(self.latent_moments, self.pictures_at_a_time, pixels)
+        mean, std = moments.chunk(2, dim=1)
         if noise is None:
-            noise = self.draw_noise(len(pixels), generator)
+            noise = self.draw_noise(len(moments), generator)
         noise = noise.to(mean.device)
         if noise.dropped is not None and null_states is None:
             null_states = self.null_states()
@@ -239,10 +247,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             noise_offset=config.noise_offset,
             input_perturbation=config.input_perturbation,
             stratified_timesteps=config.stratified_timesteps,
+            timestep_shift=config.timestep_shift,
             condition_dropout=config.condition_dropout if self.training else 0.0,
             generator=generator,
         )
 
+    @torch.no_grad()  # the VAE is frozen throughout
     def latent_moments(self, pixels: torch.Tensor) -> torch.Tensor:
         """Mean and standard deviation of the VAE's posterior for pictures (M, 3, Hd, Wd): (M, 2C, h, w) in fp32."""
         posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist

@@ -1,229 +1,145 @@
-"""Which number stands in which cell: data only. `tables.py` fills and writes the tables.
+"""Which number stands in which cell: reads paper/tables.yaml and the published numbers beside it.
 
 A cell of ours is found by model, benchmark, metric and (optionally) group; what the row leaves open, the column says.
-A published cell is found by the names that `paper/tableN.csv` uses.
+A cell's id is TABLE.ROW.COLUMN, and is the same for a published cell and for the one of ours that stands beside it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import csv
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from dreamllm.config import ConfigProblem, read_yaml
+from dreamllm.evaluate.files import BenchmarkProblem, read_text
+from dreamllm.sections.base import Section
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column.
-
-    metric: "BENCHMARK/METRIC" of our numbers, "" for a published column that has no counterpart here.
-    paper: column in paper/tableN.csv, "" for one that the paper does not have.  scale: factor for display
-    """
+class Column(Section):
+    """A column."""
 
     header: str
-    metric: str = ""
+    """What stands above it."""
+    measure: Annotated[str, Field(pattern=r"^([a-z0-9_]+/\w+)?$")] = ""
+    """BENCHMARK/METRIC of our numbers; empty for a setting, which rows give."""
     paper: str = ""
+    """Column of the published table; empty for one that the paper does not have."""
+    miniature: bool = False
+    """Whether ours is of the emoji world. Beside a published column it stands in for it, and is never subtracted."""
     model: str = ""
     group: str = ""
-    scale: float = 100
+    scale: Literal[1, 100] = 100
+    """Factor for display: 100 for shares and CIDEr."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """A row of our numbers.
-
-    lacks: why the model has no numbers on a benchmark.  given: cells, by column header, that are settings
-    """
+class Row(Section):
+    """A row of our numbers."""
 
     label: str
+    """What stands before it."""
     model: str = ""
     group: str = ""
-    lacks: dict[str, str] = field(default_factory=dict)
-    given: dict[str, str] = field(default_factory=dict)
+    paper: str = ""
+    """Row of the published table beside which it stands; empty for one that the paper does not have."""
+    lacks: dict[str, str] = {}
+    """Why the model has no numbers on a benchmark."""
+    given: dict[str, str] = {}
+    """Cells that are settings, by column header."""
+
+
+class Table(Section):
+    """A table."""
+
+    name: str
+    """Of its files, and of paper/NAME.csv."""
+    paper: str = ""
+    """Its number in the paper, or where the paper has the numbers; empty for a table that the paper does not have."""
+    title: str
+    about: str
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _cells_are_told_apart(self) -> Table:
+        for what, names in (
+            ("row", [slug(row.paper or row.label) for row in self.rows]),
+            ("column", [slug(column.paper or column.header) for column in self.columns if not column.miniature]),
+            ("miniature column", [slug(column.paper or column.header) for column in self.columns if column.miniature]),
+        ):
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"two cells would have the same id: {what} {twice[0]} stands twice")
+        return self
+
+    def cell_id(self, row: Row, column: Column) -> str:
+        """The id of a cell of ours."""
+        return f"{self.name}.{slug(row.paper or row.label)}.{slug(column.paper or column.header)}"
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table; `paper` is its number there, 0 for one that the paper does not have."""
+class PublishedCell:
+    """A number of the paper, or the reason in `note` why none is known (value "").
 
-    name: str
-    title: str
-    about: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    paper: int = 0
+    confidence: C, S or D, see paper/README.md.  n: items behind it, "" where the paper does not say
+    """
+
+    id: str
+    row: str
+    column: str
+    value: str
+    n: str
+    protocol: str
+    confidence: str
+    source: str
+    note: str
 
 
-_DRAWS_ONLY = dict.fromkeys(["captions", "vqa", "pope"], "the model draws pictures and does not read them")
-_READS_ONLY = {"draw": "the model reads pictures and does not draw them"}
-_BEFORE_SFT = {"vqa": "questions about pictures are learnt in supervised fine-tuning, after this stage"}
+Published = Mapping[str, PublishedCell]  # by id, in the order of the files
 
-_FID = Column("FID", "draw/fid", "MS-COCO", scale=1)
-_DRAWN = tuple(
-    Column(header, f"draw/{metric}")
-    for header, metric in [
-        ("object", "object"),
-        ("colour", "colour"),
-        ("object in its colour", "bind"),
-        ("whole scene", "all"),
-    ]
-)
 
-TABLES = (
-    Table(
-        "table1",
-        "Comprehension",
-        "Captions: CIDEr (times 100) and share of captions that tell exactly the scene. Questions: VQA accuracy in "
-        "per cent, all and by type.",
-        (
-            Column("caption CIDEr", "captions/cider", "COCO"),
-            Column("captions exact", "captions/exact"),
-            Column("VQA, all", "vqa/accuracy", "VQAv2"),
-            *(
-                Column(f"VQA {kind}", "vqa/accuracy", group=f"type/{kind}")
-                for kind in ("colour", "count", "presence", "relation", "background")
-            ),
-            *(Column(n, paper=n) for n in ("I2Paragraph", "OKVQA", "VizWiz", "TextVQA", "MMBench", "MM-Vet")),
-        ),
-        (
-            Row("DreamLLM, after alignment", "alignment", lacks=_BEFORE_SFT),
-            Row("DreamLLM, after I-GPT", "igpt", lacks=_BEFORE_SFT),
-            Row("DreamLLM, comprehension-only", "comprehension_only"),
-            Row("DreamLLM, final", "sft"),
-        ),
-        paper=1,
-    ),
-    Table(
-        "table2",
-        "Text to picture",
-        "FID (lower is better; ours on the mini CLIP's features, the paper's on Inception's) and, for ours, the share "
-        "of pictures in which a separately trained judge sees the right objects, the right colours, the objects in "
-        "their colours, and the whole scene with places, number and background. All rows of ours are drawn with the "
-        "same scheduler, steps, guidance and initial noise, one picture per prompt; the paper takes the best of eight "
-        "by CLIP score on COCO.",
-        (_FID, *_DRAWN, Column("LN-COCO FID", paper="LN-COCO")),
-        (
-            Row("Stable Diffusion, own text encoder", "sd"),
-            Row("Stable Diffusion, fine-tuned on the same pairs", "sd_finetuned"),
-            Row("DreamLLM, after alignment", "alignment"),
-            Row("DreamLLM, after I-GPT", "igpt"),
-            Row("DreamLLM, final", "sft"),
-        ),
-        paper=2,
-    ),
-    Table(
-        "table3",
-        "Synergy of comprehension and creation",
-        "The same data, with pictures only drawn, only read, or both.",
-        (
-            Column("interleaved data", paper="interleaved data"),
-            Column("alignment loss", paper="alignment loss"),
-            Column("VQA", "vqa/accuracy", "VQAv2"),
-            Column("captions exact", "captions/exact"),
-            Column("FID", "draw/fid", "MS-COCO FID", scale=1),
-            Column("whole scene drawn", "draw/all"),
-            Column("MM-Vet", paper="MM-Vet"),
-        ),
-        (
-            Row("Stable Diffusion", "sd", lacks=_DRAWS_ONLY, given={"interleaved data": "no", "alignment loss": "no"}),
-            Row(
-                "creation-only",
-                "creation_only",
-                lacks=_DRAWS_ONLY,
-                given={"interleaved data": "yes", "alignment loss": "no"},
-            ),
-            Row(
-                "comprehension-only",
-                "comprehension_only",
-                lacks=_READS_ONLY,
-                given={"interleaved data": "yes", "alignment loss": "no"},
-            ),
-            Row("joint", "sft", given={"interleaved data": "yes", "alignment loss": "no"}),
-        ),
-        paper=3,
-    ),
-    Table(
-        "table4",
-        "Language only",
-        "Accuracy of multiple choice by log-likelihood, in per cent. Ours: the set in PIQA's format asks how a story "
-        "stands at its end, the one in BoolQ's whether something is so then; chance is 50.",
-        (
-            Column("PIQA", "language/accuracy", "PIQA", group="piqa"),
-            Column("BoolQ", "language/accuracy", "BoolQ", group="boolq"),
-            *(Column(name, paper=name) for name in ("SIQA", "HellaSwag", "WinoGrande", "MMLU")),
-        ),
-        (
-            Row("language model alone", "llm"),
-            Row("DreamLLM, after I-GPT", "igpt"),
-            Row("DreamLLM, creation-only", "creation_only"),
-            Row("DreamLLM, comprehension-only", "comprehension_only"),
-            Row("DreamLLM, final", "sft"),
-        ),
-        paper=4,
-    ),
-    Table(
-        "table7",
-        "Objects that are not there (POPE)",
-        "In per cent. Absent objects are chosen at random, by popularity, or as usual companions of what is there.",
-        tuple(
-            Column(header, f"pope/{metric}", paper)
-            for header, metric, paper in [
-                ("accuracy", "accuracy", "accuracy"),
-                ("precision", "precision", "precision"),
-                ("recall", "recall", "recall"),
-                ("F1", "f1", "F1"),
-                ("yes", "yes", "yes"),
-            ]
-        ),
-        tuple(
-            Row(f"{group} / {label}", model, group)
-            for group in ("random", "popular", "adversarial")
-            for label, model in [("DreamLLM, comprehension-only", "comprehension_only"), ("DreamLLM, final", "sft")]
-        ),
-        paper=7,
-    ),
-    Table(
-        "scenes",
-        "By kind of scene",
-        "Shares in per cent: captions that tell, and drawn pictures that show, exactly the scene; VQA accuracy. "
-        "Held out: with an object-colour combination that no training document holds.",
-        (
-            Column("captions, final", "captions/exact", model="sft"),
-            Column("VQA, final", "vqa/accuracy", model="sft"),
-            Column("drawn, Stable Diffusion", "draw/all", model="sd"),
-            Column("drawn, fine-tuned SD", "draw/all", model="sd_finetuned"),
-            Column("drawn, alignment", "draw/all", model="alignment"),
-            Column("drawn, I-GPT", "draw/all", model="igpt"),
-            Column("drawn, final", "draw/all", model="sft"),
-        ),
-        (
-            Row("all scenes"),
-            *(
-                Row(f"{kind}, {words}", group=f"{kind}/{seen}")
-                for seen, words in [("seen", "combinations seen"), ("held_out", "held out")]
-                for kind in ("single", "pair", "group")
-            ),
-            Row("all seen", group="seen"),
-            Row("all held out", group="held_out"),
-        ),
-    ),
-    Table(
-        "stories",
-        "Free interleaving",
-        "Stories continued from their first sentence, in per cent. Placement: stories in which every sentence is "
-        "followed by exactly one picture. Ended: by the model itself. Followed: every sentence makes sense where "
-        "it stands. Pictures are compared by the judge with how the story stands by the model's own words.",
-        (
-            Column("placement", "stories/placement"),
-            Column("ended", "stories/ended"),
-            Column("followed", "stories/followed"),
-            *(
-                Column(header, f"stories/{metric}")
-                for header, metric in [
-                    ("object", "object"),
-                    ("colour", "colour"),
-                    ("object in its colour", "bind"),
-                    ("whole scene", "all"),
-                ]
-            ),
-        ),
-        (Row("DreamLLM, after I-GPT", "igpt"), Row("DreamLLM, final", "sft")),
-    ),
-)
+def slug(words: str) -> str:
+    """A name as part of an id: DreamLLM-7B* is dreamllm_7b_star."""
+    return re.sub(r"[^a-z0-9]+", "_", words.lower().replace("*", " star")).strip("_")
+
+
+def read_tables(path: Path) -> dict[str, Table]:
+    """The tables of paper/tables.yaml by name. Raises ConfigProblem, naming every key that is wrong."""
+    tables, problems = {}, []
+    for name, content in read_yaml(path).items():
+        try:
+            tables[name] = Table.model_validate({"name": name} | content)
+        except (ValidationError, TypeError) as error:
+            details = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": "is no mapping"}]
+            problems += [f"{'.'.join(map(str, (name, *detail['loc'])))}: {detail['msg']}" for detail in details]
+    if problems:
+        raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems]))
+    return tables
+
+
+def read_published(folder: Path) -> dict[str, PublishedCell]:
+    """All published numbers: the CSV files of the folder `paper`.
+
+    Raises BenchmarkProblem for wrong columns, an id that is not TABLE.ROW.COLUMN, doubled or unexplained cells.
+    """
+    cells: dict[str, PublishedCell] = {}
+    for path in sorted(folder.glob("*.csv")):
+        reader = csv.DictReader(io.StringIO(read_text(path)))
+        wanted = ["id", "table", "row", "column", "value", "n", "protocol", "confidence", "source", "note"]
+        if reader.fieldnames != wanted:
+            raise BenchmarkProblem(path, "line 1", f"should have the columns {', '.join(wanted)}")
+        for line in reader:
+            place = f"line {reader.line_num}"
+            right = f"{path.stem}.{slug(line['row'])}.{slug(line['column'])}"
+            if line["id"] != right:
+                raise BenchmarkProblem(path, place, f"has the id {line['id']}, row and column make it {right}")
+            if right in cells:
+                raise BenchmarkProblem(path, place, f"cell {right} occurs twice")
+            if not line["value"] and not line["note"]:
+                raise BenchmarkProblem(path, place, f"cell {right} is empty and does not say why")
+            cells[right] = PublishedCell(**{key: value for key, value in line.items() if key != "table"})
+    return cells

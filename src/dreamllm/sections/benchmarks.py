@@ -26,8 +26,9 @@ class BenchmarkUse(Section):
     """How it is read, asked and scored. harness: questions in text alone, by lm-evaluation-harness."""
     source: Name | None = None
     """Evaluation set in data/sources.yaml, whose prompts come along; null = the emoji world's own items."""
-    shots: Annotated[int, Field(ge=0)] = 0
-    """Worked examples before each question, tasks vqa and harness."""
+    shots: list[Annotated[int, Field(ge=0)]] = []
+    """Numbers of worked examples before each question. Task vqa: every question is asked with each of these numbers;
+    task harness: one number at most; [] = no examples."""
     shots_from: Name | None = None
     """Task vqa: set in data/sources.yaml that the examples are from; null = the emoji world's other split."""
     shots_by: Literal["random", "similarity"] = "random"
@@ -56,6 +57,10 @@ def problems_of(name: str, use: BenchmarkUse, split: str) -> list[str]:
         problems.append(f"{where}.source: missing; the emoji world has no {use.task}")
     if use.source and split != "test":
         problems.append(f"{where}: public sets are placed as split test, evaluation.split is {split}")
+    if use.task == "harness" and len(use.shots) > 1:
+        problems.append(f"{where}.shots: the task harness takes one number, make a benchmark of each")
+    if len(set(use.shots)) < len(use.shots):
+        problems.append(f"{where}.shots: a number stands there twice")
     if use.shots and use.task not in ("vqa", "harness"):
         problems.append(f"{where}.shots: the task {use.task} takes no examples")
     if use.task == "vqa" and use.shots and bool(use.source) != bool(use.shots_from):

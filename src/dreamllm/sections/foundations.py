@@ -104,6 +104,22 @@ class TrainedFoundations(Section):
     judge: JudgeRecipe
 
 
+class HubFoundations(Section):
+    """Public models, fetched at a pinned revision; names are those of paper/released.yaml."""
+
+    source: Literal["hub"]
+    folder: str
+    """Where llm/, clip/ and sd/ are put. Experiments with the same models may share it."""
+    llm: str
+    """Language model, with its tokenizer (paper: vicuna-7b-v1.1)."""
+    clip: str
+    """CLIP (paper: clip-vit-large-patch14)."""
+    sd: str
+    """Stable Diffusion, with the weights of VAE and UNet (paper: stable-diffusion-2-1-base-weights)."""
+    instruments: FetchedFoundations
+    """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
+
+
 class ImportedFoundations(Section):
     """A released checkpoint of the authors: foundations, and a checkpoint `released` on them."""
 

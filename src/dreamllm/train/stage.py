@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import astuple
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from dreamllm.experiment import Experiment, Stage
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.packing import Row
 from dreamllm.seeds import seed_of
-from dreamllm.train import checkpoint, devices, lora, resume
+from dreamllm.train import checkpoint, devices, encoded, lora, resume
 from dreamllm.train.log import MEASURED, Measured, count, look, losses, losses_csv, totals
 from dreamllm.train.schedule import learning_rate
 
 LOOK_EVERY = 10  # steps between looks at the losses on a GPU, each of which waits for it; on a CPU it is every step
 SAVING_SHARE = 0.05  # of the time at most goes into saving the state, which takes minutes for a large model
+ENCODED_PICTURES = Path("scratch/encoded")
 
 
 def train(
@@ -50,13 +52,14 @@ def train(
     out: Path,
     work: Path,
     save_every: float = 60.0,
+    encoded_pictures: Path = ENCODED_PICTURES,
 ) -> None:
     """Train the stage `name` and write its checkpoint folder `out`.
 
     foundations: folder with llm/, clip/, sd/.  data: folders with the shard sets of the mixture.  init: checkpoints of
     the stages it starts from, in order.  work: folder of the resume state and the TensorBoard logs; a run that was
     killed goes on from there, on a CPU with a bit-equal result.  save_every: seconds between two saves, at least; 0:
-    save after every step.
+    save after every step.  encoded_pictures: folder for what the frozen encoders make of the pictures (`precompute`).
 
     In several processes, `accelerate launch` starts all of them with the same arguments; the first one alone writes.
 
@@ -105,18 +108,23 @@ def train(
             accelerator.print(f"going on after step {state.step} of {stage.steps}")
         first, position, log = (state.step, state.position, state.log.tolist()) if state else (0, start(mixture), [])
         share = devices.share(stage, accelerator)
+        collate, load = processor.collate, shards.load
+        if stage.precompute:
+            store = encoded.prepare(encoded_pictures, model, processor, sets, stage.mode, accelerator)
+            collate, load = partial(store.collate, processor=processor), store.load
         rows_at_a_time = experiment.machine.rows_at_a_time or stage.rows_per_batch
         stream = Stream(
             mixture,
             lambda document, epoch: processor.lay_out(
                 document, pair_mode(stage.mode, document, epoch, seed, stage.read_share), stage.context
             ),
-            lambda rows: [processor.collate(part) for part in batched(rows, rows_at_a_time)],
+            lambda rows: [collate(part) for part in batched(rows, rows_at_a_time)],
             stage.rows_per_batch,
             stage.context,
             position,
             share,
             devices.agreement(),
+            load,
         )
 
         # ---- the loop -----------------------------------------------------------------------------------------------
@@ -235,7 +243,8 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
             module.eval()
     model.config.language_loss_weight = stage.loss_weights.language
     model.config.diffusion_loss_weight = stage.loss_weights.diffusion
-    for option in ("noise_offset", "input_perturbation", "stratified_timesteps", "snr_gamma", "condition_dropout"):
+    options = ("noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift", "snr_gamma")
+    for option in (*options, "condition_dropout"):
         setattr(model.config, option, getattr(stage, option))
 
 
@@ -291,6 +300,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
     parser.add_argument("--work", required=True, type=Path, help="folder for resume state and TensorBoard logs")
     parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves, or 0")
+    parser.add_argument(
+        "--encoded-pictures",
+        type=Path,
+        default=ENCODED_PICTURES,
+        help="folder for encoded pictures, of stages with `precompute`; may be shared, and deleted (%(default)s)",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -307,4 +322,5 @@ def main(arguments: argparse.Namespace) -> None:
         out=arguments.out,
         work=arguments.work,
         save_every=arguments.save_every,
+        encoded_pictures=arguments.encoded_pictures,
     )

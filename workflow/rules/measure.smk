@@ -1,9 +1,4 @@
-# What is evaluated, and what an evaluation's jobs read. Functions alone, as in common.smk.
-from dreamllm.sections.benchmarks import DRAWN
-
-PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
-EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
-PICTURES = EXPERIMENT.evaluation.pictures
+# What is evaluated: models, benchmarks, their files, and the digests of the settings that they depend on.
 
 
 def predictions(model, benchmark):
@@ -53,22 +48,41 @@ def judge_settings(wildcards):
     return digest(judge.endpoint, judge.model, judge.judgings) if judged else ""
 
 
-def sample(wildcards):
-    """The predictions of one of several pictures per prompt; the first one is that of `predict_pictures`."""
-    if wildcards.sample == "0":
-        return predictions(wildcards.model, wildcards.benchmark)
-    return f"results/predictions/{NAME}/{wildcards.model}/samples/{wildcards.benchmark}-{wildcards.sample}.tar"
+def sample(model, benchmark, number):
+    """The predictions of a sample of several per prompt."""
+    if number == 0:
+        return predictions(model, benchmark)
+    return f"results/predictions/{NAME}/{model}/samples/{benchmark}-{number}.tar"
 
 
-def inception(wildcards, output):
-    """The folder of Inception's weights: a function of the output, since its name makes nothing again."""
-    return PICTURES.inception
+def what_looks(wildcards):
+    """Digest of what looks at pictures; Inception's own digest stands in each file of features."""
+    return digest(EXPERIMENT.evaluation.pictures.features)
 
 
+def inception_folder(wildcards, output):
+    """A function of the output: the folder's name makes nothing again."""
+    return EXPERIMENT.evaluation.pictures.inception
+
+
+EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
 METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
-if PICTURES:
+if EXPERIMENT.evaluation.pictures:
     METRICS += [
         f"results/metrics/{NAME}/{model}/pictures/{name}.json"
         for model, name in EVALUATED
         if EXPERIMENT.benchmark(name).task in DRAWN
     ]
+ITEMS = f"results/items/{NAME}"
+
+
+def judgements(model):
+    """What people said of a model's documents: files that they sent back."""
+    return sorted(str(path) for path in Path(f"data/human/{NAME}/{model}").glob("*.json"))
+
+
+JUDGED = [
+    f"results/metrics/{NAME}/{model}/human.json"
+    for model, benchmark in EVALUATED
+    if benchmark == "stories" and judgements(model)
+]

@@ -1,0 +1,1 @@
+"""What an experiment costs before anything is spent: `dreamllm plan`. See `report.py`."""

@@ -1,0 +1,301 @@
+"""The paper's claims against the numbers: paper/claims.yaml in, a computed status for each claim out.
+
+A claim has tests. A test is a sum of cells less others (by their ids) that the claim says is higher than, lower than or
+equal to 0, with a tolerance. The same test is put to the paper's own numbers and to ours. Ours are either all of the
+paper's benchmarks, where rows that only the paper has enter as constants, or all of the emoji world (`miniature`).
+
+    holds      the whole 95 % interval is where the claim says       open      the interval reaches to both sides
+    opposite   the whole interval is on the other side               missing   a cell has no number: the reason is given
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+from scipy import stats
+
+from dreamllm.config import ConfigProblem, read_yaml
+from dreamllm.evaluate import files
+from dreamllm.evaluate.files import BenchmarkProblem, read_json
+from dreamllm.evaluate.intervals import RESAMPLES, SEED
+from dreamllm.experiment import near
+from dreamllm.results.cells import Column, Published, Row, Table
+from dreamllm.results.measured import Interval, Measured, Runs, lookup, over_seeds
+from dreamllm.sections.base import Section
+
+Items = Mapping[tuple[str, str, str], dict[str, Any]]  # (run, model, benchmark) -> file of `dreamllm item-scores`
+Outcome = Literal["holds", "open", "opposite", "missing", "external"]
+BY_ITEMS = "paired bootstrap over items"
+BY_PARTS = "from the intervals of the cells"
+
+
+class Test(Section):
+    """One comparison of cells."""
+
+    plus: Annotated[list[str], Field(min_length=1)]
+    """Ids of cells that are added."""
+    minus: list[str] = []
+    """Ids of cells that are subtracted."""
+    direction: Literal["higher", "lower", "equal"]
+    """What the claim says of the sum, compared with 0."""
+    tolerance: float = 0
+    """higher: the sum is above this; lower: below its negative; equal: between the two. In the unit of the tables."""
+
+    @property
+    def words(self) -> str:
+        """The test in one line."""
+        total = " + ".join(self.plus) + "".join(f" − {id_}" for id_ in self.minus)
+        bound = {"higher": f"> {self.tolerance:g}", "lower": f"< {0 - self.tolerance:g}"}
+        return f"{total} {bound.get(self.direction, f'within ±{self.tolerance:g}')}"
+
+    def outcome(self, low: float, high: float) -> Outcome:
+        """What an interval of the sum says."""
+        if self.direction == "equal":
+            if -self.tolerance < low and high < self.tolerance:
+                return "holds"
+            return "opposite" if high < -self.tolerance or low > self.tolerance else "open"
+        if self.direction == "lower":
+            low, high = -high, -low
+        return "holds" if low > self.tolerance else "opposite" if high < self.tolerance else "open"
+
+
+class Claim(Section):
+    """A claim of the paper."""
+
+    id: str
+    statement: str
+    """In our own words."""
+    note: str = ""
+    """Why the tolerance, what to know, or why there is no test."""
+    tests: list[Test] = []
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All numbers: the tables that say where they stand, the paper's and those of our runs."""
+
+    tables: Mapping[str, Table]
+    published: Published
+    runs: Runs
+    items: Items
+
+    @cached_property
+    def places(self) -> dict[str, list[tuple[Row, Column]]]:
+        """Where each cell of ours is measured, by id; a cell may have a place in either world."""
+        return _places(self.tables)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A test put to the paper's numbers and to ours. ours: in the unit of the tables; reason: why it is missing."""
+
+    test: Test
+    paper: float | None
+    paper_outcome: Outcome
+    outcome: Outcome
+    ours: Interval | None = None
+    world: str = ""
+    n: int = 0
+    seeds: int = 0
+    interval_by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim with its findings."""
+
+    claim: Claim
+    findings: list[Finding]
+
+    @property
+    def status(self) -> str:
+        """reproduced: every test holds.  partly: some do.  not reproduced: none of those with numbers does.
+
+        not attempted: no test has numbers.  external: nor has a server scored them yet
+        """
+        outcomes = [finding.outcome for finding in self.findings]
+        if not set(outcomes) & {"holds", "open", "opposite"}:
+            return "external" if "external" in outcomes else "not attempted"
+        if set(outcomes) == {"holds"}:
+            return "reproduced"
+        return "partly" if "holds" in outcomes else "not reproduced"
+
+    @property
+    def worlds(self) -> str:
+        """Where the numbers are from."""
+        return ", ".join(dict.fromkeys(finding.world for finding in self.findings if finding.world))
+
+
+def read_claims(path: Path, tables: Mapping[str, Table], published: Published) -> list[Claim]:
+    """The claims of paper/claims.yaml. Raises ConfigProblem for wrong keys and for cells that do not exist."""
+    known = [*published, *_places(tables)]
+    claims, problems = [], []
+    for name, content in read_yaml(path).items():
+        try:
+            claims.append(Claim.model_validate({"id": name} | content))
+        except (ValidationError, TypeError) as error:
+            details = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": "is no mapping"}]
+            problems += [f"{'.'.join(map(str, (name, *detail['loc'])))}: {detail['msg']}" for detail in details]
+            continue
+        cells = [id_ for test in claims[-1].tests for id_ in (*test.plus, *test.minus)]
+        problems += [f"{name}: no cell {id_!r}{near(id_, known)}" for id_ in cells if id_ not in known]
+    if problems:
+        raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems]))
+    return claims
+
+
+def read_items(folders: Sequence[Path]) -> Items:
+    """Folders of `dreamllm item-scores`: RUN/MODEL/BENCHMARK.json. Raises BenchmarkProblem for a malformed file."""
+    items: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for path in (path for folder in folders for path in sorted(folder.glob("*/*.json"))):
+        content = read_json(path)
+        for name in ("items", "groups"):
+            files.field(content, name, dict, path, "")
+        model, benchmark = (files.field(content, name, str, path, "") for name in ("model", "benchmark"))
+        items[path.parent.parent.name, model, benchmark] = content
+    return items
+
+
+def judge(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
+    """Put every test of every claim to the numbers."""
+    return [Verdict(claim, [examine(test, evidence) for test in claim.tests]) for claim in claims]
+
+
+def examine(test: Test, evidence: Evidence) -> Finding:
+    """Put a test to the paper's numbers and to ours: those of its own benchmarks if all are there, else the miniature.
+
+    Raises BenchmarkProblem when scores of single items do not belong to the metrics.
+    """
+    signs = [*((id_, 1) for id_ in test.plus), *((id_, -1) for id_ in test.minus)]
+    printed = [evidence.published[id_].value if id_ in evidence.published else "" for id_, _ in signs]
+    paper = sum(sign * float(value) for (_, sign), value in zip(signs, printed, strict=True)) if all(printed) else None
+    about = {"paper": paper, "paper_outcome": "missing" if paper is None else test.outcome(paper, paper)}
+    missing: dict[bool, Measured] = {}
+    for miniature in (False, True):
+        terms = [_term(id_, miniature, evidence) for id_, _ in signs]
+        runs = set.intersection(*[set(t.found.by_run) for t in terms if not t.constant] or [set()])
+        if all(term.found.by_run for term in terms) and runs:
+            scaled = [_scaled(term, runs) for term in terms]
+            ours, by = _difference(scaled, [sign for _, sign in signs], evidence.items)
+            measured = [term.found for term in terms if not term.constant]
+            return Finding(
+                test,
+                outcome=test.outcome(*ours[1:]),
+                ours=ours,
+                world="miniature" if miniature else "paper's benchmarks",
+                n=min(found.n for found in measured),
+                seeds=len(runs),
+                interval_by=by,
+                **about,
+            )
+        missing[miniature] = next(
+            (term.found for term in terms if not term.found.by_run), Measured(reason="no run has all of the cells")
+        )
+    external = next((found for found in missing.values() if found.external), None)
+    reason = external.reason if external else "; ".join(dict.fromkeys(found.reason for found in missing.values()))
+    return Finding(test, outcome="external" if external else "missing", reason=reason, **about)
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A cell in a test: where it is measured and what was found; constant: a number that only the paper has."""
+
+    found: Measured
+    row: Row | None = None
+    column: Column | None = None
+    constant: bool = False
+
+
+def _places(tables: Mapping[str, Table]) -> dict[str, list[tuple[Row, Column]]]:
+    places: dict[str, list[tuple[Row, Column]]] = {}
+    for table in tables.values():
+        for row in table.rows:
+            for column in table.columns:
+                if column.measure and column.header not in row.given:
+                    places.setdefault(table.cell_id(row, column), []).append((row, column))
+    return places
+
+
+def _term(id_: str, miniature: bool, evidence: Evidence) -> _Term:
+    places = evidence.places.get(id_, [])
+    for row, column in places:
+        if column.miniature == miniature:
+            return _Term(lookup(row, column, evidence.runs), row, column)
+    if not places and not miniature and evidence.published[id_].value:
+        value = float(evidence.published[id_].value)
+        return _Term(Measured({"": {"value": value, "low": value, "high": value, "n": 0}}), constant=True)
+    return _Term(Measured(reason=f"{id_} has no counterpart in the {'emoji world' if miniature else 'repository'}"))
+
+
+def _scaled(term: _Term, runs: set[str]) -> _Term:
+    """The term in the unit of the tables, in these runs only."""
+    scale = term.column.scale if term.column else 1
+    by_run = {run: term.found.by_run["" if term.constant else run] for run in sorted(runs)}
+    scaled = {run: one | {end: one[end] * scale for end in ("value", "low", "high")} for run, one in by_run.items()}
+    return _Term(Measured(scaled, source=term.found.source), term.row, term.column, term.constant)
+
+
+def _difference(terms: Sequence[_Term], signs: Sequence[int], items: Items) -> tuple[Interval, str]:
+    """The sum of the terms over all runs with its 95 % interval, and how that came about."""
+    runs = list(terms[0].found.by_run)
+    by_run = [sum(sign * t.found.by_run[run]["value"] for t, sign in zip(terms, signs, strict=True)) for run in runs]
+    single = [_item_sums(terms, signs, run, items) for run in runs]
+    if len(terms) > 1 and all(scores is not None for scores in single):
+        scores = np.mean(single, axis=0)  # (items,), the mean over the runs
+        interval = (float(np.mean(by_run)), *bootstrap_mean(scores))
+        return over_seeds(by_run, interval), BY_ITEMS
+    ends = []
+    for down, up in (("low", "high"), ("high", "low")):
+        spreads = [
+            [abs(one["value"] - one[down if sign > 0 else up]) for one in term.found.by_run.values()]
+            for term, sign in zip(terms, signs, strict=True)
+        ]
+        ends.append(math.hypot(*(float(np.mean(spread)) for spread in spreads)))
+    value = float(np.mean(by_run))
+    return over_seeds(by_run, (value, value - ends[0], value + ends[1])), BY_PARTS
+
+
+def _item_sums(terms: Sequence[_Term], signs: Sequence[int], run: str, items: Items) -> np.ndarray | None:
+    """The test's sum for every single item (items,), None where there are no such scores or not of the same items."""
+    total: dict[str, float] | None = None
+    for term, sign in zip(terms, signs, strict=True):
+        if term.constant:
+            return None
+        model, _, benchmark = term.found.source.partition("/")
+        content = items.get((run, model, benchmark))
+        scores = content["items"].get(term.column.measure.split("/")[1]) if content else None
+        if scores is None:
+            return None
+        group = term.row.group or term.column.group
+        chosen = content["groups"].get(group, []) if group else list(scores)
+        mean = sum(scores[id_] for id_ in chosen) * term.column.scale / max(len(chosen), 1)
+        if not math.isclose(mean, term.found.by_run[run]["value"], rel_tol=1e-9, abs_tol=1e-9):
+            what = f"scores of single items come to {mean:g}, the metric is {term.found.by_run[run]['value']:g}"
+            raise BenchmarkProblem(f"{run}/{model}/{benchmark}", term.column.measure, what)
+        weighted = {id_: sign * term.column.scale * scores[id_] for id_ in chosen}
+        if total is None:
+            total = weighted
+        elif total.keys() != weighted.keys():
+            return None
+        else:
+            total = {id_: value + weighted[id_] for id_, value in total.items()}
+    return np.array(list(total.values())) if total else None
+
+
+def bootstrap_mean(scores: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean of scores (N,) by resampling them: the percentile bootstrap."""
+    if len(scores) < 2 or np.ptp(scores) == 0:  # nothing to resample
+        return float(scores[0]), float(scores[0])
+    generator = np.random.default_rng(SEED)
+    result = stats.bootstrap(
+        (scores,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile", rng=generator
+    ).confidence_interval
+    return float(result.low), float(result.high)

@@ -1,0 +1,125 @@
+"""config/paper.yaml and those beside it: the whole DAG without a network, and foundations from the hub."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import hub
+import repository
+import tiny
+from dreamllm.config import load
+from dreamllm.model.foundations import build_from_foundations
+from dreamllm.sources import manifest
+
+CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory) -> Path:
+    folder = repository.copy(tmp_path_factory.mktemp("paper") / "house")
+    (folder / "data").mkdir()
+    shutil.copy(repository.ROOT / manifest.MANIFEST, folder / manifest.MANIFEST)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Every proxy leads to a port where nobody listens."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+
+def test_the_whole_dag_of_the_paper(house):
+    planned = repository.planned(house, "--configfile=config/paper.yaml", "results/tables")
+    experiment = load(repository.ROOT / "config/paper.yaml")
+    assert {rule.removeprefix("train_") for rule in planned if rule.startswith("train_")} == set(experiment.stages)
+    assert {f"fetch_foundation_{part}" for part in ("llm", "clip", "sd")} <= planned.keys()
+    for name in ("blip_laion", "laion400m", "laion_coco", "mmc4_core"):
+        assert {f"fetch_{name}", f"list_urls_{name}", f"fetch_pictures_{name}", f"build_{name}"} <= planned.keys()
+    assert {"write_instruct_mmc4", "write_instruct_blip_laion", "build_llava_instruct_80k"} <= planned.keys()
+    benchmarks = sum(len(evaluation.benchmarks) for evaluation in experiment.evaluations)
+    assert planned["score"] == planned["predict_text"] + planned["predict_pictures"] == benchmarks
+    assert planned["fetch_foundations"] == planned["figures"] == planned["tables"] == 1
+    assert "train_foundation_llm" not in planned
+
+
+@pytest.mark.parametrize("name", ["paper-as-released", "single_gpu"])
+def test_the_dags_beside_it(house, name):
+    planned = repository.planned(house, f"--configfile=config/{name}.yaml", "results/tables")
+    assert {f"train_{stage}" for stage in load(repository.ROOT / f"config/{name}.yaml").stages} <= planned.keys()
+
+
+def test_the_rules_lint_without_findings(house):
+    result = repository.run(house, "snakemake", "--lint", "--configfile", "config/paper.yaml", check=False)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_fetched_foundations_are_in_the_store(path):
+    foundations = load(path).foundations
+    fetched = foundations if foundations.source == "fetch" else getattr(foundations, "instruments", None)
+    if fetched:
+        listing = repository.ROOT / fetched.store / "files/md5" / fetched.md5[:2] / fetched.md5[2:]
+        assert listing.exists(), f"{path}: {fetched.md5} is not in {fetched.store}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_foundations_of_the_hub_are_in_the_manifest(path):
+    foundations = load(path).foundations
+    if foundations.source == "hub":
+        known = yaml.safe_load((repository.ROOT / "paper/released.yaml").read_text(encoding="utf-8"))
+        assert {foundations.llm, foundations.clip, foundations.sd} <= known.keys()
+        weights = known[foundations.sd]["patterns"]
+        assert {"vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= set(weights)
+
+
+def test_a_foundation_comes_from_the_hub(house, tmp_path, monkeypatch):
+    served = tiny.foundations(tmp_path / "served") / "llm"
+    with hub.serve("owner/tiny", served) as server:
+        folder = tmp_path / "house"
+        shutil.copytree(house, folder, symlinks=True)
+        path = folder / "paper/released.yaml"
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries["vicuna-7b-v1.1"] = {"repo": "owner/tiny", "revision": hub.REVISION, "patterns": ["*"], "sha256": {}}
+        path.write_text(yaml.safe_dump(entries))
+        target = ("--configfile=config/paper.yaml", "data/foundations_paper/llm")
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        repository.run(folder, "snakemake", "--cores", "1", *target)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert (folder / target[1] / name).read_bytes() == (served / name).read_bytes()
+
+
+class Trap:
+    """Unpickled with code, it would make a folder."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_foundations_may_be_pickles_of_tensors_and_of_nothing_else(tmp_path):
+    folder = tiny.foundations(tmp_path / "foundations")
+    parts = [folder / part for part in ("llm", "clip", "sd")]
+    model, _ = build_from_foundations(*parts, num_dream_queries=4)
+    for part in ("llm", "clip"):
+        torch.save(load_file(folder / part / "model.safetensors"), folder / part / "pytorch_model.bin")
+        (folder / part / "model.safetensors").unlink()
+    again, _ = build_from_foundations(*parts, num_dream_queries=4)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(again.get_parameter(name), parameter, rtol=0, atol=0, msg=name)
+    trap = tmp_path / "sprung"
+    torch.save({"model.norm.weight": Trap(trap)}, folder / "llm/pytorch_model.bin")
+    with pytest.raises((pickle.UnpicklingError, OSError, RuntimeError, ValueError)):
+        build_from_foundations(*parts, num_dream_queries=4)
+    assert not trap.exists()

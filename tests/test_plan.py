@@ -1,0 +1,316 @@
+"""What an experiment costs: the arithmetic on cases worked out by hand, the shapes of real models, the printed plan."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import repository
+import tiny
+from dreamllm import cli
+from dreamllm.config import ConfigProblem, load
+from dreamllm.experiment import Lora, Stage
+from dreamllm.plan import arithmetic, report
+from dreamllm.plan.architecture import PlanProblem, build, configurations, measure, parameters_by_part
+from dreamllm.plan.arithmetic import Kind, Load, Size
+from dreamllm.sections.machine import Machine
+
+ARCHITECTURES = repository.ROOT / "paper/architectures"
+ASSUMPTIONS = repository.ROOT / "paper/assumptions.yaml"
+
+# A model of round numbers: language model 1000, of which 200 are embeddings and head; 3 layers of width 4.
+PARTS = {"language_model": 1000, "vision_model": 300, "vae": 40, "unet": 160}
+PARTS |= {"visual_projector": 20, "dream_queries": 8, "condition_projector": 12}
+SIZE = Size(
+    parameters=PARTS, layers=3, hidden=4, intermediate=10, key_value_share=0.5, vocabulary=50, embeddings=200,
+    clip=7.0, vae=11.0, unet=13.0, unet_saved=500.0, unet_kept=100.0, vae_peak=200.0, patches=6, queries=3,
+)  # fmt: skip
+
+
+def stage(**changes) -> Stage:
+    fields = {"trains": ["language_model"], "mode": "joint", "mixture": {"pairs": 1}, "steps": 10}
+    return Stage(**fields | {"rows_per_batch": 8, "context": 16, "learning_rate": 1e-3} | changes)
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "expected"),
+    [
+        (Kind("text", 10), "joint", Load(12, 10, 0, 0)),
+        (Kind("pair", 10, 1), "comprehension", Load(12 + 8, 10, 1, 0)),  # <im_start> 6 patches <im_end>
+        (Kind("pair", 10, 1), "creation", Load(12 + 5, 0, 0, 1)),  # <dream_start> 3 queries <dream_end>
+        (Kind("pair", 10, 1), "joint", Load(12 + 0.25 * 8 + 0.75 * 5, 2.5, 0.25, 0.75)),
+        (Kind("interleaved", 20, 2), "joint", Load(22 + 2 * (8 + 5), 20, 2, 2)),
+        (Kind("interleaved", 20, 2), "creation", Load(22 + 2 * 5, 20, 0, 2)),
+        (Kind("conversation", 20, 1, 2, 0.5), "comprehension", Load(22 + 3 * 8, 10, 3, 0)),
+        (Kind("conversation", 20, 1, 2, 0.5), "creation", Load(22 + 2 * 8 + 5, 10, 2, 1)),
+    ],
+)
+def test_a_document_is_as_long_as_its_layout(kind, mode, expected):
+    assert arithmetic.document_load(kind, mode, 0.25, 6, 3) == expected
+
+
+def test_a_document_is_as_long_as_layout_makes_it():
+    _, processor = tiny.build()
+    for document in (tiny.pair(), tiny.story(), tiny.text(), tiny.conversation()):
+        layout = "interleaved" if document.kind == "interleaved" else document.kind
+        for mode in ("comprehension", "creation", "joint"):
+            if document.kind == "pair" and mode == "joint":
+                continue
+            sequences = processor.lay_out(document, mode, 256)
+            read = sum(len(sequence.read_slots) for sequence in sequences)
+            drawn = sum(len(sequence.draw_slots) for sequence in sequences)
+            shown = sum(part.role == "user" for part in document.parts if hasattr(part, "image"))
+            pictures = len(document.pictures) - shown
+            patches, queries = processor.num_patches, processor.num_dream_queries
+            text = sum(map(len, sequences)) - 2 - read * (patches + 2) - drawn * (queries + 2)
+            found = arithmetic.document_load(Kind(layout, text, pictures, shown), mode, 0.5, patches, queries)
+            assert (found.tokens, found.read, found.drawn) == (sum(map(len, sequences)), read, drawn), (layout, mode)
+
+
+def test_a_mixture_is_the_weighted_mean_and_fills_the_rows():
+    kinds = {"pairs": Kind("pair", 10, 1), "text": Kind("text", 2)}
+    of = stage(mode="comprehension", mixture={"pairs": 1, "text": 3})
+    mean = arithmetic.mixture_load(of, kinds, 6, 3)
+    assert mean == Load(0.25 * 20 + 0.75 * 4, 0.25 * 10 + 0.75 * 2, 0.25, 0)
+    assert arithmetic.documents_per_step(of, mean, 0.5) == 8 * 16 * 0.5 / 8
+
+
+# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_step_by_hand():
+    load = Load(tokens=100, targets=30, read=5, drawn=2)
+    forward = 100 * (2 * 800 + 4 * 16 * 4 * 3)
+    assert arithmetic.language_forward(SIZE, 100, 16) == forward
+    of = stage(trains=["language_model", "visual_projector"])
+    assert arithmetic.step_flops(SIZE, of, Machine(), load) == {
+        "language model": 3 * forward,
+        "head": 3 * 2 * 50 * 4 * 30,
+        "CLIP": 35.0,
+        "VAE": 22.0,
+        "UNet": 2 * 26.0,
+    }
+
+
+def test_frozen_parts_cost_less_and_recomputing_more():
+    load = Load(100, 30, 5, 2)
+    forward = arithmetic.language_forward(SIZE, 100, 16)
+    frozen = stage(trains=["dream_queries"], loss_weights={"language": 0, "diffusion": 1})
+    again = arithmetic.step_flops(SIZE, frozen, Machine(gradient_checkpointing=True), load)
+    assert (again["language model"], again["head"], again["UNet"]) == (3 * forward, 0, 3 * 26.0)
+    reading = stage(trains=["visual_projector"], loss_weights={"language": 1, "diffusion": 0})
+    costs = arithmetic.step_flops(SIZE, reading, Machine(), load)
+    assert (costs["language model"], costs["VAE"], costs["UNet"]) == (2 * forward, 0, 0)
+    adapted = arithmetic.step_flops(SIZE, stage(lora=Lora()), Machine(), load)
+    assert adapted["language model"] == 2 * forward
+
+
+def test_hours_of_a_gpu():
+    assert arithmetic.gpu_hours(3600 * 312e12, 312e12, 0.5) == 2
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_by_hand():
+    # rank 2; q and o 2 x (4 + 4), k and v 2 x (4 + 2), gate and up 2 x (4 + 10), down 10 + 4; 3 layers
+    assert arithmetic.lora_parameters(SIZE, 2) == 2 * (16 + 12 + 28 + 14) * 3
+    trained = arithmetic.trained_parameters(SIZE, stage(trains=["language_model", "dream_queries"], lora={"rank": 2}))
+    assert trained == {"language_model": 200 + 420, "dream_queries": 8}
+
+
+def test_memory_of_one_gpu_by_hand():
+    of = stage(trains=["language_model"], rows_per_batch=8)
+    layer = 20 * 4 + 4 * 4 * 2 + 2 * 4 + 8 * 10
+    assert arithmetic.layer_activations(SIZE) == layer
+    memory = arithmetic.gpu_memory(SIZE, of, Machine(gpus=1), Load(128, 40, 0, 4))
+    assert memory == {
+        "weights": 4 * 1540,
+        "gradients": 4 * 1000,
+        "optimiser state": 8 * 1000,
+        "bf16 copies": 2 * (1040 + 160),
+        "activations of the language model": 8 * 16 * 3 * layer,
+        "activations of UNet or VAE": 4 * 500,
+        "logits": 10 * 50 * 40,
+        "reserve": arithmetic.RESERVED,
+    }
+
+
+@pytest.mark.parametrize(
+    ("sharding", "copies"), [("shard_grad_op", 2 * 1040), ("full_shard", 2 * 1040 * 2 / 3), ("none", 2 * 1000)]
+)
+def test_memory_of_sharded_training_by_hand(sharding, copies):
+    machine = Machine(gpus=2, nodes=2, sharding=sharding, rows_at_a_time=1, pictures_at_a_time=1)
+    machine = machine.model_copy(update={"gradient_checkpointing": True})
+    memory = arithmetic.gpu_memory(SIZE, stage(), machine, Load(128, 40, 0, 16))
+    parts = 1 if sharding == "none" else 4
+    assert memory["weights"] == 4 * (500 + 1040 / parts)
+    assert memory["gradients"] == 4 * 1000 / parts
+    assert memory["optimiser state"] == 8 * 1000 / parts
+    assert memory["bf16 copies"] == pytest.approx(copies)
+    assert memory["activations of the language model"] == 16 * (4 * 4 * 3 + arithmetic.layer_activations(SIZE))
+    assert memory["activations of UNet or VAE"] == 200, "of one picture, of which the VAE needs more than the UNet"
+    assert memory["logits"] == 10 * 50 * 5, "of one row of eight"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 4), st.booleans(), st.sampled_from(["none", "shard_grad_op", "full_shard"]))
+def test_more_gpus_never_need_more_memory_on_each(gpus, nodes, checkpointing, sharding):
+    def need(gpus: int, sharding: str) -> float:
+        machine = Machine(gpus=gpus, nodes=nodes, sharding=sharding, gradient_checkpointing=checkpointing)
+        return sum(arithmetic.gpu_memory(SIZE, stage(rows_per_batch=64), machine, Load(1024, 300, 9, 9)).values())
+
+    assert need(2 * gpus, sharding) <= need(gpus, sharding)
+    assert need(2 * gpus, "full_shard") <= need(2 * gpus, "shard_grad_op")
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            "paper",
+            {
+                "language_model": 6_738_415_616
+                + 2 * 8 * 4096,  # LLaMA-7B, and the special tokens in embeddings and head
+                "vision_model": 303_179_776,
+                "vae": 83_653_863,
+                "unet": 865_910_724,
+                "visual_projector": 1024 * 4096 + 4096,
+                "dream_queries": 64 * 4096,
+                "condition_projector": 4096 * 1024,
+            },
+        ),
+        (
+            "single_gpu",
+            {
+                "language_model": 1_100_048_384 + 2 * 8 * 2048,
+                "vision_model": 85_799_424,
+                "vae": 83_653_863,
+                "unet": 859_520_964,
+                "visual_projector": 768 * 2048 + 2048,
+                "dream_queries": 64 * 2048,
+                "condition_projector": 2048 * 768,
+            },
+        ),
+    ],
+)
+def test_the_real_models_build_without_storage(config, expected, monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    experiment = load(f"config/{config}.yaml")
+    model = build(configurations(experiment), experiment.model.num_dream_queries)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert parameters_by_part(model) == expected
+    assert (model.config.num_patches, model.config.draw_size) == ({"paper": 256, "single_gpu": 196}[config], 512)
+
+
+def test_every_public_foundation_has_its_architecture():
+    for path in sorted((repository.ROOT / "config").glob("*.yaml")):
+        experiment = load(path)
+        if experiment.foundations.source in ("hub", "import"):
+            configurations(experiment, ARCHITECTURES)
+    for path in ARCHITECTURES.glob("*.json"):
+        assert json.loads(path.read_text())["source"], path
+
+
+def test_a_tiny_model_is_measured():
+    model, _ = tiny.build()
+    size = measure(model.to("meta"))
+    assert size.parameters == parameters_by_part(model)
+    assert (size.layers, size.hidden, size.key_value_share, size.patches, size.queries) == (2, 32, 0.5, 16, 4)
+    first = model.vision_model.embeddings.patch_embedding.weight.numel()
+    layer = sum(p.numel() for p in model.vision_model.encoder.layers[0].parameters() if p.ndim == 2)
+    scores = 2 * 2 * 17 * 17 * 24
+    assert size.clip == 2 * 16 * first + 3 * (2 * 17 * layer + scores)
+    assert 0 < size.unet_kept < size.unet_saved
+
+
+def test_adapters_are_counted_as_peft_makes_them():
+    from dreamllm.train import lora
+
+    model, _ = tiny.build()
+    size = measure(tiny.build()[0].to("meta"))
+    model.train_only(["language_model"])
+    lora.add(model, Lora(rank=3, alpha=6), seed=0)
+    made = sum(p.numel() for p in model.language_model.parameters() if p.requires_grad)
+    assert arithmetic.trained_parameters(size, stage(lora=Lora(rank=3, alpha=6))) == {"language_model": made}
+
+
+def test_foundations_in_a_folder_or_a_store_are_read_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    experiment = load("config/embedded.yaml")
+    elsewhere = experiment.foundations.model_copy(update={"folder": str(tmp_path / "none")})
+    stored = configurations(experiment.model_copy(update={"foundations": elsewhere}))
+    assert stored["llm"]["model_type"] == "llama" and "block_out_channels" in stored["unet"]
+    there = experiment.foundations.model_copy(update={"folder": str(tiny.foundations(tmp_path / "there"))})
+    found = configurations(experiment.model_copy(update={"foundations": there}))
+    assert found["llm"]["hidden_size"] == 32 and found["scheduler"]["beta_schedule"] == "scaled_linear"
+
+
+def test_what_cannot_be_planned_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    smoke = load("config/smoke.yaml")
+    nowhere = smoke.foundations.model_copy(update={"folder": str(tmp_path)})
+    with pytest.raises(PlanProblem, match="not there yet; train them first"):
+        configurations(smoke.model_copy(update={"foundations": nowhere}))
+    paper = load("config/paper.yaml")
+    unknown = paper.foundations.model_copy(update={"folder": str(tmp_path), "llm": "other-7b"})
+    with pytest.raises(PlanProblem, match="architecture of other-7b is not written down .* vicuna-7b-v1.1"):
+        configurations(paper.model_copy(update={"foundations": unknown}))
+
+
+# ---- the printed plan ------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_of_the_paper(monkeypatch, capsys):
+    monkeypatch.chdir(repository.ROOT)
+    cli.main(["plan", "--config", "config/paper.yaml", "--utilisation", "0.5"])
+    text = capsys.readouterr().out
+    assert "language_model           6,738,481,152" in text
+    for name in load("config/paper.yaml").stages:
+        assert f"stage {name}: " in text
+    assert "A800: 3.12e+14 FLOP/s in bf16, of which training reaches 50%" in text
+    assert "does NOT fit" not in text
+    hours = [float(number.replace(",", "")) for number in re.findall(r"GPU-hours +([\d,.]+), ", text)]
+    whole = float(re.search(r"all stages +([\d,.]+) GPU-hours", text)[1].replace(",", ""))
+    assert sum(hours) == pytest.approx(whole, rel=1e-3)
+    assert "a document of mmc4_core: 380 tokens of text, 3 picture(s)" in text
+
+
+def test_the_small_configuration_fits_a_gpu_of_24_gb(monkeypatch, capsys):
+    monkeypatch.chdir(repository.ROOT)
+    cli.main(["plan", "--config", "config/single_gpu.yaml", "--gpu", "RTX4090"])
+    text = capsys.readouterr().out
+    assert text.count("fits RTX4090 (24 GB)") == len(load("config/single_gpu.yaml").stages)
+
+
+def test_wrong_flags_and_assumptions_are_told(monkeypatch, tmp_path):
+    monkeypatch.chdir(repository.ROOT)
+    with pytest.raises(SystemExit, match="--gpu B9: .* knows A800, A100"):
+        cli.main(["plan", "--config", "config/paper.yaml", "--gpu", "B9"])
+    with pytest.raises(SystemExit, match="--utilisation 40.0: should be above 0"):
+        cli.main(["plan", "--config", "config/paper.yaml", "--utilisation", "40"])
+    text = ASSUMPTIONS.read_text()
+    (tmp_path / "wrong.yaml").write_text(text.replace("fill: {value: 0.95", "fill: {value: full"))
+    with pytest.raises(ConfigProblem, match="fill.value: .* 'full'"):
+        report.read_assumptions(tmp_path / "wrong.yaml")
+    (tmp_path / "less.yaml").write_text(text.replace("  gqa:", "  gqa_questions:"))
+    assumptions = report.read_assumptions(tmp_path / "less.yaml")
+    with pytest.raises(ConfigProblem, match="says nothing about gqa, which a mixture names"):
+        report.kinds(load("config/paper-as-released.yaml"), assumptions, Path("less.yaml"))
+
+
+def test_every_set_of_every_configuration_has_its_average_document():
+    assumptions = report.read_assumptions(ASSUMPTIONS)
+    for path in sorted((repository.ROOT / "config").glob("*.yaml")):
+        report.kinds(load(path), assumptions, ASSUMPTIONS)

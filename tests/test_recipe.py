@@ -1,0 +1,155 @@
+"""paper/recipe.yaml against the configurations that it describes, key by key."""
+
+from __future__ import annotations
+
+import copy
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dreamllm.config import load
+from dreamllm.experiment import Experiment
+from dreamllm.plan import arithmetic
+from dreamllm.plan.report import kinds, read_assumptions
+
+ROOT = Path(__file__).parent.parent
+RECIPE = yaml.safe_load((ROOT / "paper/recipe.yaml").read_text(encoding="utf-8"))
+ENTRIES = {f"{group}: {name}": entry for group, entries in RECIPE.items() for name, entry in entries.items()}
+CONFIGS = {"paper": "paper", "as released": "paper-as-released"}
+BASES = {  # stages that repeat the recipe of another one, and what of it they change
+    "sft_665k": ("sft", {"mixture", "steps"}),
+    "pretrain_creation": ("pretrain", {"init", "trains", "mode", "rows_per_batch", "context"}),
+    "sft_creation": ("sft", {"init", "trains", "mode", "context"}),
+    "pretrain_comprehension": ("pretrain", {"init", "trains", "mode", "context"}),
+    "sft_comprehension": ("sft", {"init", "trains", "mode", "context"}),
+}
+OF_THE_MACHINE = {"machine", "evaluation.text.batch_size", "evaluation.drawing.batch_size"}  # change no result
+OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories"}  # the paper has no counterpart
+
+
+def plain(name: str) -> dict[str, Any]:
+    return load(ROOT / f"config/{name}.yaml").model_dump(mode="json")
+
+
+def find(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """Values by full key path; * stands for any key; a set or a stage that is not there is null."""
+    found = {"": content}
+    for step in key.split("."):
+        found = {
+            f"{path}.{name}".lstrip("."): (value or {}).get(name)
+            for path, value in found.items()
+            for name in ((value or {}) if step == "*" else [step])
+        }
+    return found
+
+
+def wanted(entry: dict[str, Any], which: str) -> Any:
+    return entry["ours"]["both"] if "both" in entry["ours"] else entry["ours"][which]
+
+
+def drift(which: str, content: dict[str, Any]) -> list[str]:
+    """What a configuration has otherwise than the recipe says."""
+    return [
+        f"{path} is {value!r}, the recipe ({name}) says {wanted(entry, which)!r}"
+        for name, entry in ENTRIES.items()
+        if "key" in entry
+        for path, value in find(content, entry["key"]).items()
+        if value != wanted(entry, which)
+    ]
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_an_entry_is_complete(name):
+    entry = ENTRIES[name]
+    assert len({"key", "code", "open"} & entry.keys()) == 1, "in a configuration, fixed by code, or open"
+    assert entry["why"]
+    paper, released = entry["paper"], entry["released"]
+    if paper["value"] is None:
+        assert paper.keys() == {"value", "reason"}
+    else:
+        assert {"value", "where", "source", "confidence"} <= paper.keys() <= {*paper, "note"}
+        assert paper["confidence"] in ("C", "S", "D")
+        known = (ROOT / "paper/README.md").read_text(encoding="utf-8")
+        assert all(f"`{source}`" in known for source in paper["source"].split())
+    assert released.keys() == ({"value", "reason"} if released["value"] is None else {"value", "file"})
+    if "key" in entry:
+        assert entry["ours"].keys() in ({"both"}, set(CONFIGS))
+    if "code" in entry:
+        assert (ROOT / entry["code"]).is_file()
+
+
+@pytest.mark.parametrize("which", CONFIGS)
+def test_the_configurations_are_the_recipe(which):
+    assert drift(which, plain(CONFIGS[which])) == []
+
+
+@pytest.mark.parametrize("which", CONFIGS)
+def test_every_number_of_a_configuration_is_in_the_recipe(which):
+    patterns = [entry["key"] for entry in ENTRIES.values() if "key" in entry]
+    content = plain(CONFIGS[which])
+
+    def leaves(value: Any, path: str):
+        if isinstance(value, dict) and not any(fnmatchcase(path, pattern) for pattern in patterns):
+            for key, inner in value.items():
+                yield from leaves(inner, f"{path}.{key}")
+        else:
+            yield path
+
+    parts = [("model", content["model"]), ("evaluation", content["evaluation"])]
+    parts += [(f"stages.{name}", stage) for name, stage in content["stages"].items() if name not in BASES]
+    skipped = OF_THE_MACHINE | OF_THE_EMOJI_WORLD
+    for name, value in parts:
+        for path in leaves(value, name):
+            known = any(fnmatchcase(path, pattern) for pattern in patterns)
+            assert known or any(path.startswith(skip) for skip in skipped), f"{path} is not in paper/recipe.yaml"
+
+
+def test_the_other_stages_repeat_the_recipe():
+    stages = plain("paper")["stages"]
+    assert {*stages} == {"align_comprehension", "align_creation", "pretrain", "sft", *BASES}
+    for name, (base, changed) in BASES.items():
+        assert {key for key in stages[base] if stages[name][key] != stages[base][key]} == changed, name
+
+
+def test_drift_is_found():
+    content = plain("paper")
+    for key, value in (("learning_rate", 2e-3), ("weight_decay", 0.1), ("mixture", {"mmc4_core": 1})):
+        changed = copy.deepcopy(content)
+        changed["stages"]["pretrain"][key] = value
+        assert [line.split()[0] for line in drift("paper", changed)] == [f"stages.pretrain.{key}"]
+    assert drift("as released", content), "the two recipes differ"
+
+
+def of_a_step(experiment: Experiment, stage: str, patches: int = 256) -> float:
+    """Documents in a step as `dreamllm plan` counts them; patches: CLIP ViT-L/14's, or B/16's 196."""
+    path = ROOT / "paper/assumptions.yaml"
+    assumptions = read_assumptions(path)
+    sets = kinds(experiment, assumptions, path)
+    mean = arithmetic.mixture_load(experiment.stages[stage], sets, patches, experiment.model.num_dream_queries)
+    return arithmetic.documents_per_step(experiment.stages[stage], mean, assumptions.fill.value)
+
+
+@pytest.mark.parametrize("which", CONFIGS)
+def test_rows_make_the_batch_and_steps_make_the_epochs(which):
+    experiment = load(ROOT / f"config/{CONFIGS[which]}.yaml")
+    for name, entry in ENTRIES.items():
+        if "epochs" in entry or "batch" in entry:
+            stage = entry["key"].split(".")[1]
+            documents = of_a_step(experiment, stage)
+            if "batch" in entry:
+                assert documents == pytest.approx(entry["batch"][which], rel=0.1), name
+            else:
+                epochs, size = entry["epochs"][which]
+                assert documents * experiment.stages[stage].steps == pytest.approx(epochs * size, rel=0.03), name
+
+
+def test_an_arm_sees_as_many_documents_as_the_joint_run():
+    for config, patches in (("paper", 256), ("single_gpu", 196)):
+        experiment = load(ROOT / f"config/{config}.yaml")
+        for joint in ("pretrain", "sft"):
+            for mode in ("creation", "comprehension"):
+                arm = of_a_step(experiment, f"{joint}_{mode}", patches)
+                assert arm == pytest.approx(of_a_step(experiment, joint, patches), rel=0.05), (config, joint, mode)

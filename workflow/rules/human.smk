@@ -1,0 +1,54 @@
+# What people say of the model's documents (docs/human.md): a page to judge on, and the scores of what came back.
+# Not part of results/tables until there are judgements in data/human/NAME/MODEL/.
+
+
+rule human_page:
+    input:
+        predictions=f"results/predictions/{NAME}/{{model}}/stories.tar",
+        benchmarks=WORLD["benchmarks"],
+    output:
+        page=directory(f"results/human/{NAME}/{{model}}"),
+    log:
+        f"logs/{NAME}/human_page_{{model}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/human_page_{{model}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        seed=EXPERIMENT.evaluation.seed,
+        code=code_digest("dreamllm.human.page"),
+    shell:
+        "python -m dreamllm human-page --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
+        " --seed {params.seed} --out {output.page:q} > {log:q} 2>&1"
+
+
+ruleorder: human_score > score
+
+
+rule human_score:
+    input:
+        page=f"results/human/{NAME}/{{model}}",
+        judgements=lambda wildcards: judgements(wildcards.model),
+    output:
+        metrics=f"results/metrics/{NAME}/{{model}}/human.json",
+    log:
+        f"logs/{NAME}/human_score_{{model}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/human_score_{{model}}.tsv"
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        gpu=0,
+        mem_mb=MACHINE.memory_mb,
+        runtime=MACHINE.minutes,
+    params:
+        code=code_digest("dreamllm.human.score"),
+    shell:
+        "python -m dreamllm human-score --key {input.page:q}/key.json --judgements {input.judgements:q}"
+        " --out {output.metrics:q} > {log:q} 2>&1"
