@@ -187,11 +187,11 @@ def _looks(
 
 def store(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write a features file; the same content always gives the same bytes."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     with new_file(path) as file:
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(contiguous, file, metadata={"about": json.dumps(about, sort_keys=True)})
+        file.write_bytes(save(contiguous, metadata={"about": json.dumps(about, sort_keys=True)}))
 
 
 def restore(path: Path) -> Stored:

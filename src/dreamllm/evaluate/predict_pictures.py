@@ -22,6 +22,7 @@ from dreamllm.data.pictures import decode, encode_png
 from dreamllm.evaluate import drawing, latency
 from dreamllm.evaluate.predictions import write
 from dreamllm.experiment import Experiment
+from dreamllm.provenance import code_digest
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -54,7 +55,8 @@ def predict(
     wanted = drawing.plan(items, settings.seed, args.sample, texts)
     records = [one.record() for one in wanted]
     with tempfile.TemporaryDirectory() as temporary:
-        drawn = Drawn(args.work or Path(temporary), {"header": header, "records": records})
+        identity = {"header": header, "records": records, "code": code_digest(drawing.__name__)}
+        drawn = Drawn(args.work or Path(temporary), identity)
         due = [one for one in wanted if one.name not in drawn]
         if task == "illustrations" and args.model not in ("sd", "sd_finetuned"):
             pictures = drawing.illustrate(model, processor, wanted, settings.drawing, drawn)
