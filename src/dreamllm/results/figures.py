@@ -117,7 +117,7 @@ def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         if smoothed:  # a single step may lie far out
             every = np.concatenate(smoothed)
             axis.set_ylim(every.min() / 1.5, every.max() * 1.5)
-            axis.legend(frameon=False, fontsize=7)
+            axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure
 
 
