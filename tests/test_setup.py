@@ -14,7 +14,7 @@ PINS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
 MADE = ("results/", "data/emoji", "data/foundations", "data/mine", "data/store", "scratch/", "logs/", "benchmarks/")
 MADE += ("data/released",)
-MADE += ("data/raw", "data/sources/", "data/benchmarks", "data/by_hand")
+MADE += ("data/raw", "data/sources/", "data/benchmarks", "data/by_hand", "data/human", "data/inception")
 MADE += (".venv", ".snakemake", "config/mine.yaml")
 
 
