@@ -17,6 +17,7 @@ import repository
 import tiny
 from dreamllm.config import load
 from dreamllm.model.foundations import build_from_foundations
+from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sources import manifest
 
 CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
@@ -47,6 +48,13 @@ def test_the_whole_dag_of_the_paper(house):
     assert {"write_instruct_mmc4", "write_instruct_blip_laion", "build_llava_instruct_80k"} <= planned.keys()
     benchmarks = sum(len(evaluation.benchmarks) for evaluation in experiment.evaluations)
     assert planned["score"] == planned["predict_text"] + planned["predict_pictures"] == benchmarks
+    names = [name for evaluation in experiment.evaluations for name in evaluation.benchmarks]
+    drawn = sum(experiment.benchmark(name).task in DRAWN for name in names)
+    samples = experiment.evaluation.pictures.samples
+    assert planned["score_pictures"] == drawn
+    assert planned["predict_sample"] == (samples - 1) * drawn and planned["features"] == samples * drawn
+    asked = {use.source for use in experiment.benchmarks.values() if use.source and use.source in names}
+    assert {f"place_{source}" for source in asked} <= planned.keys()
     assert planned["fetch_foundations"] == planned["figures"] == planned["tables"] == 1
     assert "train_foundation_llm" not in planned
 

@@ -20,6 +20,7 @@ from dreamllm.config import ConfigProblem, load
 from dreamllm.foundations import fetch as store
 from dreamllm.foundations import judge
 from dreamllm.foundations.released import ReleasedProblem, fetch, read_entry
+from dreamllm.sources import manifest
 
 REPO = "authors/dreamllm"
 MANIFEST = repository.ROOT / "paper/released.yaml"
@@ -148,6 +149,8 @@ def test_a_hub_that_is_not_there_is_told(tmp_path):
 
 # ---- the configuration ---------------------------------------------------------------------------------------------
 
+PUBLIC_SETS = ("coco_karpathy", "okvqa", "textvqa", "pope", "mmbench")
+WORLD_SIX = ("captions", "vqa", "pope", "draw", "stories", "language")
 RELEASED = (repository.ROOT / "config/released.yaml").read_text(encoding="utf-8")
 
 
@@ -186,15 +189,19 @@ def test_training_can_go_on_from_the_released_checkpoint(tmp_path):
 
 def test_the_whole_dag_trains_nothing(tmp_path):
     house = repository.copy(tmp_path / "house")
+    (house / "data").mkdir()
+    shutil.copy(repository.ROOT / manifest.MANIFEST, house / manifest.MANIFEST)
     planned = repository.planned(house, "--configfile=config/released.yaml", "results/tables")
     assert planned == {
         "fetch_released": 3,
         "import_released": 1,
         "fetch_foundations": 1,
         "make_world": 1,
-        "predict_text": 4,
-        "predict_pictures": 3,
-        "score": 7,
+        **{f"{verb}_{name}": 1 for verb in ("fetch", "place") for name in PUBLIC_SETS},
+        "fetch_coco_val2014": 1,
+        "predict_text": 11,
+        "predict_pictures": 5,
+        "score": 16,
         "item_scores": 1,
         "figures": 1,
         "tables": 1,
@@ -219,7 +226,9 @@ def test_a_tiny_release_is_imported_and_scored(tmp_path):
         "name": "tiny_release",
         "machine": {},
         "model": {"num_dream_queries": 4},
-        "evaluations": content["evaluations"][1:],  # tiny Stable Diffusion has no text encoder
+        "benchmarks": {},
+        # not sd: tiny Stable Diffusion has no text encoder
+        "evaluations": [content["evaluations"][1] | {"benchmarks": [*WORLD_SIX]}],
         "evaluation": {
             "prompts": "official",
             "text": {"num_beams": 2, "max_new_tokens": 4},

@@ -1,0 +1,88 @@
+"""Every cell of paper/tables.yaml is measured by config/paper.yaml, or its row says why not; nothing else is run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from dreamllm.config import load
+from dreamllm.evaluate import mm_vet, mmbench, selection
+from dreamllm.results.cells import Column, Row, Table, read_tables
+from dreamllm.sections.benchmarks import DRAWN
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENT = load(ROOT / "config/paper.yaml")
+TABLES = read_tables(ROOT / "paper/tables.yaml")
+SCENES = "( (single|pair|group)/(seen|held_out)| seen| held_out)?"
+JUDGED = "object|colour|bind|all"
+POPE = "(accuracy|precision|recall|f1|yes)( random| popular| adversarial)?"
+WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GROUP
+    "captions": f"(cider|exact){SCENES}",
+    "vqa": f"accuracy( type/[a-z]+|{SCENES})",
+    "pope": POPE,
+    "draw": f"fid|({JUDGED}){SCENES}",
+    "illustrations": "fid",
+    "stories": f"placement|ended|followed|{JUDGED}",
+    "language": "accuracy( piqa| boolq)?",
+    "latency": f"seconds steps/({'|'.join(map(str, EXPERIMENT.evaluation.latency.steps))})",
+}
+PUBLIC = {
+    "captions": "cider",
+    "vqa": "accuracy",
+    "pope": POPE,
+    "mmbench": f"accuracy( ({'|'.join(mmbench.ABILITIES.values())}))?",
+    "mm_vet": f"total|{'|'.join(mm_vet.CAPABILITIES.values())}",
+    "harness": "accuracy(_norm)?",
+    "draw": "nothing",  # measured as NAME_pictures
+}
+PICTURES = f"fid_(paper|clean)_({'|'.join(selection.RULES)})"
+ELSEWHERE = {("scenes", "sd_finetuned")}  # a column about the emoji world's experiments
+
+
+def holds(benchmark: str) -> str:
+    """What the metrics file of a benchmark holds, as a pattern."""
+    if benchmark.endswith("_pictures"):
+        return PICTURES
+    use = EXPERIMENT.benchmark(benchmark)
+    if use.task == "vqa" and use.shots:
+        return f"accuracy shots/({'|'.join(map(str, use.shots))})"
+    return (PUBLIC if use.source else WORLD)[use.task]
+
+
+MEASURED = {(one.model, name) for one in EXPERIMENT.evaluations for name in one.benchmarks}
+MEASURED |= {(model, f"{name}_pictures") for model, name in MEASURED if EXPERIMENT.benchmark(name).task in DRAWN}
+CELLS = [(t, row, column) for t in TABLES.values() for row in t.rows for column in t.columns if column.measure]
+
+
+def is_measured(row: Row, column: Column) -> bool:
+    benchmark, metric = column.measure.split("/")
+    wanted = f"{metric} {row.group or column.group}".strip()
+    there = (row.model or column.model, benchmark) in MEASURED
+    return there and re.fullmatch(holds(benchmark), wanted) is not None
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=list(TABLES))
+def test_every_cell_is_measured_or_its_row_says_why_not(table: Table):
+    for _, row, column in (one for one in CELLS if one[0] is table):
+        there, benchmark = is_measured(row, column), column.measure.split("/")[0]
+        if (table.name, row.model or column.model) not in ELSEWHERE:
+            why = f"{table.cell_id(row, column)}: {column.measure} of {row.model or column.model}"
+            assert there != (benchmark in row.lacks), f"{why} is {'measured, and lacks' if there else 'not measured'}"
+
+
+def test_every_benchmark_of_the_configuration_has_cells():
+    asked = {(row.model or column.model, column.measure.split("/")[0]) for _, row, column in CELLS}
+    names = {name.removesuffix("_pictures") for _, name in asked}
+    assert {name for _, name in MEASURED} - {f"{name}_pictures" for name in ("draw", "illustrations")} <= {
+        *names,
+        *(f"{name}_pictures" for name in names),
+    }
+    assert set(EXPERIMENT.benchmarks) <= names
+
+
+@pytest.mark.parametrize("name", ["paper-as-released", "single_gpu", "released"])
+def test_the_other_configurations_use_the_same_names(name: str):
+    for benchmark, use in load(ROOT / f"config/{name}.yaml").benchmarks.items():
+        assert use == EXPERIMENT.benchmarks[benchmark], benchmark
