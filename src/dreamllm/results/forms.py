@@ -166,7 +166,7 @@ def index(tables: Collection[Table], runs: Runs) -> str:
             "",
             WORLD,
             "",
-            "Intervals are 95 %. Of one run: Wilson's for shares, the bootstrap's for CIDEr, F1 and FID; they cover",
+            "Intervals are 95 %. Of one run: Wilson's for shares, the bootstrap's for CIDEr and F1, for FID from its derivative; they cover",
             "the choice of test items, not of the training seed. Of several runs: wider, by Student's t over them.",
             "",
             "| table | | |",
