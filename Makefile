@@ -43,7 +43,7 @@ lint: setup ## formatting and static checks
 	snakemake --lint
 
 bench: setup ## time a training step and decoding, beside a naive implementation and the authors' code
-	python benchmarks/speed.py
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 python benchmarks/speed.py
 
 downloader: ## img2dataset, which fetches pictures by address, in an environment of its own
 	$(PYTHON) -m venv .img2dataset

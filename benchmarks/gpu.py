@@ -120,7 +120,7 @@ def model_operations(model: Model, batch: Batch) -> float:
     rows, length = batch.input_ids.shape
     matrices = sum(p.numel() for p in model.language_model.parameters()) - text.vocab_size * text.hidden_size
     operations = 6.0 * matrices * rows * length
-    operations += 3 * text.num_hidden_layers * rows * 2 * length**2 * text.hidden_size  # a half of 4 n^2 d each way
+    operations += miniature.attention_operations(model, batch)
     unet, count = model.config.unet_config, len(batch.draw_slots)
     with torch.autocast(model.device.type, torch.bfloat16), torch.device(model.device):
         conditions = torch.zeros(count, model.config.num_dream_queries, unet["cross_attention_dim"])

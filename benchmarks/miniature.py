@@ -134,3 +134,13 @@ def batch(model: DreamLLMForConditionalGeneration, rows: list[Row]) -> Batch:
 
     draw = pixels(model.config.draw_size, 2)
     return collate(rows, vocabulary(model), pixels(model.config.vision_config.image_size, 1), draw)
+
+
+def attention_operations(model: DreamLLMForConditionalGeneration, batch: Batch) -> float:
+    """Operations of the language model's attention in a step, forward and backward, without what is masked in a row.
+
+    torch's counter leaves them out on a CPU.
+    """
+    text = model.config.text_config
+    rows, length = batch.input_ids.shape
+    return 3.0 * text.num_hidden_layers * rows * 2 * length**2 * text.hidden_size  # a half of 4 n^2 d, three times

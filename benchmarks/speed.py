@@ -253,7 +253,7 @@ def where(size: str, repeats: int) -> str:
     rest = medians.pop("forward") - sum(medians[name] for name in parts)
     with FlopCounterMode(display=False) as counter:
         model(**packed.inputs(), noise=noise).loss.backward()
-    operations, speed = counter.get_total_flops(), peak()
+    operations, speed = counter.get_total_flops() + miniature.attention_operations(model, packed), peak()
     rows = [[f"{size}: {name}", f"{value:.0f}"] for name, value in medians.items()]
     rows.insert(len(parts), [f"{size}: losses, embeddings, projectors, mask", f"{rest:.0f}"])
     rows += [
