@@ -1,4 +1,4 @@
-"""Every cell of paper/tables.yaml is measured by config/paper.yaml, or its row says why not; and nothing else is run."""
+"""Every cell of paper/tables.yaml is measured by config/paper.yaml, or its row says why not; nothing else is run."""
 
 from __future__ import annotations
 
