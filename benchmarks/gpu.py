@@ -187,7 +187,9 @@ def synchronise() -> None:
 def main() -> None:
     """Measure both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[4], help="rows of 2048 tokens per step, one after another")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[4], help="rows of 2048 tokens per step, one after another"
+    )
     parser.add_argument("--compile", action="store_true", help="as machine.compile: true")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=8, help="pictures at a time")

@@ -237,6 +237,9 @@ class Experiment(Section):
     """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
     seed: int = 0
     """Every random number of training follows from this number and the name of its use."""
+    seeds: list[int] = []
+    """Seeds of several runs of everything that is trained, named NAME_SEED: the tables then show their means, with
+    intervals that cover the choice of seed. [] = one run, of `seed`. Foundations and world are made once, by theirs."""
     machine: Machine = Machine()
     world: World = World()
     sources: dict[Name, SourceUse] = {}
@@ -307,6 +310,16 @@ class Experiment(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The run of another seed: it trains with other random numbers, and draws from other noise."""
+        shift = 1_000_000 * (seed - self.seed)  # more than a benchmark has pictures, so that no noise comes twice
+        evaluation = self.evaluation.model_copy(update={"seed": self.evaluation.seed + shift})
+        return self.model_copy(update={"seed": seed, "evaluation": evaluation})
+
+    def runs(self) -> dict[str, Experiment]:
+        """The runs by the names of their folders: one called like the experiment, or one of each of its `seeds`."""
+        return {f"{self.name}_{seed}": self.with_seed(seed) for seed in self.seeds} or {self.name: self}
 
     def benchmark(self, name: str) -> BenchmarkUse:
         """What a benchmark is, by its name. Raises KeyError where there is none of that name."""
