@@ -72,7 +72,7 @@ def test_an_unknown_key_inside_a_named_stage_is_found(changed):
 
 
 def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
-    assert "machine.zzz: unknown key; known: attention, distributor, gpus, gradient" in changed(
+    assert "machine.zzz: unknown key; known: attention, compile, distributor, gpus, gradient" in changed(
         ("gpus:", "zzz: 1\n  gpus:")
     )
 
