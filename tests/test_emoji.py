@@ -103,7 +103,7 @@ def test_the_world_is_the_same_bytes_for_the_same_seed(small, tmp_path):
         world.write_training(small, tmp_path / name)
         world.write_benchmarks(small, "test", tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 4 + 14
+    assert len(files) == 4 + 15
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
