@@ -15,7 +15,7 @@ from dreamllm.data import corpus, grammar, shards, world
 from dreamllm.data.emoji import Scene, render, sample_scene, sample_split, split_of
 from dreamllm.document import Text
 from dreamllm.foundations import clip, finetune, judge, language, run, text
-from dreamllm.foundations.optimise import optimise, scenes, to_tensor
+from dreamllm.foundations.optimise import optimise, scenes
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.sections.foundations import JudgeRecipe
 

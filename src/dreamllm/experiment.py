@@ -227,8 +227,8 @@ class Evaluation(Section):
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1)]
-    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency), and those of the
-    section `benchmarks`."""
+    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency), and
+    those of the section `benchmarks`."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 

@@ -62,8 +62,8 @@ Names = tuple[str, ...]  # the objects of a world: the first so many of PICTOGRA
 ALL_NAMES: Names = tuple(PICTOGRAMS)
 NAMES = ALL_NAMES[:16]  # of a world that does not say how many
 
-# Three objects of four lose one colour each, all colours in turn: 12 of the 96 combinations of 16 objects, 18 of the 144
-# of 24. A property of the object, whatever world it is in.
+# Three objects of four lose one colour each, all colours in turn: 12 of the 96 combinations of 16 objects, 18 of the
+# 144 of 24. A property of the object, whatever world it is in.
 HELD_OUT = frozenset((name, COLOUR_NAMES[i % 6]) for i, name in enumerate(ALL_NAMES[:12] + ALL_NAMES[16:22]))
 
 # Cell centres and glyph size as fractions of the picture's side, by layout and count.
