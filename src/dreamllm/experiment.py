@@ -54,7 +54,7 @@ class WorldBenchmarks(Section):
     pictures: Count = 240
     """Pictures with five reference captions each; the questions of VQA and POPE are asked about them."""
     draw: Count = 240
-    """Prompts to draw."""
+    """Prompts to draw, and as many narratives of the same pictures."""
     stories: Count = 100
     """Openings of stories to go on with in text and pictures."""
     language: Count = 200
@@ -70,6 +70,9 @@ class World(Section):
     """Everything in the world follows from this number."""
     picture_side: Count = 48
     """Width and height of a picture in pixels."""
+    pictograms: Annotated[int, Field(ge=6, le=24)] = 16
+    """Different objects, the first so many of those in src/dreamllm/data/emoji.py. Foundations know those of the world
+    that they were trained on."""
     training: WorldTraining = WorldTraining()
     benchmarks: WorldBenchmarks = WorldBenchmarks()
 
@@ -224,8 +227,8 @@ class Evaluation(Section):
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1)]
-    """Those of the emoji world (captions, vqa, pope, draw, stories, language, illustrations, latency), and those of the
-    section `benchmarks`."""
+    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency), and
+    those of the section `benchmarks`."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 

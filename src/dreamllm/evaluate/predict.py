@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
 
-PICTURES = ("draw", "illustrations", "latency")  # tasks of one picture per item, in `predict_pictures.py`
+PICTURES = ("draw", "narratives", "illustrations", "latency")  # tasks of one picture per item, in `predict_pictures.py`
 Records = list[dict[str, Any]]
 Images = dict[str, Image.Image]
 
