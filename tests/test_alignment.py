@@ -204,8 +204,11 @@ def test_precomputed_pictures_give_the_same_losses(world, tmp_path):
         assert ours == pytest.approx(theirs, abs=1.1e-6, rel=1e-6, nan_ok=True)
 
 
-@pytest.mark.parametrize("settings", [{"loss_weights": ONLY | {"language": 1.0}}, DECODER], ids=["joint", "decoder"])
-@pytest.mark.parametrize("sharding", ["none", "full_shard"])
+@pytest.mark.parametrize(
+    ("settings", "sharding"),
+    [({"loss_weights": ONLY | {"language": 1.0}}, "none"), (DECODER, "full_shard")],
+    ids=["joint", "decoder"],
+)
 def test_two_processes_train_as_one_does(world, tmp_path, settings, sharding):
     """Text beside pairs: some parts of a batch draw nothing."""
     settings = {**settings, "mixture": {"text": 2.0, "pairs": 1.0}, "context": 64, "steps": 3}

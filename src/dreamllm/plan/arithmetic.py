@@ -225,11 +225,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     elif machine.gradient_checkpointing:
         copies = BF16 * trained
     else:
-        copies = BF16 * (
-            shared
-            + adapters
-            + (parameters["unet"] if stage.loss_weights.diffusion and "unet" not in stage.trains else 0)
-        )
+        frozen_unet = parameters["unet"] if stage.loss_weights.diffusion and "unet" not in stage.trains else 0
+        copies = BF16 * (shared + adapters + frozen_unet)
     return {
         "weights": FP32 * (encoders + (shared + adapters) / parts),
         "gradients": FP32 * trained / parts,

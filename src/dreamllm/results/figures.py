@@ -45,6 +45,8 @@ NAMES = {
     "igpt": "after I-GPT",
     "sft": "DreamLLM, final",
     "creation_only": "creation-only",
+    "joint_aligned": "with alignment loss",
+    "clip_space": "CLIP regressed",
 }
 LOSSES = {  # columns of losses.csv
     "language_loss": "language loss",
