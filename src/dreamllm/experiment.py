@@ -25,7 +25,7 @@ from dreamllm.sections.machine import Machine
 from dreamllm.sections.pictures import Latency, PictureProtocol
 from dreamllm.sections.sources import InstructionWriter, SourceUse
 
-Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
+Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
 WORLD_SETS = ("pairs", "stories", "instructions", "text")
 """Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
 
@@ -89,10 +89,13 @@ class Model(Section):
 
 
 class LossWeights(Section):
-    """Weights of the two losses (official code: 1 and 10)."""
+    """Weights of the losses (official code: language 1 and diffusion 10)."""
 
     language: Annotated[float, Field(ge=0)] = 1.0
     diffusion: Annotated[float, Field(ge=0)] = 10.0
+    alignment: Annotated[float, Field(ge=0)] = 0.0
+    """Of regressing the conditions onto CLIP's features of the picture to draw: for arms of comparison (paper Figure 1
+    and last row of Table 3, docs/training.md); 0 = off."""
 
 
 class Lora(Section):
@@ -112,7 +115,8 @@ class Stage(Section):
     init: list[Name] = []
     """Earlier stages whose trained parts are loaded, in order; [] = the foundations alone."""
     trains: Annotated[list[Part], Field(min_length=1)]
-    """Parts that are trained, all others are frozen. CLIP, VAE and UNet always are (paper section 3.2)."""
+    """Parts that are trained, all others are frozen. CLIP and VAE always are, and in the paper the UNet, too (section
+    3.2); an arm that regresses conditions onto CLIP trains it in a second stage, as Emu does."""
     lora: Lora | None = None
     """Train the language model through low-rank adapters; null = all of it, as the paper does."""
     mode: Literal["comprehension", "creation", "joint"]

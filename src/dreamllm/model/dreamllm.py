@@ -31,6 +31,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from dreamllm.layout import IGNORE
 from dreamllm.model import diffusion
+from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.vision import patch_features
 
@@ -45,6 +46,7 @@ class DreamLLMOutput(ModelOutput):
     loss: torch.Tensor | None = None
     language_loss: torch.Tensor | None = None
     diffusion_loss: torch.Tensor | None = None
+    alignment_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None  # (B, T, V)
     last_hidden_state: torch.Tensor | None = None  # (B, T, D)
     past_key_values: Cache | None = None
@@ -99,6 +101,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         draw_slots: torch.Tensor | None = None,
         read_features: torch.Tensor | None = None,
         draw_moments: torch.Tensor | None = None,
+        target_pixels: torch.Tensor | None = None,
+        target_features: torch.Tensor | None = None,
         noise: diffusion.DiffusionNoise | None = None,
         generator: torch.Generator | None = None,
         num_targets: int | None = None,
@@ -114,6 +118,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         each of draw_slots (M, 2); draw_pixels (M, 3, Hd, Wd) in [-1, 1] is what the diffusion loss compares with. Its
         random numbers are `noise`, or else drawn from `generator`. Where CLIP and the VAE have already been at the
         pictures, `patch_features` (N, P, Dv) and `latent_moments` (M, 2C, h, w) take the place of their pixels.
+        target_pixels (M, 3, Hc, Wc), or their `patch_features`, are the pictures to draw as CLIP sees them, which the
+        alignment loss alone needs.
 
         num_targets, num_pictures: what the losses are divided by when this is a part of a larger batch, of which other
         parts are computed elsewhere or later: the whole batch's numbers. The parts' losses then add up to the batch's,
@@ -149,6 +155,11 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 states, draw_pixels, noise, generator, num_pictures=num_pictures, moments=draw_moments
             )
             weighted = self.config.diffusion_loss_weight * result.diffusion_loss
+            result.loss = weighted if result.loss is None else result.loss + weighted
+        if draw_slots is not None and self.config.alignment_loss_weight:
+            states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
+            result.alignment_loss = self.alignment_loss(states, target_pixels, num_pictures, target_features)
+            weighted = self.config.alignment_loss_weight * result.alignment_loss
             result.loss = weighted if result.loss is None else result.loss + weighted
         return result
 
@@ -213,9 +224,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         drops = self.training and config.condition_dropout > 0
         if drops and null_states is None:  # also for no pictures: where parameters are sharded, all processes must
             null_states = self.null_states()  # go through the language model equally often
-        if pixels is None and moments is None:  # zero, with the projector in the graph
-            unused = 0 if null_states is None else 0 * null_states.sum()
-            return self.condition_projector(states[:0]).sum() + unused
+        if pixels is None and moments is None:  # zero, with all in the graph that a picture trains
+            unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+            unused += [] if null_states is None else [null_states]
+            return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
         if moments is None:
             moments = in_parts(self.latent_moments, self.pictures_at_a_time, pixels)
         mean, std = moments.chunk(2, dim=1)
@@ -236,6 +248,28 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if config.snr_gamma is not None:
             weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
         return diffusion.squared_error(prediction, target, weights, num_pictures)
+
+    def alignment_loss(
+        self,
+        states: torch.Tensor,
+        pixels: torch.Tensor | None,
+        num_pictures: int | None = None,
+        features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean squared error of the conditions from query states (M, Q, D) as CLIP's features of the pictures to draw.
+
+        pixels (M, 3, Hc, Wc), or their `patch_features`; zero for no pictures. The conditions are the pictures' own,
+        also where the diffusion loss drops them. Raises ValueError where pictures are missing.
+        """
+        conditions = self.condition_projector(states)  # (M, Q, Dc)
+        if not len(states):
+            return conditions.sum()
+        if features is None and pixels is None:
+            raise ValueError("the alignment loss needs target_pixels: collate the batch with align=True")
+        if features is None:
+            features = in_parts(self.patch_features, self.pictures_at_a_time, pixels)
+        targets = alignment_targets(features, self.config.num_dream_queries)
+        return diffusion.squared_error(conditions, targets, count=num_pictures)
 
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
         """The random numbers of the diffusion loss of `count` pictures, as this model's options want them."""

@@ -45,8 +45,14 @@ NAMES = {
     "igpt": "after I-GPT",
     "sft": "DreamLLM, final",
     "creation_only": "creation-only",
+    "joint_aligned": "with alignment loss",
+    "clip_space": "CLIP regressed",
 }
-LOSSES = {"language_loss": "language loss", "diffusion_loss": "diffusion loss"}  # columns of losses.csv
+LOSSES = {  # columns of losses.csv
+    "language_loss": "language loss",
+    "diffusion_loss": "diffusion loss",
+    "alignment_loss": "alignment loss",
+}
 PAGE = 6.9  # inches between the margins
 DRAWN_SEEN, DRAWN_HELD_OUT = 2, 1  # prompts shown of each kind of scene
 TOLD, PICTURES_TOLD = 5, 4  # stories shown, and pictures of each at most
@@ -97,9 +103,11 @@ def read_losses(path: Path) -> dict[str, np.ndarray]:
 
 
 def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Both losses of every stage over its steps: thin as measured, thick smoothed."""
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
-    for axis, (name, title) in zip(axes, LOSSES.items(), strict=True):
+    """The losses of every stage over its steps, that of alignment if any has it: thin as measured, thick smoothed."""
+    aligned = any(not np.isnan(columns["alignment_loss"]).all() for columns in losses.values())
+    shown = [name for name in LOSSES if aligned or name != "alignment_loss"]
+    figure, axes = plt.subplots(1, len(shown), figsize=(PAGE, 2.8), layout="constrained")
+    for axis, name in zip(axes, shown, strict=True):
         smoothed: list[np.ndarray] = []
         for number, (stage, columns) in enumerate(losses.items()):
             has_loss = ~np.isnan(columns[name]) & (columns[name] > 0)
@@ -110,7 +118,7 @@ def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
                 axis.plot(steps, values, color=colour, linewidth=0.4, alpha=0.25)
                 smoothed.append(smooth(values))
                 axis.plot(steps, smoothed[-1], line, color=colour, linewidth=1.4, label=stage.replace("_", " "))
-        axis.set(title=title, xlabel="step", yscale="log")
+        axis.set(title=LOSSES[name], xlabel="step", yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         axis.grid(axis="y", which="both", linewidth=0.3, alpha=0.5)

@@ -4,7 +4,7 @@ Nothing here changes what is computed, beyond rounding. The processes are starte
 without one of them there is one process, and these functions have nothing to do.
 
 A model is either held whole by every process (DDP), or its trained parts and the language model are sharded by FSDP2.
-CLIP, VAE and UNet are frozen and stay whole: they are small beside the language model, and how often a process calls
+CLIP, VAE and UNet, while frozen, stay whole: they are small beside the language model, and how often a process calls
 them may then depend on its pictures.
 """
 
@@ -106,7 +106,7 @@ def place(
     receive(model, accelerator.device)
     precision.channels_last(model)
     encoders = (model.vision_model, model.vae, model.unet)
-    options["ignored_params"] = {parameter for encoder in encoders for parameter in encoder.parameters()}
+    options["ignored_params"] = {p for encoder in encoders for p in encoder.parameters() if not p.requires_grad}
     return fully_shard(model, **options)
 
 
