@@ -43,7 +43,7 @@ MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", 
 FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
+PICTURE_TASKS = (*DRAWN, "stories", "in_context")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):

@@ -45,6 +45,11 @@ use rule predict_text as predict_pictures with:
         predictions=f"results/predictions/{NAME}/{{model}}/{{benchmark}}.tar",
 
 
+use rule predict_text as predict_attention with:
+    output:
+        predictions=f"results/predictions/{NAME}/{{model}}/{{benchmark}}.safetensors",
+
+
 rule score:
     input:
         predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark),

@@ -2,7 +2,8 @@
 
 
 def predictions(model, benchmark):
-    suffix = "tar" if EXPERIMENT.benchmark(benchmark).task in PICTURE_TASKS else "jsonl"
+    task = EXPERIMENT.benchmark(benchmark).task
+    suffix = "tar" if task in PICTURE_TASKS else "safetensors" if task == "attention" else "jsonl"
     return f"results/predictions/{NAME}/{model}/{benchmark}.{suffix}"
 
 
@@ -34,6 +35,8 @@ def evaluation_settings(wildcards):
     seen = {"split", "limit", "prompts", "seed"} | {
         "stories": {"text", "drawing", "stories"},
         "latency": {"drawing", "latency"},
+        "in_context": {"drawing"},
+        "attention": {"drawing", "attention"},
         **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
     }.get(task, {"text"})
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]

@@ -19,7 +19,7 @@ from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.config import load
-from dreamllm.data import corpus, grammar, shards
+from dreamllm.data import contexts, corpus, grammar, shards
 from dreamllm.data.emoji import Scene, Split, render, sample_split
 from dreamllm.data.pictures import encode_png
 from dreamllm.document import Document, Picture, Text
@@ -78,9 +78,10 @@ def text(id: str, rng: random.Random, side: int) -> Document:
 
 
 def write_training(world: World, folder: Path) -> None:
-    """Write the four shard sets of `world.training` below `folder`."""
+    """Write the shard sets of `world.training` below `folder`; contexts only where some are asked for."""
     makers: dict[str, Callable[[str, random.Random, int], Document]]
     makers = {"pairs": pair, "stories": story, "instructions": instruction, "text": text}
+    makers |= {"contexts": contexts.document} if world.training.contexts else {}
     for name, make in makers.items():
         rng = random.Random(seed_of(world.seed, "emoji world", name))
         documents = (make(f"{name}-{i:06d}", rng, world.picture_side) for i in range(getattr(world.training, name)))
@@ -139,6 +140,8 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     _write_stories(folder, split, world.benchmarks.stories, rng)
     _write_language(folder, split, world.benchmarks.language, rng)
     _write_illustrations(folder, split, world)
+    if count := world.benchmarks.in_context:
+        contexts.write_benchmark(folder, split, world.seed, count, world.picture_side)
 
 
 def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[Scene], side: int) -> None:
