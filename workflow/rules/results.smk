@@ -1,5 +1,6 @@
 # Tables and figures of the active experiment. Another --configfile makes them again from its own metrics.
 # `results/tables` is what is asked for everywhere, so it waits for the figures and brings them along.
+from dreamllm.results.captions import CAPTIONS
 
 # Benchmarks of the emoji world whose metrics are means over items (src/dreamllm/evaluate/items.py).
 ITEM_TASKS = ("captions", "vqa", "pope", "language")
@@ -65,11 +66,26 @@ rule tables:
         " --paper {params.paper:q} --out {output.tables:q} > {log:q} 2>&1"
 
 
+def learnt_in_context(*stages):
+    """Whether one of the stages, or of those that they start from, learns from documents with pictures in context."""
+    return any(
+        "contexts" in EXPERIMENT.stages[stage].mixture or learnt_in_context(*EXPERIMENT.stages[stage].init)
+        for stage in stages
+        if stage in EXPERIMENT.stages
+    )
+
+
+config["captions"] = CAPTIONS  # for the report
+
+
 rule figures:
     input:
         checkpoints=[checkpoint(stage) for stage in TRAINED],
         drawings=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "draw"],
         stories=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "stories"][-1:],
+        answers=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "vqa"],
+        in_context=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "in_context"],
+        attention=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "attention"][-1:],
         benchmarks=WORLD["benchmarks"],
     output:
         figures=report(
@@ -92,8 +108,10 @@ rule figures:
         runtime=MACHINE.minutes,
     params:
         experiment=NAME,
+        trained=[e.model for e in EXPERIMENT.evaluations if learnt_in_context(*(e.stages or [e.model]))],
         losses=lambda wildcards, input: [f"{Path(c).name}={c}/losses.csv" for c in input.checkpoints],
         code=code_digest("dreamllm.results.figures"),
     shell:
         "python -m dreamllm figures --losses {params.losses:q} --drawings {input.drawings:q}"
-        " --stories {input.stories:q} --benchmarks {input.benchmarks:q} --out {output.figures:q} > {log:q} 2>&1"
+        " --stories {input.stories:q} --answers {input.answers:q} --in-context {input.in_context:q}"
+        " --trained {params.trained:q} --attention {input.attention:q} --benchmarks {input.benchmarks:q} --out {output.figures:q} > {log:q} 2>&1"
