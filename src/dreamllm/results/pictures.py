@@ -19,6 +19,7 @@ from PIL import Image
 from dreamllm.evaluate import benchmarks, vqa
 from dreamllm.evaluate.in_context import InContextItem, context_pictures
 from dreamllm.evaluate.predictions import Predictions, check_complete
+from dreamllm.evaluate.shots import answer_of
 
 PAGE = 6.9  # inches between the margins
 NAMES = {
@@ -151,6 +152,7 @@ def questions(models: Sequence[Predictions], folder: Path) -> Figure:
     for item, (picture, words) in zip(chosen, axes.reshape(-1, 2), strict=False):
         _show(picture, shown.read(item.picture))
         words.text(0, 0.92, textwrap.fill(item.question, 26), fontweight="bold", va="top", transform=words.transAxes)
+        words.text(0, 0.62, f"answer: {answer_of(item)}", color="#666666", va="center", transform=words.transAxes)
         for height, letter, answer in zip((0.38, 0.14), "AB", said[item.id], strict=True):
             right = vqa.accuracy(vqa.clip(answer), item.answers, "official") >= 0.5
             line = f"{letter}  {'✓' if right else '✗'}  {textwrap.shorten(answer, 30) or '(nothing)'}"
@@ -195,8 +197,8 @@ def subject(models: Sequence[Predictions], trained: Sequence[str], folder: Path)
     if not any(model.header["model"] in trained for model in models):
         raise NoData("no model that was trained on contexts ran the benchmark in_context")
     items = [item for item in _items("in_context", models, folder) if item.scene.kind == "subject"]
-    ordered = sorted(models, key=lambda model: model.header["model"] in trained)[-MODELS:]
-    return _contexts(ordered, items[:SUBJECTS], folder)
+    ordered = sorted(models, key=lambda model: (model.header["model"] in trained, model.header["model"] != "sd"))
+    return _contexts(ordered[-MODELS:], items[:SUBJECTS], folder)
 
 
 def _contexts(models: Sequence[Predictions], items: Sequence[InContextItem], folder: Path) -> Figure:
