@@ -28,6 +28,15 @@ def checkpoints_of(model):
     return [checkpoint(stage) for stage in EXPERIMENT.lineage(*stages)]
 
 
+def learnt_in_context(*stages):
+    """Whether one of the stages, or of those that they start from, learns from documents with pictures in context."""
+    return any(
+        "contexts" in EXPERIMENT.stages[stage].mixture or learnt_in_context(*EXPERIMENT.stages[stage].init)
+        for stage in stages
+        if stage in EXPERIMENT.stages
+    )
+
+
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
     task = EXPERIMENT.benchmark(wildcards.benchmark).task

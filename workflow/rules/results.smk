@@ -1,6 +1,5 @@
 # Tables and figures of the active experiment. Another --configfile makes them again from its own metrics.
 # `results/tables` is what is asked for everywhere, so it waits for the figures and brings them along.
-from dreamllm.results.captions import CAPTIONS
 
 # Benchmarks of the emoji world whose metrics are means over items (src/dreamllm/evaluate/items.py).
 ITEM_TASKS = ("captions", "vqa", "pope", "language")
@@ -64,18 +63,6 @@ rule tables:
     shell:
         "python -m dreamllm tables --metrics {input.metrics:q} {input.human:q} --items {input.scores:q}"
         " --paper {params.paper:q} --out {output.tables:q} > {log:q} 2>&1"
-
-
-def learnt_in_context(*stages):
-    """Whether one of the stages, or of those that they start from, learns from documents with pictures in context."""
-    return any(
-        "contexts" in EXPERIMENT.stages[stage].mixture or learnt_in_context(*EXPERIMENT.stages[stage].init)
-        for stage in stages
-        if stage in EXPERIMENT.stages
-    )
-
-
-config["captions"] = CAPTIONS  # for the report
 
 
 rule figures:
