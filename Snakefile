@@ -48,11 +48,11 @@ rule data:
 
 rule checkpoints:
     input:
-        [checkpoint(stage) for stage in TRAINED],
+        of_all_runs([checkpoint(stage) for stage in TRAINED]),
 
 
 rule evaluate:
     input:
         METRICS,
         SUBMISSIONS,
-        ITEMS,
+        of_all_runs([ITEMS]),

@@ -23,6 +23,7 @@ WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GRO
     "vqa": f"accuracy( type/[a-z]+|{SCENES})",
     "pope": POPE,
     "draw": f"fid|({JUDGED}){SCENES}",
+    "narratives": f"fid|({JUDGED}){SCENES}",
     "illustrations": "fid",
     "in_context": f"({JUDGED})( edit| subject| compose)?|judge_on_real",
     "attention": "same|other|difference",

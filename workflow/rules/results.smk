@@ -12,9 +12,9 @@ rule item_scores:
     output:
         scores=directory(ITEMS),
     log:
-        f"logs/{NAME}/item_scores.log",
+        "logs/{run}/item_scores.log",
     benchmark:
-        f"benchmarks/{NAME}/item_scores.tsv"
+        "benchmarks/{run}/item_scores.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -34,7 +34,7 @@ rule tables:
         metrics=METRICS,
         submissions=SUBMISSIONS,
         human=JUDGED,
-        scores=ITEMS,
+        scores=of_all_runs([ITEMS]),
         paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
         figures="results/figures",
     output:
@@ -67,12 +67,12 @@ rule tables:
 
 rule figures:
     input:
-        checkpoints=[checkpoint(stage) for stage in TRAINED],
-        drawings=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "draw"],
-        stories=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "stories"][-1:],
-        answers=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "vqa"],
-        in_context=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "in_context"],
-        attention=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "attention"][-1:],
+        checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
+        drawings=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "draw"],
+        stories=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "stories"][-1:],
+        answers=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "vqa"],
+        in_context=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "in_context"],
+        attention=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "attention"][-1:],
         benchmarks=WORLD["benchmarks"],
     output:
         figures=report(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from dreamllm.data import grammar
-from dreamllm.data.emoji import BACKGROUND_NAMES, Scene, Split, render, sample_scene, split_of
+from dreamllm.data.emoji import BACKGROUND_NAMES, NAMES, Names, Scene, Split, render, sample_scene, split_of
 from dreamllm.data.pictures import encode_png
 from dreamllm.document import Document, Picture, Text
 from dreamllm.seeds import seed_of
@@ -46,25 +46,25 @@ class Context:
         return places and seen and split_of(self.wanted) == split and self.wanted.held_out == held_out
 
 
-def sample(rng: random.Random, kind: Kind, split: Split, held_out: bool = False) -> Context:
+def sample(rng: random.Random, kind: Kind, split: Split, held_out: bool = False, names: Names = NAMES) -> Context:
     """Draw a context of a kind and a split by rejection. In training nothing is held out."""
     make = {"edit": _edit, "subject": _subject, "compose": _compose}[kind]
     while True:
-        context = make(rng)
+        context = make(rng, names)
         if context.fits(split, held_out):
             return context
 
 
-def _edit(rng: random.Random) -> Context:
+def _edit(rng: random.Random, names: Names) -> Context:
     """The step of a story, whose beginning is only shown."""
-    before = sample_scene(rng)
-    sentence, after = grammar.step(before, rng)
+    before = sample_scene(rng, names=names)
+    sentence, after = grammar.step(before, rng, names)
     return Context("edit", (before,), sentence, after)
 
 
-def _subject(rng: random.Random) -> Context:
+def _subject(rng: random.Random, names: Names) -> Context:
     """A thing alone on one or two other backgrounds, then elsewhere: alone, in numbers or in company."""
-    wanted = sample_scene(rng)
+    wanted = sample_scene(rng, names=names)
     place = rng.randrange(len(wanted.objects))
     name, colour = wanted.objects[place]
     grounds = rng.sample([ground for ground in BACKGROUND_NAMES if ground != wanted.background], rng.choice([1, 2]))
@@ -78,9 +78,9 @@ def _subject(rng: random.Random) -> Context:
     return Context("subject", shown, f"{words} on {wanted.background}.", wanted)
 
 
-def _compose(rng: random.Random) -> Context:
+def _compose(rng: random.Random, names: Names) -> Context:
     """Two things alone, in either order, then both of them."""
-    wanted = sample_scene(rng, "pair")
+    wanted = sample_scene(rng, "pair", names)
     shown = [_alone(name, colour, rng.choice(BACKGROUND_NAMES)) for name, colour in wanted.objects]
     rng.shuffle(shown)
     place = rng.randrange(2)
@@ -98,16 +98,16 @@ def _relation(pair: Scene, place: int) -> str:
     return next(words for words, rule in grammar.RELATIONS.items() if rule == (pair.layout, place == 0))
 
 
-def document(id: str, rng: random.Random, side: int) -> Document:
+def document(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
     """A document to learn from, the kinds equally often."""
-    context = sample(rng, rng.choice(KINDS), "train")
+    context = sample(rng, rng.choice(KINDS), "train", names=names)
     shown = [Picture(render(scene, side, rng)) for scene in context.shown]
     parts = (*shown, Text(context.sentence), Picture(render(context.wanted, side, rng)))
     scenes = [scene.to_json() for scene in (*context.shown, context.wanted)]
     return Document(id, "interleaved", parts, {"kind": context.kind, "scenes": scenes})
 
 
-def write_benchmark(folder: Path, split: Split, seed: int, count: int, side: int) -> None:
+def write_benchmark(folder: Path, split: Split, seed: int, count: int, side: int, names: Names) -> None:
     """Write in_context_SPLIT.jsonl and its pictures, in_context_SPLIT.zip, into the folder of a world's benchmarks.
 
     Kinds in turn, every fourth held out, so that any first n are balanced.
@@ -116,13 +116,13 @@ def write_benchmark(folder: Path, split: Split, seed: int, count: int, side: int
     records = []
     with zipfile.ZipFile(folder / f"in_context_{split}.zip", "w", zipfile.ZIP_STORED) as archive:
         for i in range(count):
-            context = sample(rng, KINDS[i // 4 % 3], split, held_out=i % 4 == 3)
+            context = sample(rng, KINDS[i // 4 % 3], split, i % 4 == 3, names)
             scenes = (*context.shown, context.wanted)
-            names = [f"{10 * i + n:012d}.png" for n in range(len(scenes))]
-            for name, scene in zip(names, scenes, strict=True):
+            files = [f"{10 * i + n:012d}.png" for n in range(len(scenes))]
+            for name, scene in zip(files, scenes, strict=True):
                 archive.writestr(zipfile.ZipInfo(name), encode_png(render(scene, side, rng)))
-            record = {"id": i, "kind": context.kind, "held_out": context.wanted.held_out, "shown": names[:-1]}
-            record |= {"sentence": context.sentence, "picture": names[-1], "scene": context.wanted.to_json()}
+            record = {"id": i, "kind": context.kind, "held_out": context.wanted.held_out, "shown": files[:-1]}
+            record |= {"sentence": context.sentence, "picture": files[-1], "scene": context.wanted.to_json()}
             records.append(record)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / f"in_context_{split}.jsonl").write_text(lines)

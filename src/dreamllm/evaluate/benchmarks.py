@@ -6,6 +6,7 @@
     language  PIQA (JSON lines and a file of labels) and BoolQ (JSON lines)
     draw      JSON lines {"id", "prompt", "image_id"}: the picture of that id is the real one for the prompt
               "captions", if there, are all captions of that picture; latency and attention read the same file
+    narratives  as draw, the same pictures told of at length
     stories   JSON lines {"id", "opening", "sentences", "scenes"}: an interleaved story to be continued from its opening
     illustrations  JSON lines {"id", "sentences", "image_ids"}: a document with its pictures, null where a sentence has
               none; each picture is to be drawn from the text before it
@@ -36,6 +37,7 @@ FILES = {
     "pope": [f"pope_{subset}_{{split}}.jsonl" for subset in POPE_SUBSETS],
     "language": ["piqa_{split}.jsonl", "piqa_{split}-labels.lst", "boolq_{split}.jsonl"],
     "draw": ["draw_{split}.jsonl"],
+    "narratives": ["narratives_{split}.jsonl"],
     "stories": ["stories_{split}.jsonl"],
     "illustrations": ["illustrations_{split}.jsonl"],
     "latency": ["draw_{split}.jsonl"],

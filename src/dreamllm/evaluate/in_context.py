@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamllm.data.emoji import Scene
 from dreamllm.document import Document, Picture, Text
@@ -21,6 +21,9 @@ from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, re
 from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group
 from dreamllm.evaluate.intervals import mean_share
 from dreamllm.evaluate.predictions import Predictions
+
+if TYPE_CHECKING:
+    from dreamllm.foundations.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,8 @@ def document(item: InContextItem, shown: Pictures) -> Document:
     return Document(item.id, "interleaved", (*pictures, Text(item.prompt)))
 
 
-def score(
-    items: Sequence[InContextItem], predictions: Predictions, shown: Pictures, foundations: Path
-) -> dict[str, Any]:
+def score(items: Sequence[InContextItem], predictions: Predictions, shown: Pictures, judging: Judge) -> dict[str, Any]:
     """What the judge sees of the wanted scenes, by kind. judge_on_real: what a perfect model could reach."""
-    from dreamllm.foundations import judge
-
-    judging = judge.load(foundations / "judge")
     drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     wanted = [Scene.from_json(item.scene.scene) for item in items]
     right = attributes.compare_each(judging.predict(drawn), wanted)

@@ -51,6 +51,9 @@ def predict(
         if task == "in_context":
             shown = in_context.context_pictures(args.benchmarks, args.split)
             draw_these = partial(draw_these, document=lambda one: in_context.document(one.item, shown))
+    if texts is not None or args.model in ("sd", "sd_finetuned"):
+        seen = [item.prompt for item in items] if texts is None else texts
+        header["protocol"]["text_encoder"] = drawing.cut_off(args.foundations / "sd", seen)
     if task == "latency":
         header["protocol"]["machine"] = latency.machine()
         return write(args.out, header, latency.measure(items, draw_these, settings))
