@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import tiny
 from dreamllm.config import ConfigProblem, load
 from dreamllm.data import contexts, corpus, grammar, shards
-from dreamllm.data.emoji import Scene, render, split_of
+from dreamllm.data.emoji import ALL_NAMES, Scene, render, split_of
 from dreamllm.data.world import write_benchmarks, write_training
 from dreamllm.document import Picture, Text
 from dreamllm.evaluate import attention, attributes, benchmarks, in_context, predict, predictions, score
@@ -211,6 +211,7 @@ class Sighted:
 
     def __init__(self, scenes: list[Scene]) -> None:
         self.scenes = scenes
+        self.names = ALL_NAMES
 
     def predict(self, pictures: list) -> list[Scene]:
         return self.scenes[: len(pictures)]
