@@ -27,13 +27,7 @@ if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
 
-PICTURES = (
-    "draw",
-    "narratives",
-    "illustrations",
-    "in_context",
-    "latency",
-)  # of one picture per item, by `predict_pictures`
+PICTURES = ("draw", "narratives", "illustrations", "in_context", "latency")  # by `predict_pictures.py`
 Records = list[dict[str, Any]]
 Images = dict[str, Image.Image]
 
