@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import tiny
 from dreamllm.config import ConfigProblem, load
 from dreamllm.data import contexts, corpus, grammar, shards
-from dreamllm.data.emoji import ALL_NAMES, Scene, render, split_of
+from dreamllm.data.emoji import ALL_NAMES, NAMES, Scene, render, split_of
 from dreamllm.data.world import write_benchmarks, write_training
 from dreamllm.document import Picture, Text
 from dreamllm.evaluate import attention, attributes, benchmarks, in_context, predict, predictions, score
@@ -87,7 +87,7 @@ def test_training_documents_are_of_training_scenes(seed):
 
 def test_the_language_model_knows_every_word():
     rng = random.Random(0)
-    documents = [corpus._about_seen_things("c", rng) for _ in range(2000)]  # before things are renamed
+    documents = [corpus._about_seen_things("c", rng, NAMES) for _ in range(2000)]  # before things are renamed
     known = {
         word
         for document in documents

@@ -13,7 +13,8 @@ CAPTIONS = {
     "colours that training showed, and the first with one that it held out.",
     "figure6_attention": "Figure 6 of the paper: for the first prompt of two things and the first of one, the share of "
     "the UNet's cross-attention that each dream query gets at each place of the latent, averaged over heads, layers "
-    "and steps. A query has the same place in both grids. Black is none, white the largest share in the figure.",
+    "and steps. A query has the same place in both grids. Black is none, white the largest share in the figure, "
+    "on a square-root scale.",
     "figure8_subject": "Figure 8 of the paper: subject-driven pictures of a model that was trained on documents with "
     "pictures in context, the first items.",
 }

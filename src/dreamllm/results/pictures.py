@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -243,13 +244,14 @@ def attention(model: Predictions | None, folder: Path) -> Figure:
     firsts = [next((i for i, item in enumerate(items) if item.scene and item.scene.kind == k), None) for k in KINDS]
     chosen = [i for i in firsts if i is not None] if None not in firsts else [0, 1]
     maps, pictures = model.tensor("maps"), model.tensor("pictures")
+    scale = PowerNorm(0.5, vmin=0, vmax=maps[chosen].max())  # on an even scale weak maps are black in print
     figure, axes = plt.subplots(1, 4, figsize=(PAGE, 2.5), width_ratios=[1, 2, 1, 2], layout="constrained")
     for axis in axes:
         axis.axis("off")
     for number, (picture, grid) in zip(chosen, axes.reshape(2, 2), strict=True):
         picture.set_title(textwrap.fill(items[number].prompt, 22), fontsize=7)
         _show(picture, pictures[number])
-        grid.imshow(mosaic(maps[number]), cmap="magma", vmin=0, vmax=maps[chosen].max(), interpolation="nearest")
+        grid.imshow(mosaic(maps[number]), cmap="magma", norm=scale, interpolation="nearest")
     return figure
 
 
