@@ -5,7 +5,7 @@ CAPTIONS = {
     "drawings": "The real picture and what each model draws from the words above it: the first prompts of each kind of "
     "scene, of combinations that training showed and of one that it held out.",
     "figure3_documents": "Figure 3 of the paper: the first stories with pictures that the model tells. The "
-    "sentence in bold is given, the others and all pictures are the model's, which also places the pictures.",
+    "first sentence is given, the others and all pictures are the model's, which also places the pictures.",
     "figure4_questions": "Figure 4 of the paper: questions that the comprehension-only model (A) and the joint one "
     "(B) answer differently, the first of each type, then the second. ✓ marks right answers.",
     "figure5_in_context": "Figure 5 of the paper: pictures drawn after pictures and a sentence: edited, "
