@@ -22,7 +22,10 @@ def test_tables_and_figures_are_made(house):
     tables = {path.name for path in (house / "results/tables").iterdir()}
     assert {f"table{number}.{kind}" for number in (1, 2, 3, 4, 7) for kind in ("csv", "md", "tex")} <= tables
     figures = {path.name for path in (house / "results/figures").iterdir()}
-    assert {"learning_curves.png", "learning_curves.pdf", "drawings.png", "stories.png"} <= figures
+    drawn = ("learning_curves", "drawings", "figure5_in_context", "figure6_attention", "figure8_subject")
+    assert {f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")} | {"README.md"} <= figures
+    index = (house / "results/figures/README.md").read_text()
+    assert "| figure4_questions | not drawn: no run of model comprehension_only on benchmark vqa |" in index
 
 
 def test_every_evaluation_has_its_metrics(house):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dreamllm.sections.base import Count, Name, Positive, Section, Share
+from dreamllm.sections.base import Count, Name, Number, Positive, Section, Share
 from dreamllm.sections.benchmarks import WORLD_TASKS, AnswerJudge, BenchmarkUse, problems_of
 from dreamllm.sections.foundations import (
     FetchedFoundations,
@@ -22,11 +22,11 @@ from dreamllm.sections.foundations import (
     TrainedFoundations,
 )
 from dreamllm.sections.machine import Machine
-from dreamllm.sections.pictures import Latency, PictureProtocol
+from dreamllm.sections.pictures import Attention, Latency, PictureProtocol
 from dreamllm.sections.sources import InstructionWriter, SourceUse
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
-WORLD_SETS = ("pairs", "stories", "instructions", "text")
+WORLD_SETS = ("pairs", "stories", "instructions", "text", "contexts")
 """Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
@@ -46,6 +46,8 @@ class WorldTraining(Section):
     """Drawing, describing and question-answering instructions."""
     text: Count = 12000
     """Text-only documents."""
+    contexts: Number = 0
+    """Pictures, a sentence and the picture that follows from both: editing, subject-driven, compositional; 0 = none."""
 
 
 class WorldBenchmarks(Section):
@@ -59,6 +61,8 @@ class WorldBenchmarks(Section):
     """Openings of stories to go on with in text and pictures."""
     language: Count = 200
     """Text-only items of each kind, PIQA and BoolQ."""
+    in_context: Number = 0
+    """Pictures to draw from other pictures and a sentence (docs/figures.md); 0 = none."""
 
 
 class World(Section):
@@ -122,8 +126,8 @@ class Stage(Section):
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
     mixture: Annotated[dict[Name, Positive], Field(min_length=1)]
-    """Weight of each shard set: pairs, stories, instructions and text of the emoji world, and those of `sources`.
-    Weights need not sum to one."""
+    """Weight of each shard set: pairs, stories, instructions, text and contexts of the emoji world, and those of
+    `sources`. Weights need not sum to one."""
     read_share: Share = 0.5
     """Share of the pairs that are read in joint mode; the others are drawn (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()
@@ -220,6 +224,7 @@ class EvaluationSettings(Section):
     pictures: PictureProtocol | None = None
     """Also measure drawn pictures as the paper does (docs/pictures.md); null = not."""
     latency: Latency = Latency()
+    attention: Attention = Attention()
 
 
 class Evaluation(Section):
@@ -231,8 +236,8 @@ class Evaluation(Section):
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1)]
-    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency), and
-    those of the section `benchmarks`."""
+    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency,
+    in_context, attention), and those of the section `benchmarks`."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 
@@ -281,6 +286,8 @@ class Experiment(Section):
             for key in stage.mixture:
                 if key not in sets:
                     problems.append(f"stages.{name}.mixture: no shard set {key!r}{near(key, sets)}")
+                if key == "contexts" and not self.world.training.contexts:
+                    problems.append(f"stages.{name}.mixture: there are no contexts, world.training.contexts is 0")
             if stage.lora and "language_model" not in stage.trains:
                 problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
             if name in (*FOUNDATION_MODELS, RELEASED):
@@ -309,6 +316,8 @@ class Experiment(Section):
                 problems.append(
                     f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
                 )
+            if "in_context" in evaluation.benchmarks and not self.world.benchmarks.in_context:
+                problems.append(f"{where}.benchmarks: there is no in_context, world.benchmarks.in_context is 0")
             tasks = [self.benchmark(name).task for name in evaluation.benchmarks if name in known]
             if evaluation.rewrite and {*tasks} - {"draw"}:
                 problems.append(f"{where}.rewrite: rewritten prompts are for benchmarks of the task draw alone")

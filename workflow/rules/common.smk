@@ -7,6 +7,7 @@ import yaml
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS, RELEASED, WORLD_SETS
 from dreamllm.provenance import code_digest
+from dreamllm.results.captions import CAPTIONS
 from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sections.sources import SourceUse
 
@@ -26,7 +27,7 @@ try:
 except ConfigProblem as problem:
     raise WorkflowError(str(problem))
 config.clear()
-config.update(EXPERIMENT.model_dump(mode="json"))  # for the captions of the report
+config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # for the captions of the report
 
 # Big tensors come and go at every step; told not to give their memory back each time, glibc spends 1 % of a CPU job in
 # page faults instead of 28 %. Other C libraries ignore these.
@@ -45,7 +46,7 @@ MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", 
 FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
+PICTURE_TASKS = (*DRAWN, "stories", "in_context")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
