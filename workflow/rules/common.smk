@@ -77,6 +77,11 @@ def seed_flag(wildcards):
     return ["--seed", str(RUNS[wildcards.run].seed)] if EXPERIMENT.seeds else []
 
 
+def stage_settings(stage):
+    """Digest of what a stage is trained by, as a function of the run."""
+    return lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.model, EXPERIMENT.stages[stage])
+
+
 def configfile(wildcards, output):
     """The path of the configuration: a function of the output, so that renaming the file runs nothing again.
 
