@@ -21,9 +21,10 @@ from dreamllm.document import Document, Picture, Text
 from dreamllm.layout import IGNORE
 from dreamllm.model import diffusion
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, gather_slots
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
 from dreamllm.model.official import to_ours
+from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.sampling import guided_prediction, sample_latents
 from dreamllm.packing import pack

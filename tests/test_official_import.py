@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM
 
 from dreamllm.document import Document, Text
 from dreamllm.model import generate
-from dreamllm.model.dreamllm import gather_slots
 from dreamllm.model.official import to_ours
+from dreamllm.model.packed import gather_slots
 from dreamllm.model.sampling import sample_latents
 from dreamllm.train.checkpoint import load_model
 from dreamllm.train.export_official import export_official
