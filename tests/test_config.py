@@ -106,7 +106,7 @@ def test_queries_trained_for_one_number_are_not_loaded_for_another(changed):
     complaint = changed(("init: [pretrain]", "init: [pretrain]\n    num_dream_queries: 3"))
     assert f"stages.sft.init: pretrain was trained for {own} dream queries, sft has 3" in complaint
     assert "align_comprehension" not in complaint
-    few = ("  sft:\n", "  few: {<<: *pretrain, init: [align_comprehension], num_dream_queries: 3}\n  sft:\n")
+    few = ("  sft: &sft\n", "  few: {<<: *pretrain, init: [align_comprehension], num_dream_queries: 3}\n  sft: &sft\n")
     both = ("evaluations:\n", "evaluations:\n  - {model: mixed, stages: [few, align_creation], benchmarks: [draw]}\n")
     assert f"evaluations[0]: few was trained for 3 dream queries, align_creation has {own}" in changed(few, both)
 
