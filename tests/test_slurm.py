@@ -68,7 +68,7 @@ def snakemake(folder: Path, cluster: dict[str, str], machine: str, *arguments: s
 
 def jobs(cluster: dict[str, str]) -> dict[str, dict[str, str]]:
     """What Slurm knows of the last job of each rule."""
-    return {job["Comment"].removeprefix("rule_"): job for job in all_jobs(cluster)}
+    return {re.sub(r"^rule_|_wildcards_.*", "", job["Comment"]): job for job in all_jobs(cluster)}
 
 
 def all_jobs(cluster: dict[str, str]) -> list[dict[str, str]]:
