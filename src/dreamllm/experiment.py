@@ -162,8 +162,8 @@ class Stage(Section):
     """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
     them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
     num_dream_queries: Count | None = None
-    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. The stages
-    that it starts from need the same."""
+    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. Stages
+    that it starts from need the same, unless they train neither dream_queries nor condition_projector."""
 
 
 class SdFinetuning(Recipe):
@@ -323,7 +323,7 @@ class Experiment(Section):
                 problems.append(f"{where}.rewrite: rewritten prompts are for benchmarks of the task draw alone")
             if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
                 problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
-        if problems:
+        if problems := problems or self._unfit_queries():  # of names that are all there
             raise ValueError("\n".join(problems))
         return self
 
@@ -340,6 +340,28 @@ class Experiment(Section):
     def benchmark(self, name: str) -> BenchmarkUse:
         """What a benchmark is, by its name. Raises KeyError where there is none of that name."""
         return BenchmarkUse(task=name) if name in WORLD_TASKS else self.benchmarks[name]  # type: ignore[arg-type]
+
+    def queries(self, stage: str) -> int:
+        """Number of dream queries of a stage's model."""
+        own = None if stage == RELEASED else self.stages[stage].num_dream_queries
+        return own or self.model.num_dream_queries
+
+    def _unfit_queries(self) -> list[str]:
+        """A line for each checkpoint that is loaded into a model with another number of dream queries than its own."""
+        loaded = {f"stages.{name}.init": (name, self.lineage(*stage.init)) for name, stage in self.stages.items()}
+        for index, evaluation in enumerate(self.evaluations):
+            stages = self.lineage(*(s for s in evaluation.stages or [evaluation.model] if s not in FOUNDATION_MODELS))
+            if drawn_by := [stage for stage in stages if self._trains_queries(stage)]:
+                loaded[f"evaluations[{index}]"] = (drawn_by[-1], stages)
+        return [
+            f"{where}: {stage} was trained for {self.queries(stage)} dream queries, {name} has {self.queries(name)}"
+            for where, (name, stages) in loaded.items()
+            for stage in stages
+            if self._trains_queries(stage) and self.queries(stage) != self.queries(name)
+        ]
+
+    def _trains_queries(self, stage: str) -> bool:
+        return stage == RELEASED or not {"dream_queries", "condition_projector"}.isdisjoint(self.stages[stage].trains)
 
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.

@@ -94,12 +94,14 @@ def launch(wildcards, output):
     """How training processes are started: a function of the output, so that another machine trains nothing again."""
     if MACHINE.gpus * MACHINE.nodes == 0:
         return "python -m dreamllm"
-    return f"bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
+    return f"JOBS_PER_GPU={MACHINE.jobs_per_gpu} bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
 
 
 def launch_one(wildcards, output):
-    """The same for jobs that use one GPU at most."""
-    return "bash workflow/launch.sh 1 1" if MACHINE.gpus else "python -m dreamllm"
+    """The same for jobs that use one GPU at most; what times pictures has it for itself."""
+    timed = "benchmark" in wildcards.keys() and EXPERIMENT.benchmark(wildcards.benchmark).task == "latency"
+    jobs = 1 if timed else MACHINE.jobs_per_gpu
+    return f"JOBS_PER_GPU={jobs} bash workflow/launch.sh 1 1" if MACHINE.gpus else "python -m dreamllm"
 
 
 # GPUs and nodes of a training, in the words of the Slurm plugin. `gpu` would be dealt out over the nodes as Slurm likes,
