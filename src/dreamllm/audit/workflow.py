@@ -88,7 +88,7 @@ def costs(evidence: Evidence) -> Result:
 
 
 def _timing(file: Path) -> tuple[tuple[float, float], str]:
-    """Seconds and peak memory (MB) of a job, and what is wrong with its file. Jobs of a moment have no memory ("NA")."""
+    """Seconds and peak memory (MB) of a job, and what is wrong with its file. Short jobs have no memory ("NA")."""
     if not file.is_file():
         return (0.0, 0.0), "has no timing"
     lines = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")), delimiter="\t"))
