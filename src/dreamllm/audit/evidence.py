@@ -71,11 +71,14 @@ class Evidence:
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """The metrics files that are there, in the order in which the rule of the tables takes them."""
-        found = chain.metrics_files(self.house)
-        order = [*self.evaluated, *(f"{name}_pictures" for name in self.evaluated)]
-        order += [f"{name.partition('/')[0]}/human" for name in self.evaluated if name.endswith("/stories")]
-        return {name: found[name] for name in order if name in found} | found
+        """The metrics files that are there of those that the tables are made from, in the order of the rules."""
+        found, order = chain.metrics_files(self.house), [*self.evaluated]
+        if self.house.experiment.evaluation.pictures:
+            order += [f"{name}_pictures" for name in self.evaluated]
+        told = [name.partition("/")[0] for name in self.evaluated if name.endswith("/stories")]
+        said = self.root / f"data/human/{self.house.name}"
+        order += [f"{model}/human" for model in told if any((said / model).glob("*.json"))]
+        return {name: found[name] for name in order if name in found}
 
     @cached_property
     def links(self) -> list[Link]:
