@@ -241,7 +241,7 @@ def test_tables_without_what_they_were_made_from_are_not_trusted(house):
 def test_what_snakemake_would_make_again_is_a_fault(sound):
     evidence = audited.evidence(sound)
     outputs = audited.outputs(sound)
-    changed = [o for o in outputs if o.rule == "train_sft"][0]
+    changed = next(output for output in outputs if output.rule == "train_sft")
     outputs[outputs.index(changed)] = type(changed)(
         changed.path, changed.rule, changed.log, changed.command, "params changed", "update pending"
     )
@@ -292,18 +292,14 @@ def test_a_cell_is_followed_down_to_commit_and_environment(sound):
 
 
 def test_a_damaged_file_of_tensors_is_refused(tmp_path):
-    for content in (
-        b"",
-        b"\1",
-        b"\xff" * 16,
-        (2).to_bytes(8, "little") + b"[]",
-        (9).to_bytes(8, "little") + b'{"a": {}}',
-    ):
+    indices = [len(text).to_bytes(8, "little") + text for text in (b"[]", b'{"a": {}}', b'{"a": [')]
+    for content in (b"", b"\1", b"\xff" * 16, *indices):
         (tmp_path / "t.safetensors").write_bytes(content)
         with pytest.raises(AuditProblem):
             tensors.shapes(tmp_path / "t.safetensors")
 
 
 def test_a_lock_is_read_without_what_is_for_other_machines():
-    text = "# made\na-b==1.0 \\\n    --hash=sha256:00\ncolorama==0.4.6 ; sys_platform == 'win32' \\\n    --hash=sha256:11\n"
+    others = "other==0.4.6 ; sys_platform == 'win32' \\\n    --hash=sha256:11\n"
+    text = f"# made\na-b==1.0 \\\n    --hash=sha256:00\n{others}"
     assert surroundings.read_lock(text) == {"a-b": "1.0"}

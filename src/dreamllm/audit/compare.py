@@ -271,9 +271,8 @@ def main(args: argparse.Namespace) -> None:
         note = f"  {one.note}" if one.note else ""
         print(f"  {one.level:<16}  {one.name:<{width}}  {a} | {b}  difference {difference}, bound {bound}{note}")
     if len(different) > WORST:
-        print(
-            f"  and {len(different) - WORST} more" + (f" in {args.out}/levels.md" if args.out else "; --out writes all")
-        )
+        where = f" in {args.out}/levels.md" if args.out else "; --out writes all"
+        print(f"  and {len(different) - WORST} more{where}")
     if args.out:
         with new_folder(args.out) as folder:
             (folder / "levels.csv").write_text(to_csv(compared), encoding="utf-8")

@@ -271,7 +271,7 @@ def _scenes_in(content: Any) -> Iterator[Any]:
 
 
 def _tested_scenes(folder: Path, split: str) -> Iterator[tuple[str, str, bool]]:
-    """File and number, scene, and whether a story comes to it later, of all that the benchmarks of a split show or tell."""
+    """File and line, scene, and whether a story comes to it later, of what benchmarks of a split show or tell."""
     for kind in ("scenes", "stories"):
         file = folder / f"{kind}_{split}.jsonl"
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines() if file.is_file() else [], 1):
