@@ -6,7 +6,6 @@ The world, the shards, metrics, item scores and tables are what the verbs make; 
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
@@ -70,9 +69,6 @@ evaluations:
 def build(folder: Path) -> Path:
     """The repository with everything made, committed and recorded in a dvc.lock."""
     repository.copy(folder)
-    for name in ("requirements.lock", "data/sources.yaml", "data/made.yaml"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copy(repository.ROOT / name, folder / name)
     (folder / CONFIG).write_text(EXPERIMENT, encoding="utf-8")
     repository.run(folder, "git", "init", "--quiet")
     repository.commit(folder)

@@ -84,9 +84,9 @@ def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | No
     noise = max(SAME_NUMBER * max(abs(float(one)), abs(float(other))), NEAR_ZERO)
     if alike and all(abs(x - y) <= max(SAME_NUMBER * max(abs(x), abs(y)), NEAR_ZERO) for x, y in ends):
         return "same number", noise, f"float noise, {SAME_NUMBER:g} of the larger"
-    below, above = (a, b) if float(one) <= float(other) else (b, a)
-    halves = (_half(below, "high"), _half(above, "low"))  # the sides that face each other
-    bound = math.hypot(*halves)
+    pairs = ((float(one), a, b), (float(other), b, a))
+    lowest = min(float(one), float(other))  # the sides that face each other; any where the values are equal
+    bound = max(math.hypot(_half(x, "high"), _half(y, "low")) for value, x, y in pairs if value == lowest)
     if abs(float(one) - float(other)) <= max(bound, noise):
         return "within tolerance", max(bound, noise), "interval of the difference"
     return "not", bound, "interval of the difference"

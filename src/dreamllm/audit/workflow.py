@@ -11,7 +11,7 @@ from dreamllm.audit.findings import Fault, Result, absent, judged
 from dreamllm.config import read_yaml
 from dreamllm.digests import content_files
 
-LONGEST_SMOKE = 600.0  # seconds of jobs: what the end-to-end run on a CPU may take
+LONGEST_SMOKE = 600.0  # CPU seconds: what the end-to-end run may take
 SMOKE = "config/smoke.yaml"
 APART = ("results/README.md", "results/audit.json", "results/compare", "results/human/{name}", "results/report")
 """Below results/, made by verbs or rules that results/tables does not need."""
@@ -101,6 +101,15 @@ def _timing(file: Path) -> tuple[tuple[float, float], str]:
     return (seconds, memory), "" if seconds > 0 and memory >= 0 else "its timing is not positive"
 
 
+def _computing(file: Path) -> float:
+    """CPU seconds of a job; of a job too short for Snakemake to look at them, its seconds."""
+    lines = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")), delimiter="\t"))
+    try:
+        return float(lines[0]["cpu_time"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return _timing(file)[0][0]
+
+
 def small_run(evidence: Evidence) -> Result:
     """A15: the whole DAG runs in miniature on a CPU in minutes, with the same tasks, stages and kinds of tables."""
     from dreamllm.config import load
@@ -123,9 +132,9 @@ def small_run(evidence: Evidence) -> Result:
         return absent(f"the small run was not made here: snakemake --cores all --configfile={SMOKE} results/tables")
     if missing:
         return judged(faults, "")
-    seconds = sum(_timing(file)[0][0] for file in sorted(folder.glob("*.tsv")))
+    seconds = sum(_computing(file) for file in sorted(folder.glob("*.tsv")))
     if seconds > LONGEST_SMOKE:
-        what = f"its jobs took {seconds:.0f} s, more than {LONGEST_SMOKE:.0f}"
-        fix = "make the smoke run smaller, or run it on an idle machine"
+        what = f"its jobs took {seconds:.0f} CPU seconds, more than {LONGEST_SMOKE:.0f}"
+        fix = "make the smoke run smaller"
         faults.append(Fault(what, f"benchmarks/{smoke.name}", fix))
-    return judged(faults, f"{SMOKE} ran here, {len(wanted) - 1} evaluations and tables, in {seconds:.0f} s of jobs")
+    return judged(faults, f"{SMOKE} ran here, {len(wanted) - 1} evaluations and tables, in {seconds:.0f} CPU seconds")
