@@ -15,7 +15,6 @@ import repository
 from dreamllm import digests, provenance
 from dreamllm.audit.chain import House
 from dreamllm.audit.evidence import Evidence, Output
-from dreamllm.config import load
 from dreamllm.data import world
 from dreamllm.evaluate import benchmarks, items, predict, predictions, score
 from dreamllm.results import tables
@@ -163,7 +162,7 @@ def record(house: House) -> None:
 
 def outputs(root: Path) -> list[Output]:
     """What Snakemake would tell of the DAG: everything there is, and up to date."""
-    house = House(root, CONFIG, load(root / CONFIG))
+    house = House.at(root, Path(CONFIG))
     made = {"make_world": "data/emoji_small/train", "tables": "results/tables", "figures": "results/figures"}
     made |= {f"train_{stage}": house.checkpoint(stage) for stage in TENSORS}
     made["item_scores"] = RESULTS.format("items")

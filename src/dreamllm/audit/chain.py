@@ -24,7 +24,7 @@ import yaml
 
 from dreamllm.config import load
 from dreamllm.digests import digest
-from dreamllm.experiment import WORLD_SETS, Experiment
+from dreamllm.experiment import RELEASED, WORLD_SETS, Experiment
 from dreamllm.sections.sources import SourceUse
 
 Kind = Literal[
@@ -72,23 +72,30 @@ class CellLine:
 
 @dataclass(frozen=True)
 class House:
-    """A checkout of the repository, and the experiment that is looked at. Digests are computed once."""
+    """A checkout of the repository, and a run of the experiment that is looked at. Digests are computed once.
+
+    experiment: with the seed of this run.  name: the run's, which its folders below results/ have
+    runs: all runs of the experiment by name; one called like the experiment where it has one seed
+    """
 
     root: Path
     config: str
     experiment: Experiment
+    name: str
+    runs: dict[str, House] = field(default_factory=dict, repr=False, compare=False)
     _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _links: dict[tuple[str, ...], Link] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def at(cls, root: Path, config: Path) -> House:
-        """The checkout at `root`. Raises ConfigProblem for a configuration (relative to it) that cannot be used."""
-        return cls(root, Path(config).as_posix(), load(root / config))
+        """The checkout at `root`, at the first run of the experiment.
 
-    @property
-    def name(self) -> str:
-        """The experiment's name, which its folders below results/ have."""
-        return self.experiment.name
+        Raises ConfigProblem for a configuration (relative to it) that cannot be used.
+        """
+        path, runs, digests = Path(config).as_posix(), {}, {}
+        for name, experiment in load(root / config).runs().items():
+            runs[name] = cls(root, path, experiment, name, runs, digests)
+        return next(iter(runs.values()))
 
     def digest(self, path: str) -> str:
         """sha256 of a file or a folder, as `dreamllm.digests.digest`; "" where there is none."""
@@ -114,8 +121,8 @@ class House:
         return next((f"{stem}.{end}" for end in ("jsonl", "tar") if (self.root / f"{stem}.{end}").exists()), "")
 
     def checkpoint(self, stage: str) -> str:
-        """The folder of a stage's checkpoint."""
-        return f"results/checkpoints/{self.name}/{stage}"
+        """The folder of a stage's checkpoint; a released one is of no run but the experiment's."""
+        return f"results/checkpoints/{self.experiment.name if stage == RELEASED else self.name}/{stage}"
 
     def checkpoints_of(self, model: str) -> list[str]:
         """Stages whose checkpoints make up an evaluated model, in loading order; none for a foundation."""
@@ -163,12 +170,15 @@ def metrics_files(house: House) -> dict[str, str]:
 
 
 def follow(house: House, cell: CellLine) -> Link:
-    """The whole way below a cell."""
-    path = metrics_files(house).get(cell.source, "") if ("metric", cell.source) not in house._links else ""
-    metric = house._links.get(("metric", cell.source)) or metric_link(house, cell.source, path)
+    """The whole way below a cell: to the metrics of every run behind it, and on from there."""
+    metrics = []
+    for run in house.runs.values():
+        known = ("metric", cell.source) in run._links
+        path = "" if known else metrics_files(run).get(cell.source, "")
+        metrics.append(metric_link(run, cell.source, path))
     file = cell.place.partition(",")[0]
     facts = {key: cell.columns[key] for key in ("value", "low", "high", "n", "seeds", "world", "protocol")}
-    return Link("cell", file, cell.id, house.digest(file), made_from=(metric,), facts=facts)
+    return Link("cell", file, cell.id, house.digest(file), made_from=tuple(metrics), facts=facts)
 
 
 def metric_link(house: House, source: str, path: str) -> Link:

@@ -39,12 +39,14 @@ class Evidence:
 
     def __init__(self, house: House, outputs: list[Output] | None = None) -> None:
         self.house = house
-        if outputs is not None:
-            self.outputs = outputs
+        self.ask = self._ask_snakemake if outputs is None else lambda: outputs
 
     @cached_property
     def outputs(self) -> list[Output]:
         """All outputs of the experiment's DAG. Raises AuditProblem when Snakemake cannot build it."""
+        return self.ask()
+
+    def _ask_snakemake(self) -> list[Output]:
         command = [sys.executable, "-m", "snakemake", f"--configfile={self.house.config}", "--detailed-summary"]
         done = subprocess.run(command, cwd=self.house.root, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -79,6 +81,23 @@ class Evidence:
         said = self.root / f"data/human/{self.house.name}"
         order += [f"{model}/human" for model in told if any((said / model).glob("*.json"))]
         return {name: found[name] for name in order if name in found}
+
+    @cached_property
+    def runs(self) -> list[Evidence]:
+        """The same for every run of the experiment; the DAG is asked for once."""
+        others = [Evidence(house) for house in self.house.runs.values() if house.name != self.house.name]
+        for other in others:
+            other.ask = lambda: self.outputs
+        return [self, *others]
+
+    @cached_property
+    def all_metrics(self) -> list[str]:
+        """Metrics files of all runs in the order of the rule of the tables: of benchmarks, of pictures, of people."""
+        kinds: dict[int, list[str]] = {0: [], 1: [], 2: []}
+        for run in self.runs:
+            for source, path in run.metrics.items():
+                kinds[0 if source in run.evaluated else 2 if source.endswith("/human") else 1].append(path)
+        return [path for paths in kinds.values() for path in paths]
 
     @cached_property
     def links(self) -> list[Link]:

@@ -37,6 +37,16 @@ def judged(faults: Sequence[Fault], reason: str) -> Result:
     return Result("fail", f"{len(faults)} fault{'s'[: len(faults) != 1]}", faults) if faults else Result("pass", reason)
 
 
+def merged(results: dict[str, Result]) -> Result:
+    """One result of several runs, by name; of one alone its own."""
+    if len(results) == 1:
+        return next(iter(results.values()))
+    reason = "; ".join(f"{name}: {result.reason}" for name, result in results.items())
+    if any(result.outcome == "fail" for result in results.values()):
+        return judged([fault for result in results.values() for fault in result.faults], "")
+    return absent(reason) if all(r.outcome == "not applicable" for r in results.values()) else Result("pass", reason)
+
+
 def absent(reason: str) -> Result:
     """There is nothing to check."""
     return Result("not applicable", reason)

@@ -13,6 +13,7 @@ from typing import Any
 from dreamllm.audit import chain
 from dreamllm.audit.evidence import Evidence
 from dreamllm.audit.findings import Fault, Result, absent, judged
+from dreamllm.sections.benchmarks import DRAWN
 
 SAME_NUMBER = 1e-6  # relative: what two machines' floating point may differ by (docs/audit.md)
 MAKE_TABLES = "remove results/tables and make them again: {}"
@@ -34,7 +35,7 @@ def tables(evidence: Evidence) -> Result:
     faults = list(_differences(folder, wanted, evidence))
     cells = chain.read_cells(evidence.house)
     for cell in cells:
-        if cell.source not in evidence.metrics:
+        if not all(cell.source in run.metrics for run in evidence.runs):
             what = f"cell {cell.id} is from {cell.source}, of which there are no metrics"
             faults.append(Fault(what, cell.place, evidence.command))
     return judged(faults, f"{len(cells)} measured cells and {len(wanted)} files are what metrics and paper/ give")
@@ -94,7 +95,7 @@ def _read(evidence: Evidence) -> tuple[Any, Any, Any]:
     from dreamllm.results.measured import read_runs
 
     paper = evidence.root / "paper"
-    runs = read_runs([evidence.root / path for path in evidence.metrics.values()])
+    runs = read_runs([evidence.root / path for path in evidence.all_metrics])
     return read_tables(paper / "tables.yaml"), read_published(paper), runs
 
 
@@ -110,7 +111,7 @@ def _verdicts(evidence: Evidence) -> tuple[list[Any], dict[str, str]]:
     from dreamllm.results.tables import claims_pages
 
     named, published, runs = _read(evidence)
-    items = judging.read_items([evidence.root / f"results/items/{evidence.house.name}"])
+    items = judging.read_items([evidence.root / f"results/items/{name}" for name in evidence.house.runs])
     read = judging.read_claims(evidence.root / "paper/claims.yaml", named, published)
     verdicts = judging.judge(read, judging.Evidence(named, published, runs, items))
     return verdicts, claims_pages(verdicts, runs)
@@ -202,7 +203,7 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
     house = evidence.house
     model, _, benchmark = source.partition("/")
     task = house.experiment.benchmark(benchmark).task
-    if task in ("mmbench", "mm_vet", "harness") or (not pictures and task in ("draw", "illustrations", "stories")):
+    if task in ("mmbench", "mm_vet", "harness") or (not pictures and task in (*DRAWN, "stories")):
         return [], False
     instruments = getattr(house.experiment.foundations, "instruments", house.experiment.foundations)
     folder = evidence.root / house.benchmark_files(benchmark)

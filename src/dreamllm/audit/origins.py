@@ -143,7 +143,7 @@ def _whole(evidence: Evidence, stage: str) -> Iterator[Fault]:
 def _recorded(evidence: Evidence) -> Iterator[Fault | str]:
     """For every output in dvc.lock of this experiment that is there: its path, or what is wrong with it."""
     for path, (stage, md5) in chain.recorded_outputs(evidence.house).items():
-        ours = f"/{evidence.house.name}" in path or path in _shared(evidence)
+        ours = f"/{evidence.house.name}" in f"{path}/" or path in _shared(evidence)
         if not ours or not (evidence.root / path).exists():
             continue
         if (now := digests.md5(evidence.root / path)) == md5:

@@ -22,7 +22,7 @@ from typing import Any
 from dreamllm.atomic import new_file
 from dreamllm.audit import chain, numbers, origins, surroundings, workflow
 from dreamllm.audit.evidence import Evidence
-from dreamllm.audit.findings import AuditProblem, Fault, Result, judged
+from dreamllm.audit.findings import AuditProblem, Fault, Result, judged, merged
 
 Check = Callable[[Evidence], Result]
 CHECKS: dict[str, tuple[str, Check]] = {
@@ -43,6 +43,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "A15": ("small run on a CPU", workflow.small_run),
     "A16": ("no test item in the training data", surroundings.contamination),
 }
+OF_A_RUN = ("A03", "A04", "A08", "A09", "A11", "A12")  # looked at in every run of the experiment
 SHOWN = 3  # faults of a check that the terminal shows; the JSON file has all
 
 
@@ -78,7 +79,10 @@ def audit(evidence: Evidence, *, pictures: bool = False) -> Any:
         if id_ == "A12":
             check = partial(numbers.predictions, pictures=pictures)
         try:
-            yield id_, check(evidence)
+            if id_ in OF_A_RUN:
+                yield id_, merged({run.house.name: check(run) for run in evidence.runs})
+            else:
+                yield id_, check(evidence)
         except ValueError as problem:
             if not type(problem).__module__.startswith("dreamllm."):
                 raise  # a bug of the audit
@@ -100,7 +104,8 @@ def as_json(evidence: Evidence, results: dict[str, Result]) -> dict[str, Any]:
     """The audit for machines."""
     outcomes = [result.outcome for result in results.values()]
     return {
-        "experiment": evidence.house.name,
+        "experiment": evidence.house.experiment.name,
+        "runs": list(evidence.house.runs),
         "config": evidence.house.config,
         "commit": (evidence.house.git("rev-parse", "HEAD") or "").strip() or None,
         "environment": evidence.house.digest(chain.ENVIRONMENT),

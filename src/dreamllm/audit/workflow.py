@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dreamllm.audit.evidence import Evidence
 from dreamllm.audit.findings import Fault, Result, absent, judged
-from dreamllm.config import read_yaml
+from dreamllm.config import load
 from dreamllm.digests import content_files
 
 LONGEST_SMOKE = 600.0  # CPU seconds: what the end-to-end run may take
@@ -40,7 +40,7 @@ def orphans(evidence: Evidence) -> Result:
     """A14: there is no file below results/ that no rule makes."""
     others = _other_experiments(evidence)
     made = [Path(output.path) for output in evidence.outputs]
-    made += [Path(path.format(name=evidence.house.name)) for path in APART]
+    made += [Path(path.format(name=name)) for path in APART for name in evidence.house.runs]
     folder = evidence.root / "results"
     known = counted = 0
     faults = []
@@ -61,8 +61,9 @@ def orphans(evidence: Evidence) -> Result:
 def _other_experiments(evidence: Evidence) -> set[str]:
     """Names of the other experiments in config/, whose results may lie beside these."""
     files = sorted((evidence.root / "config").glob("*.yaml"))
-    names = {str(read_yaml(file).get("name")) for file in files if file != evidence.root / evidence.house.config}
-    return names - {evidence.house.name}
+    others = [file for file in files if file != evidence.root / evidence.house.config]
+    names = {name for file in others for name in (load(file).name, *load(file).runs())}
+    return names - {evidence.house.experiment.name, *evidence.house.runs}
 
 
 def costs(evidence: Evidence) -> Result:
@@ -73,7 +74,8 @@ def costs(evidence: Evidence) -> Result:
         reason = f"benchmarks/{house.name} is not there: timings stay on the machine that ran ({evidence.command})"
         return absent(reason)
     faults, seconds, memory = [], 0.0, 0.0
-    jobs = {Path(output.log).stem: output for output in evidence.outputs if output.log not in ("", "-")}
+    logs = {Path(output.log): output for output in evidence.outputs if output.log not in ("", "-")}
+    jobs = {log.stem: output for log, output in logs.items() if log.parent.name == house.name}
     for job, output in jobs.items():
         if not (evidence.root / output.path).exists():
             continue
@@ -112,8 +114,6 @@ def _computing(file: Path) -> float:
 
 def small_run(evidence: Evidence) -> Result:
     """A15: the whole DAG runs in miniature on a CPU in minutes, with the same tasks, stages and kinds of tables."""
-    from dreamllm.config import load
-
     path = evidence.root / SMOKE
     if not path.is_file():
         return judged([Fault("is not there", SMOKE, f"git checkout {SMOKE}")], "")

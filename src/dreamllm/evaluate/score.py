@@ -123,7 +123,7 @@ def score(
         "scorer": {name: version(name) for name in LIBRARIES},
         "inputs": {predictions.path.name: sha256_of_file(predictions.path)} | inputs,
     }
-    looking = {"draw": ("judge", "clip"), "illustrations": ("judge", "clip"), "stories": ("judge",)}.get(task, ())
+    looking = {"stories": ("judge",), **dict.fromkeys(DRAWN, ("judge", "clip"))}.get(task, ())
     if looking and "benchmark" not in header.get("protocol", {}):  # those of public sets are measured apart
         protocol["instruments"] = {name: digest(foundations / name) for name in looking}
     if chat:
