@@ -67,7 +67,8 @@ def edit_a_cell(root: Path) -> None:
     path = root / "results/tables/table3.csv"
     lines = path.read_text().splitlines(keepends=True)
     number = next(i for i, line in enumerate(lines) if ",ours," in line and "sft/vqa" in line)
-    cell = next(c for c in chain.read_cells(audited.evidence(root).house) if c.place.endswith(f"line {number + 1}"))
+    place = f"results/tables/table3.csv, line {number + 1}"
+    cell = next(cell for cell in chain.read_cells(audited.evidence(root).house) if cell.place == place)
     lines[number] = lines[number].replace(f",{cell.columns['value']},", ",99.9,", 1)
     path.write_text("".join(lines))
 
@@ -137,7 +138,7 @@ def forget_a_seed(root: Path) -> None:
 
 
 def forget_the_seed_of_an_answer(root: Path) -> None:
-    replace(root / ANSWERS, ', "seed": 42', "")
+    replace(root / ANSWERS, '"prompt": "?", "seed": 42', '"prompt": "?"')
 
 
 def type_a_verdict(root: Path) -> None:
