@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tables foundations test lint bench downloader restore record lock clean
+.PHONY: help setup tables foundations test lint bench downloader audit restore record lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: setup ## time a training step and decoding, beside a naive implementation
 downloader: ## img2dataset, which fetches pictures by address, in an environment of its own
 	$(PYTHON) -m venv .img2dataset
 	.img2dataset/bin/pip install --quiet img2dataset==1.47.0
+
+audit: setup ## sixteen checks of what can be trusted, with reason and fix
+	dreamllm audit
 
 restore: setup ## bring recorded files by DVC and make Snakemake agree
 	python workflow/restore.py

@@ -13,7 +13,7 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 HOUSE = ("Snakefile", "workflow", "profiles", "config", "paper", "src", "dvc.yaml", ".dvcignore", ".gitignore")
-HOUSE += ("environment.yml", "pyproject.toml")
+HOUSE += ("environment.yml", "pyproject.toml", "requirements.lock", "data/sources.yaml", "data/made.yaml")
 
 
 def copy(folder: Path) -> Path:
@@ -24,7 +24,7 @@ def copy(folder: Path) -> Path:
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(source, folder / name, ignore=ignored, symlinks=True)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, folder / name, follow_symlinks=False)
     (folder / ".dvc").mkdir()
     for name in ("config", ".gitignore"):

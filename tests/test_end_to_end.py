@@ -1,5 +1,6 @@
 """The real DAG in miniature: from nothing, foundations included, to tables and figures."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,16 @@ def test_every_job_wrote_a_log_and_a_benchmark(house):
     logs = {path.stem for path in (house / "logs/smoke").glob("*.log")}
     assert logs == {path.stem for path in (house / "benchmarks/smoke").glob("*.tsv")}
     assert {"train_sft", "train_foundation_sd", "predict_sft_draw", "score_sft_draw", "tables"} <= logs
+
+
+def test_the_audit_passes_and_catches_what_is_changed_afterwards(house):
+    """All green once the repository is one: the copy is no git checkout, so its runs have no commit of it."""
+    arguments = ("--config", "config/smoke.yaml", "--out", "audit.json")
+    repository.run(house, "python", "-m", "dreamllm", "audit", *arguments, check=False)
+    checks = json.loads((house / "audit.json").read_text())["checks"]
+    assert {id_: one["faults"] for id_, one in checks.items() if one["outcome"] == "fail" and id_ != "A03"} == {}
+    assert [id_ for id_, one in checks.items() if one["outcome"] == "not applicable"] == []
+    assert "is no git checkout" in checks["A03"]["faults"][0]["what"]
 
 
 def test_the_report_can_be_made(house):

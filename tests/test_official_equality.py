@@ -1,7 +1,8 @@
 """Our model computes what the authors' released code computes: tensors recorded from it, where they are at hand.
 
 The recordings (a tiny random model: inputs, hidden states, conditions, losses, gradients, sampling) lie outside the
-repository; without them these tests are skipped, and `test_golden.py` keeps the proof. Tolerance is 2e-5, absolute, but for latents at the end of sampling.
+repository; without them these tests are skipped, and `test_golden.py` keeps the proof. Tolerance is 2e-5,
+absolute, but for latents at the end of sampling.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dreamllm.audit import surroundings
 from dreamllm.config import load
 from dreamllm.experiment import Experiment
 from dreamllm.plan import arithmetic
@@ -40,37 +41,9 @@ def plain(name: str) -> dict[str, Any]:
     return load(ROOT / f"config/{name}.yaml").model_dump(mode="json")
 
 
-def find(content: dict[str, Any], key: str) -> dict[str, Any]:
-    """Values by full key path; * stands for any key; a set or a stage that is not there is null."""
-    found = {"": content}
-    for step in key.split("."):
-        found = {
-            f"{path}.{name}".lstrip("."): (value or {}).get(name)
-            for path, value in found.items()
-            for name in ((value or {}) if step == "*" else [step])
-        }
-    return found
-
-
-def wanted(entry: dict[str, Any], which: str) -> Any:
-    return entry["ours"]["both"] if "both" in entry["ours"] else entry["ours"][which]
-
-
-def is_an_arms(path: str) -> bool:
-    """Whether a key is one that a stage of BASES changes."""
-    _, name, key = [*path.split("."), "", ""][:3]
-    return key in BASES.get(name, ("", set()))[1]
-
-
 def drift(which: str, content: dict[str, Any]) -> list[str]:
     """What a configuration has otherwise than the recipe says."""
-    return [
-        f"{path} is {value!r}, the recipe ({name}) says {wanted(entry, which)!r}"
-        for name, entry in ENTRIES.items()
-        if "key" in entry
-        for path, value in find(content, entry["key"]).items()
-        if value != wanted(entry, which) and not is_an_arms(path)
-    ]
+    return surroundings.drift(ENTRIES, which, content)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

@@ -35,6 +35,8 @@ VERBS = {  # verb: (module, what it does)
     "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
     "item-scores": ("dreamllm.evaluate.items", "write the scores of single items, to pair models by"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),
+    "audit": ("dreamllm.audit.run", "check what can be trusted: every number against what it was made from"),
+    "compare": ("dreamllm.audit.compare", "say of each number of two result folders how well it was reproduced"),
     "figures": ("dreamllm.results.figures", "draw the paper's figures from stored predictions"),
     "human-page": ("dreamllm.human.page", "build a page on which people judge model and real documents, unmarked"),
     "human-score": ("dreamllm.human.score", "turn people's judgements into metrics"),

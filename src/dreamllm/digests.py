@@ -1,8 +1,9 @@
-"""SHA-256 of files, and which files of a folder are its content."""
+"""Digests of files and folders, and which files of a folder are its content."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 NOT_CONTENT = ".snakemake_timestamp"  # a mark that Snakemake leaves in folders; .dvcignore has it too
@@ -12,6 +13,33 @@ def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of a file, in hex, read in blocks. Raises OSError as `open` does."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(path: str | Path) -> str:
+    """sha256 of a file, or of a folder: of the names and digests of all files in it, Snakemake's mark apart.
+
+    Raises FileNotFoundError where there is neither.
+    """
+    path = Path(path)
+    if path.is_file():
+        return sha256_of_file(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    lines = [f"{sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in content_files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def md5(path: str | Path) -> str:
+    """DVC's name of a file's or a folder's content, as in dvc.lock. Raises FileNotFoundError where there is neither."""
+    path = Path(path)
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    named = sorted((file.relative_to(path).as_posix(), file) for file in content_files(path))
+    listing = [{"md5": md5(file), "relpath": name} for name, file in named]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def content_files(folder: str | Path) -> list[Path]:

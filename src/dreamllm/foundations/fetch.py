@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from dreamllm import digests
 from dreamllm.digests import content_files, sha256_of_file
 
 
@@ -60,8 +61,7 @@ def sha256_of(folder: Path) -> str:
 
 def md5_of(folder: Path) -> str:
     """DVC's name of a folder's content, as in dvc.lock."""
-    files = [{"md5": hashlib.md5(file.read_bytes()).hexdigest(), "relpath": name} for name, file in _files(folder)]
-    return hashlib.md5(json.dumps(files, sort_keys=True).encode()).hexdigest() + ".dir"
+    return digests.md5(folder)
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:

@@ -8,7 +8,7 @@ Several runs of an experiment that differ in their seeds alone are averaged.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
@@ -36,13 +36,23 @@ def main(args: argparse.Namespace) -> None:
         claims.Evidence(tables, published, runs, claims.read_items(args.items)),
     )
     with new_folder(args.out) as folder:
-        for table in tables.values():
-            blocks = fill(table, runs, published)
-            for suffix, render in (("csv", forms.to_csv), ("md", forms.to_markdown), ("tex", forms.to_latex)):
-                (folder / f"{table.name}.{suffix}").write_text(render(table, blocks), encoding="utf-8")
-        (folder / "claims.csv").write_text(verdicts.to_csv(judged), encoding="utf-8")
-        (folder / "claims.md").write_text(verdicts.to_markdown(judged, runs), encoding="utf-8")
-        (folder / "README.md").write_text(forms.index(tables.values(), runs), encoding="utf-8")
+        for name, text in (contents(tables, runs, published) | claims_pages(judged, runs)).items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def contents(tables: Mapping[str, Table], runs: Runs, published: Published) -> dict[str, str]:
+    """The text of every file of the tables and of their index, by file name."""
+    files = {"README.md": forms.index(tables.values(), runs)}
+    for table in tables.values():
+        blocks = fill(table, runs, published)
+        for suffix, render in (("csv", forms.to_csv), ("md", forms.to_markdown), ("tex", forms.to_latex)):
+            files[f"{table.name}.{suffix}"] = render(table, blocks)
+    return files
+
+
+def claims_pages(judged: Sequence[claims.Verdict], runs: Runs) -> dict[str, str]:
+    """The text of the pages about the claims, by file name."""
+    return {"claims.csv": verdicts.to_csv(judged), "claims.md": verdicts.to_markdown(judged, runs)}
 
 
 def fill(table: Table, runs: Runs, published: Published) -> list[Block]:

@@ -1,0 +1,178 @@
+"""A small repository with results to audit: made up in that nothing was trained, computed in all else by the real code.
+
+The world, the shards, metrics, item scores and tables are what the verbs make; tensors and answers are chosen here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+
+import repository
+from dreamllm import digests, provenance
+from dreamllm.audit.chain import House
+from dreamllm.audit.evidence import Evidence, Output
+from dreamllm.data import world
+from dreamllm.evaluate import benchmarks, items, predict, predictions, score
+from dreamllm.results import tables
+from dreamllm.seeds import seed_of
+from dreamllm.train import checkpoint
+
+CONFIG = "config/small.yaml"
+RESULTS = "results/{}/small"
+TENSORS = {
+    "align": {"visual_projector.weight": (4, 3)},
+    "sft": {"visual_projector.weight": (4, 3), "dream_queries": (1, 2, 4)},
+}
+EXPERIMENT = """
+name: small
+seed: 3
+world:
+  folder: data/emoji_small
+  training: {pairs: 12, stories: 4, instructions: 4, text: 4}
+  benchmarks: {pictures: 6, draw: 6, stories: 3, language: 4}
+foundations:
+  source: train
+  folder: data/foundations_small
+  llm: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, hidden: 32, layers: 2, heads: 2}
+  clip: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, hidden: 32, layers: 3, text_layers: 1, heads: 2, patch: 16}
+  vae: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, channels: [8, 16, 16], latent_channels: 4}
+  sd:
+    {steps: 4, batch_size: 4, learning_rate: 1.0e-3, channels: [16, 32], text_hidden: 32, text_layers: 1, text_heads: 2}
+  judge: {steps: 4, batch_size: 32, learning_rate: 1.0e-3, width: 4}
+model: {num_dream_queries: 2, template: plain}
+stages:
+  align: &stage
+    trains: [visual_projector]
+    mode: comprehension
+    mixture: {pairs: 1}
+    steps: 2
+    rows_per_batch: 2
+    context: 160
+    learning_rate: 1.0e-3
+  sft:
+    <<: *stage
+    init: [align]
+    trains: [visual_projector, dream_queries]
+    mode: joint
+    mixture: {pairs: 1, stories: 1}
+evaluations:
+  - {model: align, benchmarks: [vqa]}
+  - {model: sft, benchmarks: [vqa, pope]}
+"""
+
+
+def build(folder: Path) -> Path:
+    """The repository with everything made, committed and recorded in a dvc.lock."""
+    repository.copy(folder)
+    (folder / CONFIG).write_text(EXPERIMENT, encoding="utf-8")
+    repository.run(folder, "git", "init", "--quiet")
+    repository.commit(folder)
+    house = House.at(folder, Path(CONFIG))
+    world.main(argparse.Namespace(config=folder / CONFIG, out=folder / house.experiment.world.folder))
+    for part in ("llm", "clip", "sd", "judge"):
+        (folder / "data/foundations_small" / part).mkdir(parents=True)
+        (folder / "data/foundations_small" / part / "model.safetensors").write_text(part)
+    for stage in house.experiment.stages:
+        train(house, stage)
+    for model, benchmark in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope")):
+        answer(house, model, benchmark)
+    measure(house)
+    jobs(house)
+    record(house)
+    repository.commit(folder)
+    return folder
+
+
+def train(house: House, stage: str) -> None:
+    """A checkpoint as `dreamllm train` writes it; its tensors are drawn at random."""
+    experiment, settings = house.experiment, house.experiment.stages[stage]
+    generator = torch.Generator().manual_seed(seed_of(experiment.seed, stage))
+    shards = {name: sorted((house.root / house.shards(name)).glob(f"{name}-*.tar")) for name in settings.mixture}
+    above = [house.root / house.checkpoint(parent) / checkpoint.TENSORS for parent in settings.init]
+    metadata = {
+        "stage": stage,
+        "seed": experiment.seed,
+        "config": settings.model_dump(mode="json"),
+        "model": {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")},
+        "foundations": checkpoint.foundation_digests(house.root / experiment.foundations.folder),
+        "init": [digests.digest(path) for path in above],
+        "data": {name: {path.name: digests.digest(path) for path in paths} for name, paths in shards.items()},
+        "code": provenance.code_digest("dreamllm.train.stage"),
+        "versions": provenance.versions(),
+        "commit": repository.run(house.root, "git", "rev-parse", "HEAD").stdout.strip(),
+    }
+    tensors = {name: torch.randn(shape, generator=generator) for name, shape in TENSORS[stage].items()}
+    checkpoint.save_trained(house.root / house.checkpoint(stage), tensors, metadata, "step\n")
+
+
+def answer(house: House, model: str, benchmark: str, right: int = 2) -> Path:
+    """A prediction file as `dreamllm predict` writes it, with `right` of every 3 answers right."""
+    root, settings = house.root, house.experiment.evaluation
+    folder = root / house.benchmark_files(benchmark)
+    stages = [root / house.checkpoint(stage) for stage in house.checkpoints_of(model)]
+    arguments = {"model": model, "foundations": root / house.experiment.foundations.folder, "checkpoints": stages}
+    header = {"model": model, "benchmark": benchmark, "task": benchmark, "split": settings.split, "limit": None}
+    header["protocol"] = predict.protocol(argparse.Namespace(**arguments), settings)
+    asked = benchmarks.load(benchmark, folder, settings.split)
+    known = [item.answers[0] if benchmark == "vqa" else item.label for item in asked]
+    said = [word if number % 3 < right else "nothing" for number, word in enumerate(known)]
+    records = [{"id": i.id, "prompt": "?", "seed": 42, "output": o} for i, o in zip(asked, said, strict=True)]
+    path = root / RESULTS.format("predictions") / model / f"{benchmark}.jsonl"
+    predictions.write(path, header, records)
+    return path
+
+
+def measure(house: House) -> None:
+    """Metrics, item scores, tables and a figure of the predictions that are there, by the verbs."""
+    root = house.root
+    answered = [root / house.predictions(*pair) for pair in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope"))]
+    folder = root / house.benchmark_files("vqa")
+    metrics = []
+    for path in answered:
+        metrics.append(root / RESULTS.format("metrics") / path.parent.name / f"{path.stem}.json")
+        flags = {"benchmark": path.stem, "predictions": path, "benchmarks": folder, "foundations": root / "none"}
+        score.main(argparse.Namespace(**flags, config=None, judgements=None, out=metrics[-1]))
+    scored = root / RESULTS.format("items")
+    items.main(argparse.Namespace(predictions=answered, benchmarks=folder, out=scored))
+    tables.main(argparse.Namespace(metrics=metrics, items=[scored], paper=root / "paper", out=root / "results/tables"))
+    (root / "results/figures").mkdir(exist_ok=True)
+    (root / "results/figures/curves.png").write_text("a figure")
+
+
+def jobs(house: House) -> None:
+    """Timings as Snakemake writes them."""
+    folder = house.root / "benchmarks/small"
+    folder.mkdir(parents=True)
+    for output in outputs(house.root):
+        (folder / f"{Path(output.log).stem}.tsv").write_text("s\tmax_rss\tcpu_time\n2.5\t100.0\t2.0\n")
+
+
+def record(house: House) -> None:
+    """A dvc.lock of what is there."""
+    outs = [f"data/emoji_small/{part}" for part in ("train", "benchmarks")]
+    outs += [house.checkpoint(stage) for stage in TENSORS]
+    outs += [RESULTS.format(kind) for kind in ("predictions", "metrics", "items")] + ["results/tables"]
+    stages = {f"stage{i}": {"outs": [{"path": p, "md5": digests.md5(house.root / p)}]} for i, p in enumerate(outs)}
+    (house.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def outputs(root: Path) -> list[Output]:
+    """What Snakemake would tell of the DAG: everything there is, and up to date."""
+    house = House.at(root, Path(CONFIG))
+    made = {"make_world": "data/emoji_small/train", "tables": "results/tables", "figures": "results/figures"}
+    made |= {f"train_{stage}": house.checkpoint(stage) for stage in TENSORS}
+    made["item_scores"] = RESULTS.format("items")
+    for name in ("align_vqa", "sft_vqa", "sft_pope"):
+        path = name.replace("_", "/")
+        made[f"predict_{name}"] = f"{RESULTS.format('predictions')}/{path}.jsonl"
+        made[f"score_{name}"] = f"{RESULTS.format('metrics')}/{path}.json"
+    return [Output(path, job, f"logs/small/{job}.log", "...", "ok", "no update") for job, path in made.items()]
+
+
+def evidence(root: Path) -> Evidence:
+    """The repository as the audit sees it, with the DAG told instead of asked for."""
+    return Evidence(House.at(root, Path(CONFIG)), outputs(root))

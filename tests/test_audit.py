@@ -1,0 +1,306 @@
+"""The audit passes what is sound, and each planted fault is caught by the check that is there for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import audited
+import repository
+from dreamllm.audit import chain, run, surroundings, tensors
+from dreamllm.audit.findings import AuditProblem, Result
+from dreamllm.digests import sha256_of_file
+
+CHECKPOINT = "results/checkpoints/small/{}/checkpoint.json"
+TENSORS = "results/checkpoints/small/{}/trained.safetensors"
+METRIC = "results/metrics/small/sft/vqa.json"
+ANSWERS = "results/predictions/small/sft/vqa.jsonl"
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    return audited.build(tmp_path_factory.mktemp("audit") / "sound")
+
+
+@pytest.fixture
+def house(sound, tmp_path) -> Path:
+    return shutil.copytree(sound, tmp_path / "house", symlinks=True)
+
+
+def results(root: Path) -> dict[str, Result]:
+    return dict(run.audit(audited.evidence(root)))
+
+
+def failed(found: dict[str, Result]) -> set[str]:
+    return {id_ for id_, result in found.items() if result.outcome == "fail"}
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def rewrite(path: Path, change) -> None:
+    """Change a JSON file's content."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_sound_repository_has_no_faults(sound):
+    found = results(sound)
+    assert list(found) == [f"A{number:02}" for number in range(1, 17)]
+    assert {id_: result.faults for id_, result in found.items() if result.faults} == {}
+    assert [id_ for id_, result in found.items() if result.outcome != "pass"] == ["A15"], "the smoke run is elsewhere"
+    assert "3 metrics computed again" in found["A12"].reason
+
+
+# ---- planted faults ------------------------------------------------------------------------------------------------
+
+
+def edit_a_cell(root: Path) -> None:
+    path = root / "results/tables/table3.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    number = next(i for i, line in enumerate(lines) if ",ours," in line and "sft/vqa" in line)
+    place = f"results/tables/table3.csv, line {number + 1}"
+    cell = next(cell for cell in chain.read_cells(audited.evidence(root).house) if cell.place == place)
+    lines[number] = lines[number].replace(f",{cell.columns['value']},", ",99.9,", 1)
+    path.write_text("".join(lines))
+
+
+def edit_a_shown_cell(root: Path) -> None:
+    replace(root / "results/tables/table3.md", "<sub>", " <sub>")
+
+
+def answer_otherwise(root: Path) -> None:
+    audited.answer(audited.evidence(root).house, "sft", "vqa", right=3)
+
+
+def answer_otherwise_and_forge_the_digest(root: Path) -> None:
+    answer_otherwise(root)
+    rewrite(root / METRIC, lambda m: m["protocol"]["inputs"].update({"vqa.jsonl": sha256_of_file(root / ANSWERS)}))
+
+
+def edit_a_metric(root: Path) -> None:
+    rewrite(root / METRIC, lambda metric: metric["metrics"]["accuracy"].update(value=0.999))
+
+
+def swap_checkpoints(root: Path) -> None:
+    shutil.copy(root / TENSORS.format("sft"), root / TENSORS.format("align"))
+
+
+def cut_a_checkpoint(root: Path) -> None:
+    path = root / TENSORS.format("sft")
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def edit_the_saved_configuration(root: Path) -> None:
+    rewrite(root / CHECKPOINT.format("sft"), lambda about: about["config"].update(learning_rate=5e-4))
+
+
+def edit_the_experiment(root: Path) -> None:
+    replace(root / audited.CONFIG, "steps: 2", "steps: 3")
+
+
+def edit_the_trained_parts(root: Path) -> None:
+    rewrite(root / CHECKPOINT.format("sft"), lambda about: about["config"].update(trains=["visual_projector"]))
+
+
+def take_a_licence(root: Path) -> None:
+    replace(root / "data/sources.yaml", "  licence: '\"other\" on the Hub'\n", "")
+
+
+def take_our_own_licence(root: Path) -> None:
+    replace(root / "data/made.yaml", "licence: CC BY-SA 4.0", 'licence: ""')
+
+
+def leave_an_orphan(root: Path) -> None:
+    (root / "results/metrics/small/ghost").mkdir()
+    shutil.copy(root / METRIC, root / "results/metrics/small/ghost/vqa.json")
+    rewrite(root / "results/metrics/small/ghost/vqa.json", lambda metric: metric.update(model="ghost"))
+
+
+def dirty_the_tree(root: Path) -> None:
+    (root / "paper/notes.txt").write_text("by the way")
+
+
+def pin_another_version(root: Path) -> None:
+    replace(root / "requirements.lock", "accelerate==1.15.0", "accelerate==1.14.0")
+
+
+def forget_a_seed(root: Path) -> None:
+    rewrite(root / CHECKPOINT.format("align"), lambda about: about.pop("seed"))
+
+
+def forget_the_seed_of_an_answer(root: Path) -> None:
+    replace(root / ANSWERS, '"prompt": "?", "seed": 42', '"prompt": "?"')
+
+
+def type_a_verdict(root: Path) -> None:
+    replace(root / "results/tables/claims.csv", "not attempted", "reproduced")
+
+
+def type_a_shown_verdict(root: Path) -> None:
+    replace(root / "results/tables/claims.md", "not attempted", "reproduced")
+
+
+def make_by_a_modified_tree(root: Path) -> None:
+    rewrite(root / CHECKPOINT.format("align"), lambda about: about.update(commit=about["commit"] + "-modified"))
+
+
+def make_by_other_code(root: Path) -> None:
+    rewrite(root / CHECKPOINT.format("align"), lambda about: about.update(code="0123456789abcdef"))
+
+
+def change_the_training_data(root: Path) -> None:
+    path = root / "data/emoji_small/train/pairs-00000.tar"
+    path.write_bytes(path.read_bytes() + bytes(512))
+
+
+def train_on_the_test(root: Path) -> None:
+    test = root / "data/emoji_small/benchmarks/scenes_test.jsonl"
+    scene = next(iter(surroundings._training_scenes(root / "data/emoji_small/train")))
+    lines = test.read_text().splitlines()
+    lines[0] = json.dumps(json.loads(lines[0]) | {"scene": json.loads(scene)})
+    test.write_text("\n".join(lines) + "\n")
+
+
+def lose_a_timing(root: Path) -> None:
+    (root / "benchmarks/small/train_sft.tsv").unlink()
+
+
+def lose_a_reason(root: Path) -> None:
+    replace(root / "paper/recipe.yaml", "    why: the paper's\n", "    why: null\n")
+
+
+FAULTS = [  # (fault, the check that is there for it, what it says, other checks that see it too)
+    (edit_a_cell, "A01", "value is '99.9', the metrics give", {"A04"}),
+    (edit_a_shown_cell, "A01", "is not what the metrics give, first in line", {"A04"}),
+    (answer_otherwise, "A12", "made from another results/predictions/small/sft/vqa.jsonl", {"A04"}),
+    (answer_otherwise_and_forge_the_digest, "A12", "the predictions give 1.0", {"A04"}),
+    (edit_a_metric, "A12", "accuracy is 0.999, the predictions give", {"A01", "A04", "A13"}),
+    (swap_checkpoints, "A04", "tensors of stage align were exchanged or cut off", {"A09"}),
+    (cut_a_checkpoint, "A04", "tensors of stage sft were exchanged or cut off", {"A09"}),
+    (edit_the_saved_configuration, "A09", "stage sft: config.learning_rate is 0.0005 there, 0.001 in", {"A04"}),
+    (edit_the_experiment, "A09", "stage sft: config.steps is 2 there, 3 in config/small.yaml", {"A03"}),
+    (edit_the_trained_parts, "A09", "has tensors of dream_queries, visual_projector, checkpoint.json says", {"A04"}),
+    (take_a_licence, "A07", "llava_pretrain has no licence, and `unknown` does not say why", {"A03"}),
+    (take_our_own_licence, "A07", "emoji world has no licence", {"A03"}),
+    (leave_an_orphan, "A14", "is made by no rule of the experiment", {"A04"}),
+    (dirty_the_tree, "A03", "the tree is dirty", set()),
+    (pin_another_version, "A05", "accelerate 1.15.0 is installed, not 1.14.0", {"A03"}),
+    (forget_a_seed, "A08", "stage align: seed was not recorded", {"A04"}),
+    (forget_the_seed_of_an_answer, "A08", "1 of ", {"A04", "A12"}),
+    (type_a_verdict, "A13", "status is 'reproduced', computed is 'not attempted'", {"A04"}),
+    (type_a_shown_verdict, "A13", "is not what the metrics give", {"A04"}),
+    (make_by_a_modified_tree, "A03", "was made by code that was not committed", {"A04"}),
+    (make_by_other_code, "A03", "stage align was made by code 0123456789abcdef, commit", {"A04"}),
+    (change_the_training_data, "A04", "data pairs was exchanged or changed", set()),
+    (train_on_the_test, "A16", "is in a training document too", {"A04"}),
+    (lose_a_timing, "A11", "job train_sft: has no timing", set()),
+    (lose_a_reason, "A10", "language model has no why", {"A03"}),
+]
+
+
+@pytest.mark.parametrize(("plant", "check", "words", "others"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
+def test_a_planted_fault_is_caught_by_its_check(house, plant, check, words, others):
+    plant(house)
+    found = results(house)
+    said = [f"{fault.file}: {fault.what}" for fault in found[check].faults]
+    assert any(words in line for line in said), said
+    assert failed(found) == {check, *others}
+    assert all(fault.fix for result in found.values() for fault in result.faults)
+
+
+# ---- what is missing -----------------------------------------------------------------------------------------------
+
+
+def test_a_clone_without_outputs_says_what_is_not_there(sound, tmp_path):
+    folder = repository.clone(sound, tmp_path / "clone")
+    evidence = audited.evidence(folder)
+    found = dict(run.audit(evidence))
+    assert failed(found) == set()
+    for id_ in ("A01", "A02", "A04", "A08", "A09", "A11", "A12", "A13", "A15", "A16"):
+        assert found[id_].outcome == "not applicable", found[id_]
+        assert "not " in found[id_].reason or "no " in found[id_].reason
+    assert "--configfile=config/small.yaml" in found["A01"].reason
+
+
+def test_tables_without_what_they_were_made_from_are_not_trusted(house):
+    for kind in ("checkpoints", "predictions"):
+        shutil.rmtree(house / "results" / kind)
+    found = results(house)
+    assert failed(found) == {"A12"}, "nothing else is left that could be held against anything"
+    assert any("is not there" in fault.what for fault in found["A12"].faults)
+
+
+def test_what_snakemake_would_make_again_is_a_fault(sound):
+    evidence = audited.evidence(sound)
+    outputs = audited.outputs(sound)
+    changed = next(output for output in outputs if output.rule == "train_sft")
+    outputs[outputs.index(changed)] = type(changed)(
+        changed.path, changed.rule, changed.log, changed.command, "params changed", "update pending"
+    )
+    evidence.outputs = outputs
+    result = dict(run.audit(evidence))["A02"]
+    assert [fault.what for fault in result.faults] == ["is not up to date with its rule train_sft: params changed"]
+
+
+# ---- command line --------------------------------------------------------------------------------------------------
+
+
+def test_the_verb_prints_a_line_for_each_check_and_exits_with_1_for_a_fault(house, monkeypatch, capsys):
+    monkeypatch.chdir(house)
+    monkeypatch.setattr(run, "Evidence", lambda found: audited.evidence(found.root))
+    arguments = argparse.Namespace(config=Path(audited.CONFIG), out=Path("results/audit.json"), pictures=False)
+    run.main(arguments)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 17 and said[-1].startswith("15 pass, 0 fail, 1 not applicable")
+    edit_a_cell(house)
+    with pytest.raises(SystemExit) as stopped:
+        run.main(arguments)
+    assert stopped.value.code == 1
+    said = capsys.readouterr().out
+    assert "A01 FAIL" in said and "results/tables/table3.csv, line" in said and "fix: remove results/tables" in said
+    content = json.loads((house / "results/audit.json").read_text())
+    assert content["counts"]["fail"] == 2 and content["experiment"] == "small"
+    assert content["checks"]["A01"]["faults"][0]["file"].startswith("results/tables/table3.csv")
+
+
+def test_outside_of_a_checkout_the_audit_says_where_to_run_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AuditProblem, match="run the audit in the root of a checkout"):
+        run.main(argparse.Namespace(config=Path("config/embedded.yaml"), out=Path("audit.json"), pictures=False))
+
+
+# ---- the chain and the index of tensors ----------------------------------------------------------------------------
+
+
+def test_a_cell_is_followed_down_to_commit_and_environment(sound):
+    house = audited.evidence(sound).house
+    cell = next(cell for cell in chain.read_cells(house) if cell.source == "sft/vqa")
+    links = list(chain.walk(chain.follow(house, cell)))
+    kinds = [link.kind for link in links]
+    assert kinds[:3] == ["cell", "metric", "predictions"]
+    assert {"checkpoint", "configuration", "foundations", "data", "commit", "environment"} <= set(kinds)
+    assert all(link.agrees for link in links)
+    assert {link.name for link in links if link.kind == "checkpoint"} == {"align", "sft"}
+
+
+def test_a_damaged_file_of_tensors_is_refused(tmp_path):
+    indices = [len(text).to_bytes(8, "little") + text for text in (b"[]", b'{"a": {}}', b'{"a": [')]
+    for content in (b"", b"\1", b"\xff" * 16, *indices):
+        (tmp_path / "t.safetensors").write_bytes(content)
+        with pytest.raises(AuditProblem):
+            tensors.shapes(tmp_path / "t.safetensors")
+
+
+def test_a_lock_is_read_without_what_is_for_other_machines():
+    others = "other==0.4.6 ; sys_platform == 'win32' \\\n    --hash=sha256:11\n"
+    text = f"# made\na-b==1.0 \\\n    --hash=sha256:00\n{others}"
+    assert surroundings.read_lock(text) == {"a-b": "1.0"}

@@ -1,0 +1,143 @@
+"""Levels of reproduction: each number gets one, in whichever order, and never a better one for a larger difference."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dreamllm.audit import compare
+from dreamllm.audit.compare import LEVELS, level
+from dreamllm.audit.findings import AuditProblem
+
+finite = st.floats(-1e6, 1e6)
+half = st.floats(0, 1e3)
+
+
+def number(value: float, below: float = 0.0, above: float = 0.0, n: int = 240) -> dict:
+    return {"value": value, "low": value - below, "high": value + above, "n": n}
+
+
+numbers = st.builds(number, finite, half, half, st.integers(1, 3))
+
+
+@given(numbers, numbers)
+def test_the_order_of_the_two_does_not_matter(a, b):
+    assert level(a, b) == level(b, a)
+
+
+@given(numbers)
+def test_a_number_is_itself(a):
+    assert level(a, dict(a))[0] == "same bytes"
+
+
+@given(finite, half, half, st.floats(0, 1e4), st.floats(0, 1e4))
+def test_a_larger_difference_never_has_a_better_level(value, below, above, near, far):
+    """The intervals move along with the number, and stay as wide."""
+    near, far = sorted((near, far))
+    a = number(value, below, above)
+    ranks = [LEVELS.index(level(a, number(value + step, below, above))[0]) for step in (near, far)]
+    assert ranks[0] <= ranks[1]
+
+
+@given(finite, half, st.floats(0, 1e4), half)
+def test_wider_intervals_never_make_a_difference_significant(value, width, step, more):
+    ranks = [
+        LEVELS.index(level(number(value, w, w, 1), number(value + step, w, w, 2))[0]) for w in (width, width + more)
+    ]
+    assert ranks[1] <= ranks[0]
+
+
+def test_the_bounds_of_the_levels():
+    assert level(number(0.5), number(0.5 * (1 + 5e-7)))[0] == "same number"
+    assert level(number(0.5), number(0.5 * (1 + 5e-6)))[0] == "not", "without an interval there is no tolerance"
+    assert level(number(0.0), number(1e-10))[0] == "same number"
+    a, b = number(0.5, 0.03, 0.03), number(0.5424, 0.03, 0.03)
+    assert level(a, b)[0] == "within tolerance"
+    assert level(a, b)[1] == pytest.approx(0.03 * 2**0.5)
+    assert level(a, number(0.5425, 0.03, 0.03))[0] == "not"
+    assert level(number(0.5, 0.01, 0.2), number(0.6, 0.01, 0.2))[0] == "within tolerance", "the sides that face"
+    assert level(number(0.6, 0.01, 0.2), number(0.5, 0.2, 0.01))[0] == "not"
+
+
+def test_other_items_are_never_the_same_number():
+    assert level(number(0.5, 0.1, 0.1, 240), number(0.5, 0.1, 0.1, 100))[0] == "within tolerance"
+
+
+def test_a_number_that_one_side_lacks_is_not_reproduced():
+    assert level(number(0.5), {})[0] == "not"
+    assert level({"value": None, "reason": "too few"}, number(0.5))[0] == "not"
+
+
+# ---- folders -------------------------------------------------------------------------------------------------------
+
+
+def results(folder: Path, name: str = "small", answer: str = "yes", **metrics) -> Path:
+    """A result folder with one metrics file and the answers it was made from."""
+    content = {"model": "sft", "benchmark": "pope", "split": "test", "metrics": metrics, "groups": {}}
+    content |= {"protocol": {"settings": {"seed": 42}}}
+    file = folder / "metrics" / name / "sft" / "pope.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(content))
+    answers = folder / "predictions" / name / "sft" / "pope.jsonl"
+    answers.parent.mkdir(parents=True)
+    answers.write_text(json.dumps({"header": {"commit": str(folder)}}) + f'\n{{"output": "{answer}"}}\n')
+    return folder
+
+
+def run(a: Path, b: Path, out: Path | None = None) -> int:
+    try:
+        compare.main(argparse.Namespace(a=a, b=b, out=out))
+    except SystemExit as stopped:
+        return int(stopped.code)
+    return 0
+
+
+def test_equal_folders_are_the_same_bytes(tmp_path, capsys):
+    a, b = (results(tmp_path / name, accuracy=number(0.5, 0.1, 0.1), f1=number(0.4)) for name in "ab")
+    assert run(a, b, tmp_path / "levels") == 0
+    said = "2 numbers: 2 same bytes, 0 same number, 0 within tolerance, 0 not"
+    assert said in capsys.readouterr().out
+    assert "All numbers are the same bytes." in (tmp_path / "levels/levels.md").read_text()
+
+
+def test_every_number_has_its_level_in_the_files_and_one_that_is_not_reproduced_fails(tmp_path, capsys):
+    ours = {"exact": number(1 / 3), "noise": number(0.2), "near": number(0.5, 0.1, 0.1), "far": number(0.9)}
+    a = results(tmp_path / "a", **ours, empty={"value": None, "n": 0, "reason": "none"})
+    theirs = {"exact": number(1 / 3), "noise": number(0.2 + 1e-8), "near": number(0.55, 0.1, 0.1), "far": number(0.7)}
+    b = results(tmp_path / "b", answer="no", **theirs, empty={"value": None, "n": 0, "reason": "none"})
+    assert run(a, b, tmp_path / "levels") == 1
+    assert "0.9 | 0.7  difference -0.2, bound 0\n" in capsys.readouterr().out
+    lines = {line["number"]: line for line in csv.DictReader((tmp_path / "levels/levels.csv").open())}
+    found = {name.split()[1]: line["level"] for name, line in lines.items()}
+    assert found == {"exact": "same bytes", "noise": "same number", "near": "within tolerance", "far": "not"}
+    assert lines["small/sft/pope near"]["by"] == "interval of the difference"
+    assert {line["predictions"] for line in lines.values()} == {"other"}
+    assert "| small/sft/pope far | not | 0.9 | 0.7 |" in (tmp_path / "levels/levels.md").read_text()
+
+
+def test_answers_are_the_same_whatever_their_header_says(tmp_path):
+    a, b = (results(tmp_path / name, accuracy=number(0.5)) for name in "ab")
+    [one] = compare.compare(compare.read(a), compare.read(b))
+    assert one.predictions == "same"
+
+
+def test_experiments_of_other_names_are_compared_by_their_folders_of_metrics(tmp_path):
+    a = results(tmp_path / "a", "one", accuracy=number(0.5))
+    b = results(tmp_path / "b", "two", accuracy=number(0.5))
+    assert run(a, b) == 1, "under their names neither has the other's number"
+    assert run(a / "metrics/one", b / "metrics/two") == 0
+
+
+def test_a_folder_without_metrics_and_a_malformed_file_are_refused(tmp_path):
+    with pytest.raises(AuditProblem, match="no metrics"):
+        compare.read(tmp_path)
+    (tmp_path / "metrics/small").mkdir(parents=True)
+    (tmp_path / "metrics/small/x.json").write_text("{}")
+    with pytest.raises(AuditProblem, match="is no metrics file"):
+        compare.read(tmp_path)
