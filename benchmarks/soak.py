@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from dreamllm.atomic import new_file
-from dreamllm.digests import sha256
+from dreamllm.digests import content_files, sha256_of_file
 
 ROOT = Path(__file__).parent.parent
 COMMAND = ("snakemake", "--configfile=config/smoke.yaml", "results/tables", "--cores")
@@ -35,25 +35,20 @@ PHASES = {
     "table making": r"tables|figures",
 }
 MADE = ("data/emoji_smoke", "data/foundations_smoke", "results")
-MARKS = {".snakemake_timestamp"}
 
 
 def digests(folder: Path) -> dict[str, str]:
     """Path and sha256 of every file that a run has made."""
-    files = [path for made in MADE for path in (folder / made).rglob("*") if path.is_file() and path.name not in MARKS]
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(files)}
+    files = [path for made in MADE for path in content_files(folder / made)]
+    return {str(path.relative_to(folder)): sha256_of_file(path) for path in files}
 
 
 def start(folder: Path, cores: int, log: Path) -> subprocess.Popen:
     """Snakemake in a process group of its own."""
     with log.open("ab") as file:
+        command = [*COMMAND, str(cores)]
         return subprocess.Popen(
-            [*COMMAND, str(cores)],
-            cwd=folder,
-            env=environment(folder),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
+            command, cwd=folder, env=environment(folder), stdout=file, stderr=file, start_new_session=True
         )
 
 
@@ -66,10 +61,8 @@ def running(text: str) -> dict[str, str]:
     """Number and log (which names rule and wildcards) of the jobs that Snakemake has begun and not ended."""
     begun = {}
     for block in re.split(r"(?m)^(?=(?:local)?rule \w+:$)", text)[1:]:
-        log, number = (
-            re.search(r"(?m)^    log: logs/smoke/(\S+)\.log", block),
-            re.search(r"(?m)^    jobid: (\d+)", block),
-        )
+        log = re.search(r"(?m)^    log: logs/smoke/(\S+)\.log", block)
+        number = re.search(r"(?m)^    jobid: (\d+)", block)
         if log and number:
             begun[number[1]] = log[1]
     return {number: job for number, job in begun.items() if not re.search(rf"Finished jobid: {number} ", text)}
@@ -119,9 +112,8 @@ def soak(kills: int, seed: int, cores: int, folder: Path) -> tuple[list[tuple], 
 
     draw = random.Random(seed)
     phases = list(PHASES)
-    order = sorted(range(kills), key=lambda number: number * len(phases) // kills)
     rows = []
-    for number in order:
+    for number in range(kills):
         phase = phases[number * len(phases) // kills]
         hit = kill_in(phase, draw.random(), times, killed, cores, folder / f"kill{number + 1:02}.log")
         if hit is None:
@@ -152,9 +144,7 @@ def main() -> None:
             temporary.write_text(table, encoding="utf-8")
     print(table)
     for path in differing:
-        print(
-            f"differs: {path}: {expected.get(path, 'absent')[:12]} undisturbed, {found.get(path, 'absent')[:12]} killed"
-        )
+        print(f"differs: {path}, undisturbed {expected.get(path, 'absent')}, killed {found.get(path, 'absent')}")
     sys.exit(bool(differing))
 
 
