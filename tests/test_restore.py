@@ -1,6 +1,6 @@
 """`make restore` in a fresh clone leaves nothing to run, and no way leads from a stale result into dvc.lock.
 
-The verbs are stand-ins; Snakemake, DVC, its remotes (a folder, and S3 as moto serves it on loopback) and caches are real.
+The verbs are stand-ins; Snakemake, DVC, its caches and remotes (a folder; S3 as moto serves it on loopback) are real.
 """
 
 import os
@@ -17,6 +17,7 @@ from dreamllm import records
 from repository import planned, run
 
 TRAINED = "results/checkpoints/embedded"
+SECRETS = {"HF_TOKEN": "hf_secretsecretsecret", "OPENAI_API_KEY": "sk-secretsecretsecret"}
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -30,7 +31,10 @@ def lab(tmp_path_factory) -> Path:
 def recorded(tmp_path_factory, lab) -> Path:
     """A repository after a run, `make record` and a commit; all it made is in the shared folder."""
     folder = repository.copy_with_stand_ins(tmp_path_factory.mktemp("restore") / "recorded")
-    run(folder, "snakemake", "--cores", "2", "results/tables")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
+        run(folder, "snakemake", "--cores", "2", "results/tables")
     run(folder, "dvc", "remote", "add", "--default", "--local", "lab", str(lab))
     run(folder, "python", "workflow/record.py")
     assert run(folder, "git", "status", "--short").stdout.split() == ["M", "dvc.lock"]
@@ -64,6 +68,12 @@ def nothing_to_do(folder: Path) -> None:
     assert run(folder, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
     assert run(folder, "git", "status", "--short").stdout == ""
     assert not (folder / "logs/ran.txt").exists()
+
+
+def test_tokens_of_the_environment_are_in_no_log_record_or_result(recorded, lab):
+    for path in [path for folder in (recorded, lab) for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        assert not [name for name, secret in SECRETS.items() if secret.encode() in content], path
 
 
 def test_a_fresh_clone_is_restored_from_a_folder_and_has_nothing_to_do(restored):
@@ -224,7 +234,8 @@ def test_records_tell_made_files_from_strangers_and_edited_ones(tmp_path, monkey
     (tmp_path / "Snakefile").write_text(
         "rule one:\n    output: 'out/one'\n    shell: 'echo 1 > {output}'\n"
         "rule all:\n    default_target: True\n    input: 'out/one', 'folder'\n"
-        "rule folder:\n    output: directory('folder')\n    shell: 'mkdir -p {output}/deep; echo 1 > {output}/deep/two'\n"
+        "rule folder:\n    output: directory('folder')\n"
+        "    shell: 'mkdir -p {output}/deep; echo 1 > {output}/deep/two'\n"
     )
     run(tmp_path, "snakemake", "--cores", "1")
     assert records.strangers(["out", "folder", "absent"]) == {}
