@@ -9,7 +9,7 @@ import os
 
 from snakemake.utils import min_version
 
-from dreamllm.records import refusal
+from dreamllm.records import refusal, sweep
 
 min_version("9.27")
 
@@ -17,6 +17,11 @@ min_version("9.27")
 if "DVC_STAGE" in os.environ and workflow.is_main_process:
     if reason := refusal("dvc.yaml", [os.environ["DVC_STAGE"].rpartition(":")[2]]):
         raise WorkflowError(reason)
+
+
+onstart:
+    sweep("results")  # unfinished files of jobs that were killed; this run holds the lock
+
 
 
 report: "workflow/report/workflow.rst"

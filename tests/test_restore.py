@@ -249,3 +249,23 @@ def test_records_tell_made_files_from_strangers_and_edited_ones(tmp_path, monkey
     begun = tmp_path / ".snakemake/incomplete/b3V0L290aGVy"  # out/other
     begun.write_text("")
     assert records.strangers(["out"]) == {}
+
+
+def test_unfinished_files_of_killed_jobs_are_swept_away_and_no_others(tmp_path):
+    left = [
+        ".captions.json.123",
+        "model/.trained.7/part",
+        "model/.hidden",
+        "model/file.12",
+        "model/.snakemake_timestamp",
+    ]
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert records.sweep(tmp_path) == [tmp_path / ".captions.json.123", tmp_path / "model/.trained.7"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        ".hidden",
+        "file.12",
+        ".snakemake_timestamp",
+    }
+    assert records.sweep(tmp_path) == records.sweep(tmp_path / "absent") == []

@@ -11,6 +11,8 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -58,6 +60,20 @@ def refusal(pipeline: str | Path, stages: Iterable[str] | None = None) -> str | 
         "settings or code, and would be recorded as results of these. Either delete them, and they are made again; or "
         "`make restore` with configuration and code as recorded (git stash), and change these after it (git stash pop)"
     )
+
+
+def sweep(folder: str | Path) -> list[Path]:
+    """Remove what `atomic` could not after a SIGKILL: files and folders named .NAME.PID. Returns those it removed.
+
+    For the one who holds Snakemake's lock: then no job of this workflow is at work on such a file.
+    """
+    left = [path for path in sorted(Path(folder).rglob(".*")) if re.fullmatch(r"\..+\.\d+", path.name)]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return left
 
 
 def _records(folder: Path) -> Iterable[tuple[str, Path]]:
