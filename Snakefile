@@ -23,7 +23,6 @@ onstart:
     sweep("results")  # unfinished files of jobs that were killed; this run holds the lock
 
 
-
 report: "workflow/report/workflow.rst"
 
 
