@@ -81,27 +81,19 @@ def test_a_fresh_clone_is_restored_from_a_folder_and_has_nothing_to_do(restored)
     assert not (restored / f"{TRAINED}/sft/trained.safetensors").is_symlink()
 
 
-@pytest.mark.parametrize("kind", ["symlink", "reflink,copy"])
-def test_other_kinds_of_cache_do_as_well(recorded, lab, tmp_path, kind):
-    folder = clone(recorded, tmp_path / "clone", lab)
-    run(folder, "dvc", "config", "--local", "cache.type", kind)
-    restore(folder)
-    nothing_to_do(folder)
-    assert (folder / f"{TRAINED}/sft/trained.safetensors").is_symlink() == (kind == "symlink")
-
-
-def test_hard_links_are_refused_before_and_after_they_were_made(recorded, lab, tmp_path):
+def test_hard_links_are_refused_before_and_after_they_were_made_and_symbolic_ones_will_do(recorded, lab, tmp_path):
     folder = clone(recorded, tmp_path / "clone", lab)
     run(folder, "dvc", "config", "--local", "cache.type", "reflink,hardlink,copy")
     said = restore(folder, check=False)
     assert "error: cache.type names hardlink" in said and "dvc checkout --relink" in said
     assert not (folder / "results").exists(), "nothing was pulled"
     run(folder, "dvc", "pull", "--quiet")
-    run(folder, "dvc", "config", "--local", "cache.type", "copy")
-    assert ".safetensors is a hard link" in restore(folder, "--no-pull", check=False)
+    run(folder, "dvc", "config", "--local", "cache.type", "symlink")
+    assert " is a hard link" in restore(folder, "--no-pull", check=False)
     run(folder, "dvc", "checkout", "--quiet", "--relink")
     restore(folder, "--no-pull")
     nothing_to_do(folder)
+    assert (folder / f"{TRAINED}/sft/trained.safetensors").is_symlink()
 
 
 @pytest.fixture
@@ -131,7 +123,7 @@ def s3(monkeypatch):
         server.wait()
 
 
-def test_a_fresh_clone_is_restored_from_s3(recorded, tmp_path, s3):
+def test_a_fresh_clone_is_restored_from_s3_into_a_cache_that_shares_blocks(recorded, tmp_path, s3):
     import boto3
 
     boto3.client("s3", endpoint_url=s3).create_bucket(Bucket="lab")
@@ -142,6 +134,7 @@ def test_a_fresh_clone_is_restored_from_s3(recorded, tmp_path, s3):
 
     folder = clone(recorded, tmp_path / "clone", "s3://lab/dreamllm")
     run(folder, "dvc", "remote", "modify", "--local", "lab", "endpointurl", s3)
+    run(folder, "dvc", "config", "--local", "cache.type", "reflink,copy")
     assert "left to run: nothing" in restore(folder)
     nothing_to_do(folder)
 
@@ -170,34 +163,30 @@ def test_an_edited_result_is_neither_accepted_nor_recorded(restored):
     nothing_to_do(restored)
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "stages"),
-    [
-        ("config/embedded.yaml", "max_pictures: 6", "max_pictures: 5", "evaluate"),
-        ("src/dreamllm/train/stage.py", "import annotations\n", "import annotations\nCHANGED = 1\n", "data, align"),
-    ],
-)
-def test_what_was_pulled_is_not_taken_for_the_result_of_other_settings_or_code(
-    recorded, lab, tmp_path, file, old, new, stages
-):
+PLANTED = [  # file, what is changed in it, and the first stages that this makes doubtful
+    ("config/embedded.yaml", "max_pictures: 6", "max_pictures: 5", "evaluate"),
+    ("src/dreamllm/train/stage.py", "import annotations\n", "import annotations\nCHANGED = 1\n", "data, align"),
+]
+
+
+def test_what_was_pulled_is_not_taken_for_the_result_of_other_settings_or_code(recorded, lab, tmp_path):
     """Neither by restoring, nor by `dvc repro`, where file times alone would speak for the old files."""
     folder = clone(recorded, tmp_path / "clone", lab)
     run(folder, "dvc", "pull", "--quiet")
-    text, lock = (folder / file).read_text(), (folder / "dvc.lock").read_bytes()
-    assert old in text
-    (folder / file).write_text(text.replace(old, new, 1))
-    assert f"not what dvc.lock says: {stages}" in restore(folder, check=False)
-    result = run(folder, "dvc", "repro", check=False)
-    assert result.returncode != 0
-    assert "not made here" in result.stdout
-    assert (folder / "dvc.lock").read_bytes() == lock
-    assert not (folder / "logs/ran.txt").exists()
-
-    (folder / file).write_text(text)  # as `git stash; make restore; git stash pop` do
-    restore(folder, "--no-pull")
+    lock = (folder / "dvc.lock").read_bytes()
+    for file, old, new, stages in PLANTED:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+        assert f"not what dvc.lock says: {stages}" in restore(folder, "--no-pull", check=False)
+        result = run(folder, "dvc", "repro", check=False)
+        assert result.returncode != 0
+        assert "not made here" in result.stdout
+        assert (folder / "dvc.lock").read_bytes() == lock
+        assert not (folder / "logs/ran.txt").exists()
+        (folder / file).write_text(text)
+    restore(folder, "--no-pull")  # as `git stash; make restore` do
     nothing_to_do(folder)
-    (folder / file).write_text(text.replace(old, new, 1))
-    assert planned(folder, "results/tables")
 
 
 def test_an_evaluation_is_made_again_without_the_training_data(recorded, lab, tmp_path):
@@ -215,10 +204,12 @@ def test_dvc_compares_experiments_metrics_and_curves(restored):
     run(
         restored, "dvc", "exp", "run", "--name", "fewer", "-S", "config/embedded.yaml:evaluation.stories.max_pictures=5"
     )
-    assert set((restored / "logs/ran.txt").read_text().split()) == {"predict", "score", "tables", "figures"}
+    assert set((restored / "logs/ran.txt").read_text().split()) == {"predict", "score"}  # the stand-ins score the same
     shown = run(restored, "dvc", "exp", "show", "--csv").stdout
     assert "fewer" in shown and "max_pictures" in shown
-    assert "results/metrics/embedded/sft/stories.json" in run(restored, "dvc", "metrics", "diff", "HEAD").stdout
+    assert (
+        "results/metrics/embedded/sft/stories.json" in run(restored, "dvc", "metrics", "diff", "--all", "HEAD").stdout
+    )
     plots = run(restored, "dvc", "plots", "diff", "HEAD", "--json").stdout
     assert f"{TRAINED}/sft/losses.csv" in plots
 
