@@ -158,7 +158,7 @@ def test_a_clock_that_was_ahead_costs_time_but_no_result(house):
         os.utime(path, (ahead, ahead))
     jobs = planned(house, "results/tables")
     assert jobs and not [rule for rule in jobs if rule.startswith("train")]
-    run(house, "snakemake", "--cores", "2", "--touch", "--forceall", "--quiet", "all", "results/tables")  # as docs say
+    run(house, "snakemake", "--touch", "--forceall", "--cores", "2", "results/tables")  # as the page says
     assert planned(house, "results/tables") == {}
     assert {path: path.read_bytes() for path in before} == before
 
