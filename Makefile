@@ -52,13 +52,11 @@ downloader: ## img2dataset, which fetches pictures by address, in an environment
 audit: setup ## sixteen checks of what can be trusted, with reason and fix
 	dreamllm audit
 
-restore: setup ## bring recorded files by DVC and make Snakemake agree
+restore: setup ## bring recorded files by DVC, so that nothing is left to run
 	python workflow/restore.py
 
-record: setup ## write down in dvc.lock what has been made, and put the foundations into data/store
-	@snakemake --dry-run results/tables 2>&1 | grep -q "Nothing to be done" || { echo "error: results/tables is not up to date: make tables"; exit 1; }
-	dvc commit --quiet --force
-	dvc push
+record: setup ## write down in dvc.lock what has been made, and push it
+	python workflow/record.py
 
 lock: setup ## write requirements.lock from what is installed in .venv
 	PYTHON=$(PYTHON) bash workflow/lock.sh

@@ -5,9 +5,22 @@
 #   snakemake --cores all --dry-run                                         what would run, and why
 #
 # Rules are in workflow/rules, paths and digests in common.smk and measure.smk there. docs/workflow.md explains the house.
+import os
+
 from snakemake.utils import min_version
 
+from dreamllm.records import refusal, sweep
+
 min_version("9.27")
+
+# DVC takes what a stage leaves for its result, so a stage does not begin on files of which nobody knows how they came.
+if "DVC_STAGE" in os.environ and workflow.is_main_process:
+    if reason := refusal("dvc.yaml", [os.environ["DVC_STAGE"].rpartition(":")[2]]):
+        raise WorkflowError(reason)
+
+
+onstart:
+    sweep("results")  # unfinished files of jobs that were killed; this run holds the lock
 
 
 report: "workflow/report/workflow.rst"

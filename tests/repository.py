@@ -47,7 +47,7 @@ def copy_with_stand_ins(folder: Path) -> Path:
     run(folder, "git", "init", "--quiet")
     commit(folder)
     run(folder, "dvc", "commit", "--quiet", "--force", "foundations")
-    run(folder, "dvc", "push", "--quiet")
+    run(folder, "dvc", "push", "--quiet", "foundations")
     commit(folder)
     shutil.rmtree(folder / "data/foundations")
     return folder

@@ -1,20 +1,24 @@
-"""Makes Snakemake agree with DVC after `dvc pull` or `dvc checkout`, where file times mean nothing.
+"""Brings recorded files by DVC and makes Snakemake agree, to whom file times mean nothing after that.
 
-Only what DVC vouches for is accepted: a stage whose outputs, inputs, parameters and command are those of dvc.lock gets
-its Snakemake jobs marked as done (`--touch`), in the order of the pipeline. One stage with other content stops all;
-stages whose outputs are not here are left to run. Usage: `make restore`.
+From your own remote if you named one (`dvc remote add --default --local NAME URL`) come data, checkpoints and results;
+without one the foundations alone, from the store in this repository. Only what DVC vouches for is accepted: stages
+whose outputs, inputs, parameters and command are those of dvc.lock get their Snakemake jobs marked as done (`--touch`).
+One stage with other content stops all; stages whose outputs are not here are left to run.
+Usage: `make restore`, or `python workflow/restore.py --no-pull` for what is here already.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
-ABSENT = {"deleted", "not in cache"}
+from dreamllm.digests import content_files
+from dreamllm.records import outputs
 
 
 def judge(stages: dict[str, dict], status: dict[str, list]) -> tuple[list[str], list[str], list[str]]:
@@ -22,8 +26,7 @@ def judge(stages: dict[str, dict], status: dict[str, list]) -> tuple[list[str], 
     recorded, absent, changed = [], [], []
     for name, stage in stages.items():
         marks = set(_marks(status.get(name, [])))
-        outputs = [Path(next(iter(out)) if isinstance(out, dict) else out) for out in stage["outs"]]
-        if not any(out.exists() for out in outputs):
+        if not any(Path(out).exists() for out in outputs(stage)):
             absent.append(name)
         elif marks:
             changed.append(name)
@@ -41,22 +44,62 @@ def _marks(entry) -> list[str]:
     return [entry]
 
 
+def default_remote() -> str:
+    """Name of the remote that data sets, checkpoints and results go to and come from; empty if there is none."""
+    return _setting("core.remote")
+
+
+def _setting(name: str) -> str:
+    return subprocess.run(
+        ["dvc", "config", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ).stdout.strip()
+
+
+def touch(commands: list[str]) -> list[str]:
+    """One Snakemake call that marks as done what these stages' commands make, with no other rules than theirs."""
+    rules, targets = [], []
+    for command in commands:
+        words = command.split()
+        begin, end = words.index("--allowed-rules"), words.index("--")
+        rules += words[begin + 1 : end]
+        targets += words[end + 1 :]
+    call = ["snakemake", "--touch", "--forceall", "--quiet", "all", "--cores", "all"]
+    return [*call, "--allowed-rules", *rules, "--", *targets]
+
+
+def refuse_hard_links(stages: dict[str, dict]) -> None:
+    """A hard link is the cache's own file: read-only, so that Snakemake takes it for protected, and what writes into it
+    changes the cache for everyone. Raises SystemExit where DVC is told to make such links, or has made some."""
+    relink = "`dvc config --local cache.type reflink,symlink,copy`, then `dvc checkout --relink`"
+    if "hardlink" in _setting("cache.type").split(","):
+        sys.exit(f"error: cache.type names hardlink, which this workflow cannot use: {relink}")
+    for out in (out for stage in stages.values() for out in outputs(stage)):
+        for path in content_files(out):
+            if not path.is_symlink() and os.stat(path).st_nlink > 1:
+                sys.exit(f"error: {path} is a hard link, which this workflow cannot use: {relink}")
+
+
 def main() -> None:
-    if "--no-pull" not in sys.argv:
-        subprocess.run(["dvc", "pull"], check=True)
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    refuse_hard_links(stages)
+    if "--no-pull" not in sys.argv:
+        pull = ["dvc", "pull", *([] if default_remote() else ["foundations"])]
+        if subprocess.run(pull).returncode:
+            sys.exit(
+                f"error: `{' '.join(pull)}` failed, see above; nothing was marked as done. If files were changed here, "
+                "`dvc checkout --force` brings the recorded ones back, and the changes are lost. If the remote lacks "
+                "some: `dvc pull --allow-missing`, then `python workflow/restore.py --no-pull`."
+            )
     status = subprocess.run(["dvc", "status", "--json"], check=True, capture_output=True, text=True).stdout
     recorded, absent, changed = judge(stages, json.loads(status))
     if changed:
         sys.exit(
             f"error: not what dvc.lock says: {', '.join(changed)} (see `dvc status`); nothing was marked as done. "
-            f"Bring the recorded files back (`dvc checkout {' '.join(changed)}`) or make new ones (`dvc repro`)."
+            f"Bring back the recorded files (`dvc checkout --force {' '.join(changed)}`) or the recorded configuration "
+            "and code (git stash), then `make restore` again. What you change after that is noticed."
         )
-    for name in recorded:
-        command = " ".join(stages[name]["cmd"].split()).replace(
-            "snakemake ", "snakemake --touch --forceall --quiet all ", 1
-        )
-        subprocess.run(command, shell=True, check=True)
+    if recorded:
+        subprocess.run(touch([stages[name]["cmd"] for name in recorded]), check=True, stderr=subprocess.DEVNULL)
     print(f"as recorded: {', '.join(recorded) or 'nothing'}; left to run: {', '.join(absent) or 'nothing'}")
 
 

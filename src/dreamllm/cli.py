@@ -7,6 +7,7 @@ called: `dreamllm --help` loads nothing heavy.
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -48,8 +49,12 @@ VERBS = {  # verb: (module, what it does)
 }
 
 
+PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What a disk or its owner refuses: full, over the quota, too big, read-only, not allowed."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb. Exits with one line where the user's input is wrong."""
+    """Run one verb. Exits with one line where the user's input is wrong, or the disk is full or closed."""
     parser = argparse.ArgumentParser(
         prog="dreamllm",
         description="DreamLLM, a language model that reads and draws pictures, as a runnable experiment.",
@@ -74,6 +79,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not type(error).__module__.startswith("dreamllm."):
             raise  # only our own ...Problem classes are messages to the user; anything else is a bug
         sys.exit(f"dreamllm {chosen.verb}: {error}")
+    except OSError as error:
+        if error.errno not in PLACE:
+            raise
+        sys.exit(
+            f"dreamllm {chosen.verb}: cannot write or read: {error}. What was finished before is whole, nothing stands "
+            "half-written under its final name; make room or give access, and run the same command again"
+        )
 
 
 if __name__ == "__main__":

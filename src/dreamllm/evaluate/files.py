@@ -15,6 +15,7 @@ from PIL import Image
 
 from dreamllm.data.pictures import decode
 
+LARGEST_PICTURE = 200_000_000  # bytes of a file; more is no picture but an attack on the memory
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
@@ -131,6 +132,8 @@ class Pictures:
         """A picture in RGB (CMYK, transparency and palettes are converted)."""
         try:
             member = self._members[name]
+            if self._zip and self._zip.getinfo(member).file_size > LARGEST_PICTURE:
+                raise ValueError(f"has {self._zip.getinfo(member).file_size} bytes")
             return decode(self._zip.read(member) if self._zip else (self.path / member).read_bytes())
         except KeyError:
             raise BenchmarkProblem(self.path, f"picture {name}", "is missing") from None

@@ -20,6 +20,8 @@ from PIL import Image
 
 from dreamllm.data import pictures
 
+DEEPEST = 3  # archives in archives; one can be made that holds itself
+LARGEST_LINE = 200_000_000  # bytes of a record
 LARGEST_PICTURE = 200_000_000  # bytes of a picture file; more is no picture but an attack on the memory
 BLOCK = 1 << 20
 
@@ -81,6 +83,8 @@ def members(folder: Path, *suffixes: str) -> list[Member]:
 
 
 def _inside(archive: Member, wanted: tuple[str, ...]) -> Iterator[Member]:
+    if len(archive.inside) >= DEEPEST:
+        raise RecordProblem(f"{archive}: archives in archives, more than {DEEPEST} deep")
     try:
         with archive.open() as file, zipfile.ZipFile(file) as opened:
             names = sorted(opened.namelist())
@@ -127,8 +131,13 @@ def parse(text: str) -> Any:
 def read_json(member: Member) -> Any:
     """A whole JSON file. Raises RecordProblem."""
     try:
+        # no text is packed tighter than this; the pack of a file of zeros is 1000 times smaller than the file
+        largest = max(LARGEST_LINE, 200 * member.path.stat().st_size)
         with member.open() as file:
-            return parse(file.read().decode("utf-8"))
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise ValueError(f"unpacks to more than {largest} bytes")
+        return parse(content.decode("utf-8"))
     except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise RecordProblem(f"{member}: {error}") from None
 
@@ -151,7 +160,8 @@ def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]
 
 def _whole(file: BinaryIO, member: Member) -> Iterator[bytes]:
     try:
-        yield from file
+        while line := file.readline(LARGEST_LINE):  # what is longer comes in pieces, which are no JSON
+            yield line
     except (zipfile.BadZipFile, EOFError, OSError) as error:  # a checksum that is wrong, an archive that ends early
         raise RecordProblem(f"{member}: {error}") from None
 

@@ -1,0 +1,262 @@
+"""`make restore` in a fresh clone leaves nothing to run, and no way leads from a stale result into dvc.lock.
+
+The verbs are stand-ins; Snakemake, DVC, its caches and remotes (a folder; S3 as moto serves it on loopback) are real.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import repository
+from dreamllm import records
+from repository import planned, run
+
+TRAINED = "results/checkpoints/embedded"
+SECRETS = {"HF_TOKEN": "hf_secretsecretsecret", "OPENAI_API_KEY": "sk-secretsecretsecret"}
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory) -> Path:
+    """A folder that somebody shares results in."""
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, lab) -> Path:
+    """A repository after a run, `make record` and a commit; all it made is in the shared folder."""
+    folder = repository.copy_with_stand_ins(tmp_path_factory.mktemp("restore") / "recorded")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, secret in SECRETS.items():
+            patch.setenv(name, secret)
+        run(folder, "snakemake", "--cores", "2", "results/tables")
+    run(folder, "dvc", "remote", "add", "--default", "--local", "lab", str(lab))
+    run(folder, "python", "workflow/record.py")
+    assert run(folder, "git", "status", "--short").stdout.split() == ["M", "dvc.lock"]
+    repository.commit(folder)
+    return folder
+
+
+def clone(recorded: Path, folder: Path, remote: str | Path) -> Path:
+    """A fresh clone in which a remote was named."""
+    repository.clone(recorded, folder)
+    run(folder, "dvc", "remote", "add", "--default", "--local", "lab", str(remote))
+    return folder
+
+
+def restore(folder: Path, *arguments: str, check: bool = True) -> str:
+    """What `make restore` says."""
+    return run(folder, "python", "workflow/restore.py", *arguments, check=check).stdout
+
+
+@pytest.fixture(scope="module")
+def restored(recorded, lab, tmp_path_factory) -> Path:
+    """A fresh clone after `make restore`. Tests leave it as they found it."""
+    folder = clone(recorded, tmp_path_factory.mktemp("restored") / "clone", lab)
+    restore(folder)
+    return folder
+
+
+def nothing_to_do(folder: Path) -> None:
+    """Neither Snakemake nor DVC has anything to do, no verb has run, and git sees no change."""
+    assert planned(folder, "results/tables") == {}
+    assert run(folder, "dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+    assert run(folder, "git", "status", "--short").stdout == ""
+    assert not (folder / "logs/ran.txt").exists()
+
+
+def test_tokens_of_the_environment_are_in_no_log_record_or_result(recorded, lab):
+    for path in [path for folder in (recorded, lab) for path in folder.rglob("*") if path.is_file()]:
+        content = path.read_bytes()
+        assert not [name for name, secret in SECRETS.items() if secret.encode() in content], path
+
+
+def test_a_fresh_clone_is_restored_from_a_folder_and_has_nothing_to_do(restored):
+    nothing_to_do(restored)
+    assert not (restored / f"{TRAINED}/sft/trained.safetensors").is_symlink()
+
+
+def test_hard_links_are_refused_before_and_after_they_were_made_and_symbolic_ones_will_do(recorded, lab, tmp_path):
+    folder = clone(recorded, tmp_path / "clone", lab)
+    run(folder, "dvc", "config", "--local", "cache.type", "reflink,hardlink,copy")
+    said = restore(folder, check=False)
+    assert "error: cache.type names hardlink" in said and "dvc checkout --relink" in said
+    assert not (folder / "results").exists(), "nothing was pulled"
+    run(folder, "dvc", "pull", "--quiet")
+    run(folder, "dvc", "config", "--local", "cache.type", "symlink")
+    assert " is a hard link" in restore(folder, "--no-pull", check=False)
+    run(folder, "dvc", "checkout", "--quiet", "--relink")
+    restore(folder, "--no-pull")
+    nothing_to_do(folder)
+    assert (folder / f"{TRAINED}/sft/trained.safetensors").is_symlink()
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """Address of an S3 service on loopback."""
+    pytest.importorskip("dvc_s3", reason="the optional package dvc-s3 is not installed")
+    pytest.importorskip("moto.server", reason="the optional package moto, with its server, is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for key, value in KEYS.items():
+        monkeypatch.setenv(key, value)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline, "moto's server did not start"
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_fresh_clone_is_restored_from_s3_into_a_cache_that_shares_blocks(recorded, tmp_path, s3):
+    import boto3
+
+    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket="lab")
+    source = clone(recorded, tmp_path / "source", "s3://lab/dreamllm")
+    run(source, "dvc", "remote", "modify", "--local", "lab", "endpointurl", s3)
+    run(source, "dvc", "config", "--local", "cache.dir", str(recorded / ".dvc/cache"))
+    assert "files pushed" in run(source, "dvc", "push").stdout
+
+    folder = clone(recorded, tmp_path / "clone", "s3://lab/dreamllm")
+    run(folder, "dvc", "remote", "modify", "--local", "lab", "endpointurl", s3)
+    run(folder, "dvc", "config", "--local", "cache.type", "reflink,copy")
+    assert "left to run: nothing" in restore(folder)
+    nothing_to_do(folder)
+
+
+def test_after_restoring_one_changed_setting_runs_what_depends_on_it_alone(restored):
+    config = restored / "config/embedded.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("max_pictures: 6", "max_pictures: 5"))
+    assert set(planned(restored, "results/tables")) == {"predict_pictures", "score", "tables", "figures"}
+    config.write_text(text)
+    nothing_to_do(restored)
+
+
+def test_an_edited_result_is_neither_accepted_nor_recorded(restored):
+    lock, table = (restored / "dvc.lock").read_bytes(), restored / "results/tables/table1.csv"
+    table.write_text("better numbers")
+    assert "Can't remove the following unsaved files" in restore(restored, check=False)
+    assert "not what dvc.lock says: results" in restore(restored, "--no-pull", check=False)
+    for command in (("python", "workflow/record.py"), ("dvc", "repro")):
+        result = run(restored, *command, check=False)
+        assert result.returncode != 0
+        assert "results/tables/table1.csv: changed after it was made" in " ".join(result.stdout.split())
+    assert (restored / "dvc.lock").read_bytes() == lock
+    run(restored, "dvc", "checkout", "--force", "results")
+    restore(restored, "--no-pull")
+    nothing_to_do(restored)
+
+
+PLANTED = [  # file, what is changed in it, and the first stages that this makes doubtful
+    ("config/embedded.yaml", "max_pictures: 6", "max_pictures: 5", "evaluate"),
+    ("src/dreamllm/train/stage.py", "import annotations\n", "import annotations\nCHANGED = 1\n", "data, align"),
+]
+
+
+def test_what_was_pulled_is_not_taken_for_the_result_of_other_settings_or_code(recorded, lab, tmp_path):
+    """Neither by restoring, nor by `dvc repro`, where file times alone would speak for the old files."""
+    folder = clone(recorded, tmp_path / "clone", lab)
+    run(folder, "dvc", "pull", "--quiet")
+    lock = (folder / "dvc.lock").read_bytes()
+    for file, old, new, stages in PLANTED:
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+        assert f"not what dvc.lock says: {stages}" in restore(folder, "--no-pull", check=False)
+        result = run(folder, "dvc", "repro", check=False)
+        assert result.returncode != 0
+        assert "not made here" in result.stdout
+        assert (folder / "dvc.lock").read_bytes() == lock
+        assert not (folder / "logs/ran.txt").exists()
+        (folder / file).write_text(text)
+    restore(folder, "--no-pull")  # as `git stash; make restore` do
+    nothing_to_do(folder)
+
+
+def test_an_evaluation_is_made_again_without_the_training_data(recorded, lab, tmp_path):
+    folder = clone(recorded, tmp_path / "clone", lab)
+    config = folder / "config/embedded.yaml"
+    config.write_text(config.read_text().replace("max_pictures: 6", "max_pictures: 5"))
+    run(folder, "dvc", "repro", "--pull", "--allow-missing", "evaluate")
+    verbs = set((folder / "logs/ran.txt").read_text().split())
+    assert verbs == {"predict", "score", "item-scores"}
+    assert (folder / f"{TRAINED}/sft/trained.safetensors").exists(), "pulled"
+    assert not (folder / "data/emoji/train").exists()
+
+
+def test_dvc_compares_experiments_metrics_and_curves(restored):
+    run(
+        restored, "dvc", "exp", "run", "--name", "fewer", "-S", "config/embedded.yaml:evaluation.stories.max_pictures=5"
+    )
+    assert set((restored / "logs/ran.txt").read_text().split()) == {"predict", "score"}  # the stand-ins score the same
+    shown = run(restored, "dvc", "exp", "show", "--csv").stdout
+    assert "fewer" in shown and "max_pictures" in shown
+    assert (
+        "results/metrics/embedded/sft/stories.json" in run(restored, "dvc", "metrics", "diff", "--all", "HEAD").stdout
+    )
+    plots = run(restored, "dvc", "plots", "diff", "HEAD", "--json").stdout
+    assert f"{TRAINED}/sft/losses.csv" in plots
+
+    run(restored, "git", "checkout", "--quiet", "config", "dvc.lock")
+    run(restored, "dvc", "checkout", "--force", "--quiet")
+    (restored / "logs/ran.txt").unlink()
+    restore(restored, "--no-pull")
+    nothing_to_do(restored)
+
+
+def test_records_tell_made_files_from_strangers_and_edited_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Snakefile").write_text(
+        "rule one:\n    output: 'out/one'\n    shell: 'echo 1 > {output}'\n"
+        "rule all:\n    default_target: True\n    input: 'out/one', 'folder'\n"
+        "rule folder:\n    output: directory('folder')\n"
+        "    shell: 'mkdir -p {output}/deep; echo 1 > {output}/deep/two'\n"
+    )
+    run(tmp_path, "snakemake", "--cores", "1")
+    assert records.strangers(["out", "folder", "absent"]) == {}
+    (tmp_path / "out/other").write_text("")
+    later = time.time() + 10
+    os.utime(tmp_path / "folder/deep/two", (later, later))
+    assert records.strangers(["out", "folder"]) == {
+        "out/other": "not made here",
+        "folder/deep/two": "changed after it was made",
+    }
+    begun = tmp_path / ".snakemake/incomplete/b3V0L290aGVy"  # out/other
+    begun.write_text("")
+    assert records.strangers(["out"]) == {}
+
+
+def test_unfinished_files_of_killed_jobs_are_swept_away_and_no_others(tmp_path):
+    left = [
+        ".captions.json.123",
+        "model/.trained.7/part",
+        "model/.hidden",
+        "model/file.12",
+        "model/.snakemake_timestamp",
+    ]
+    for name in left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert records.sweep(tmp_path) == [tmp_path / ".captions.json.123", tmp_path / "model/.trained.7"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
+        ".hidden",
+        "file.12",
+        ".snakemake_timestamp",
+    }
+    assert records.sweep(tmp_path) == records.sweep(tmp_path / "absent") == []

@@ -1,0 +1,34 @@
+"""Writes down in dvc.lock what a finished run has made, and pushes it. Usage: `make record`.
+
+The foundations go to the store in this repository (data/store); all else goes to your own remote if you named one
+(`dvc remote add --default --local NAME URL`), and else stays here, its digests alone in dvc.lock.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from restore import default_remote
+
+from dreamllm.records import refusal
+
+
+def main() -> None:
+    plan = subprocess.run(
+        ["snakemake", "--dry-run", "results/tables"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if "Nothing to be done" not in plan.stdout:
+        sys.exit(
+            f"{plan.stdout[-2000:]}\nerror: results/tables is not up to date (`make tables`); nothing was recorded."
+        )
+    if reason := refusal("dvc.yaml"):
+        sys.exit(f"error: {reason}. Not recorded.")
+    subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
+    subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations"])], check=True)
+
+
+if __name__ == "__main__":
+    main()
