@@ -1,0 +1,92 @@
+"""Everything that a report tells of a run, read once: numbers, claims, the way of each number, costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dreamllm.audit import chain
+from dreamllm.evaluate.files import read_json
+from dreamllm.report import cost
+from dreamllm.results import claims, tables
+from dreamllm.results.cells import Table, read_published, read_tables
+from dreamllm.results.claims import Verdict
+from dreamllm.results.forms import Block
+from dreamllm.results.measured import Runs, read_runs
+
+STATUSES = ("reproduced", "partly", "not reproduced", "external", "not attempted")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run, and what came of it.
+
+    metrics: the metrics file of MODEL/BENCHMARK in this run, relative to the repository
+    """
+
+    house: chain.House
+    tables: list[tuple[Table, list[Block]]]
+    verdicts: list[Verdict]
+    runs: Runs
+    metrics: dict[str, str]
+    timings: list[cost.Timing]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many claims have which status, those without any left out."""
+        counts = Counter(verdict.status for verdict in self.verdicts)
+        return {status: counts[status] for status in STATUSES if counts[status]}
+
+    @cached_property
+    def links(self) -> dict[str, chain.Link]:
+        """The way below each metrics file of this run, by MODEL/BENCHMARK."""
+        return {source: chain.metric_link(self.house, source, path) for source, path in sorted(self.metrics.items())}
+
+    @cached_property
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """checkpoint.json of every stage of the configuration whose checkpoint is there."""
+        found = {}
+        experiment = self.house.experiment
+        for stage in [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]:
+            path = self.house.root / self.house.checkpoint(stage) / "checkpoint.json"
+            if path.exists():
+                found[stage] = read_json(path)
+        return found
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits that the checkpoints were trained at, the most frequent one first."""
+        counts = Counter(about.get("commit") or "unknown" for about in self.checkpoints.values())
+        return [commit for commit, _ in counts.most_common()]
+
+    def predictions(self, benchmark: str) -> list[Path]:
+        """Prediction files that are there, of all models of the configuration on a benchmark, in its order."""
+        root, evaluations = self.house.root, self.house.experiment.evaluations
+        paths = [self.house.predictions(e.model, benchmark) for e in evaluations if benchmark in e.benchmarks]
+        return [root / path for path in paths if path]
+
+
+def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items: Sequence[Path]) -> Report:
+    """Read it all. Raises the problems of what it reads, as `dreamllm tables` does."""
+    house = chain.House.at(root, config)
+    definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
+    runs = read_runs(metrics)
+    evidence = claims.Evidence(definitions, published, runs, claims.read_items(items))
+    of_this_run = {(one := read_json(path))["model"] + "/" + one["benchmark"]: path for path in metrics}
+    below = (root / f"results/metrics/{house.name}").resolve()
+    return Report(
+        house=house,
+        tables=[(table, tables.fill(table, runs, published)) for table in definitions.values()],
+        verdicts=claims.judge(claims.read_claims(paper / "claims.yaml", definitions, published), evidence),
+        runs=runs,
+        metrics={
+            source: path.resolve().relative_to(root.resolve()).as_posix()
+            for source, path in of_this_run.items()
+            if below in path.resolve().parents
+        },
+        timings=cost.read_timings(root / f"benchmarks/{house.name}", house.experiment),
+    )
