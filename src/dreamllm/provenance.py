@@ -1,4 +1,4 @@
-"""What a result was made with: a digest of the code that a module runs.
+"""What a result was made with: versions, commit, and a digest of the code that a module runs.
 
 The digest covers the module and every module of this package that it imports, at whatever depth and also inside
 functions, as syntax trees: comments, docstrings and formatting do not count, so that polishing them retrains nothing.
@@ -10,9 +10,13 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import platform
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "numpy")
 
 CONFIGURATION = (
     "config",
@@ -91,3 +95,23 @@ def _is_string(statement: ast.stmt) -> bool:
         and isinstance(statement.value, ast.Constant)
         and isinstance(statement.value.value, str)
     )
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
+
+
+def commit() -> str | None:
+    """The git commit of this code, with "-modified" where the code differs from it; None outside a repository."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+
+    try:
+        head = git("rev-parse", "HEAD")
+    except FileNotFoundError:  # no git on this machine
+        return None
+    if head.returncode:
+        return None
+    return head.stdout.strip() + ("-modified" if git("status", "--porcelain", "--", str(PACKAGE)).stdout else "")

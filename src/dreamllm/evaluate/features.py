@@ -25,7 +25,7 @@ from PIL import Image
 
 from dreamllm.atomic import new_file
 from dreamllm.config import load
-from dreamllm.digests import sha256_of_file
+from dreamllm.digests import digest, sha256_of_file
 from dreamllm.evaluate import benchmarks, fid
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Look at the drawn pictures of one prediction file, or at the real ones of a benchmark."""
     from dreamllm.evaluate import networks
-    from dreamllm.train.checkpoint import digest
 
     experiment = load(args.config)
     evaluation, task = experiment.evaluation, experiment.benchmark(args.benchmark).task

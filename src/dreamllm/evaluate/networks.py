@@ -153,7 +153,7 @@ def clip_network(folder: Path) -> Network:
     from cleanfid.resize import make_resizer
     from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-    from dreamllm.train.checkpoint import digest
+    from dreamllm.digests import digest
 
     model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32).to(device()).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dreamllm.config import ConfigProblem, load
-from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.digests import content_files, digest, sha256_of_file
 from dreamllm.evaluate import answer, benchmarks, harness, predict_pictures, prompts
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import write
 from dreamllm.experiment import EvaluationSettings, near
 from dreamllm.layout import TEMPLATES, Vocabulary, lay_out_prompt
+from dreamllm.provenance import versions
 from dreamllm.sections.benchmarks import WORLD_TASKS, BenchmarkUse
 
 if TYPE_CHECKING:
@@ -241,8 +242,6 @@ def loglikelihoods(model: Any, rows: Sequence[tuple[list[int], int]], pad: int) 
 
 def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
     """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
-    from dreamllm.train.checkpoint import digest, versions
-
     wanted = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
         "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency"}),

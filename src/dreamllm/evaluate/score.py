@@ -19,7 +19,7 @@ from dreamllm.atomic import new_file
 from dreamllm.config import load
 from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
-from dreamllm.digests import sha256_of_file
+from dreamllm.digests import digest, sha256_of_file
 from dreamllm.evaluate import (
     attributes,
     benchmarks,
@@ -120,6 +120,9 @@ def score(
         "scorer": {name: version(name) for name in LIBRARIES},
         "inputs": {predictions.path.name: sha256_of_file(predictions.path)} | inputs,
     }
+    looking = {"draw": ("judge", "clip"), "illustrations": ("judge", "clip"), "stories": ("judge",)}.get(task, ())
+    if looking and "benchmark" not in header.get("protocol", {}):  # those of public sets are measured apart
+        protocol["instruments"] = {name: digest(foundations / name) for name in looking}
     if chat:
         protocol["judge"] = {"models": sorted(chat.models), "judgings": judgings, "cost": chat.cost()}
     return {"model": header["model"], "benchmark": benchmark, "split": header["split"], **result, "protocol": protocol}

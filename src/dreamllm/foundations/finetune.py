@@ -2,12 +2,14 @@
 
     python -m dreamllm finetune-sd --config FILE --foundations data/foundations --data data/emoji/train --out DIR
 
-Pairs are those that stage I trains on; VAE and text encoder stay frozen, so each picture is encoded once.
+Pairs are those that stage I trains on; VAE and text encoder stay frozen, so each picture is encoded once. The folder
+has unet/, losses.csv and, as those of the stages, a checkpoint.json that says what it was made from.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from itertools import chain
 from pathlib import Path
@@ -30,8 +32,10 @@ def main(args: argparse.Namespace) -> None:
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor
 
+    from dreamllm import provenance
     from dreamllm.config import load
     from dreamllm.data import shards
+    from dreamllm.digests import digest
     from dreamllm.document import Text
     from dreamllm.foundations.optimise import device, optimise, to_tensor
     from dreamllm.seeds import seed_of
@@ -78,3 +82,16 @@ def main(args: argparse.Namespace) -> None:
     with new_folder(args.out) as folder:
         unet.eval().save_pretrained(folder / "unet")
         (folder / "losses.csv").write_text("step,diffusion_loss\n" + rows)
+        about = {
+            "stage": "sd_finetuned",
+            "seed": experiment.seed,
+            "config": recipe.model_dump(mode="json"),
+            "foundations": {"sd": digest(args.foundations / "sd")},
+            "data": {"pairs": {file.name: digest(file) for file in files}},
+            "code": provenance.code_digest(__name__),
+            "versions": provenance.versions(),
+            "commit": provenance.commit(),
+            "tensors": digest(folder / "unet"),
+        }
+        text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+        (folder / "checkpoint.json").write_text(text, encoding="utf-8")

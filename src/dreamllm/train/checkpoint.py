@@ -1,7 +1,8 @@
 """Checkpoints of a stage: what was trained, and what it was trained from.
 
     FOLDER/trained.safetensors   the trained parameters alone, in fp32, named as in the model's state dict; see lora.py
-    FOLDER/checkpoint.json       stage, configuration, digests of everything it was made from, versions, final losses
+    FOLDER/checkpoint.json       stage, configuration, digests of the tensors and of everything they were made from,
+                                 versions, final losses
     FOLDER/losses.csv            one line per step
 
 A model is its foundations plus the trained parameters of one or more checkpoints. `export.py` writes a whole model.
@@ -9,12 +10,8 @@ A model is its foundations plus the trained parameters of one or more checkpoint
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
-from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.digests import digest
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
@@ -31,7 +28,6 @@ from dreamllm.train import lora
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
-LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "numpy")
 
 
 class CheckpointProblem(ValueError):
@@ -53,45 +49,14 @@ def save_trained(
     with new_folder(folder) as temporary:
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in parameters.items()}
         save_file(tensors, temporary / TENSORS, {"format": "pt"})
-        (temporary / METADATA).write_text(json.dumps(metadata, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        about = {**metadata, "tensors": digest(temporary / TENSORS)}
+        (temporary / METADATA).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (temporary / LOSSES).write_text(losses, encoding="utf-8")
-
-
-def digest(path: str | Path) -> str:
-    """sha256 of a file, or of a folder: of the names and digests of all files in it, Snakemake's mark apart."""
-    path = Path(path)
-    if path.is_file():
-        return sha256_of_file(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    lines = [f"{sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in content_files(path)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def foundation_digests(foundations: str | Path) -> dict[str, str]:
     """Digest of each foundation that the model is built from."""
     return {name: digest(Path(foundations) / name) for name in FOUNDATIONS}
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
-    return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
-
-
-def commit() -> str | None:
-    """The git commit of this code, with "-modified" where the code differs from it; None outside a repository."""
-    here = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
-
-    try:
-        head = git("rev-parse", "HEAD")
-    except FileNotFoundError:  # no git on this machine
-        return None
-    if head.returncode:
-        return None
-    return head.stdout.strip() + ("-modified" if git("status", "--porcelain", "--", str(here)).stdout else "")
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def _dependencies(
     common = {
         "computed on": f"{accelerator.device.type} {accelerator.mixed_precision}",
         "code": provenance.code_digest(__name__),
-        "versions": checkpoint.versions(),
+        "versions": provenance.versions(),
     }
     clip = {
         "weights": _weights(model.vision_model),

@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, LlamaForCausalLM
 
+from dreamllm import provenance
 from dreamllm.atomic import new_folder
 from dreamllm.config import load
 from dreamllm.experiment import RELEASED, Experiment, Model
@@ -92,8 +93,8 @@ def import_official(
         "model": options | {"seed": seed_of(experiment.seed if experiment else 0, "model")},
         "foundations": checkpoint.foundation_digests(foundations),
         "source": report["files"],
-        "versions": checkpoint.versions(),
-        "commit": checkpoint.commit(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
     }
     trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in NEW_PARTS}
     with new_folder(out) as folder:

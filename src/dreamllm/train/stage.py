@@ -85,7 +85,7 @@ def train(
             "init": [checkpoint.digest(Path(folder) / checkpoint.TENSORS) for folder in init],
             "data": {key: {path.name: checkpoint.digest(path) for path in paths} for key, paths in sets.items()},
             "code": provenance.code_digest(__name__),
-            "versions": checkpoint.versions(),
+            "versions": provenance.versions(),
         }
 
         # ---- model, optimiser, data ---------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def train(
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
         if first_process:
-            metadata = {**identity, "commit": checkpoint.commit(), "totals": totals(log, prepared)}
+            metadata = {**identity, "commit": provenance.commit(), "totals": totals(log, prepared)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
             resume.clear(work)
         accelerator.wait_for_everyone()  # so that no process reports an end before there is a checkpoint

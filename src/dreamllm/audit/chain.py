@@ -1,0 +1,381 @@
+"""From a table's cell down to the bytes it came from: cell, metric, predictions, checkpoint, data, commit.
+
+    house = House.at(Path("."), Path("config/embedded.yaml"))
+    for cell in read_cells(house):           every number of ours in results/tables
+        link = follow(house, cell)           a tree of links
+        for one in walk(link): ...           each link of it once
+
+Each link has the digest of what is there now, and what the link above it wrote down when it was made: where the two
+differ, something was exchanged. Nothing is judged here (`checks.py`). Loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dreamllm.config import load
+from dreamllm.digests import digest
+from dreamllm.experiment import WORLD_SETS, Experiment
+from dreamllm.sections.sources import SourceUse
+
+Kind = Literal[
+    "cell", "metric", "items", "judgements", "features", "predictions", "checkpoint", "configuration", "foundations",
+    "data", "commit", "environment",
+]  # fmt: skip
+TABLES, LOCK, ENVIRONMENT = "results/tables", "dvc.lock", "requirements.lock"
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of the way from a cell to the data.
+
+    path: relative to the repository, "" where it is no file.  name: CELL, MODEL/BENCHMARK, STAGE, ...
+    digest: of what is there now (sha256; a commit's is its own), "" where nothing is there
+    recorded: the digest that the link above wrote down, "" where it wrote none
+    facts: what its file says of it.  problem: why it cannot be read
+    """
+
+    kind: Kind
+    path: str
+    name: str
+    digest: str
+    recorded: str = ""
+    made_from: tuple[Link, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is there, readable, and what the link above says it was."""
+        return bool(self.digest) and not self.problem and self.recorded in ("", self.digest)
+
+
+@dataclass(frozen=True)
+class CellLine:
+    """A cell of ours as a line of results/tables/TABLE.csv. place: file and line; source: MODEL/BENCHMARK."""
+
+    id: str
+    table: str
+    place: str
+    source: str
+    columns: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class House:
+    """A checkout of the repository, and the experiment that is looked at. Digests are computed once."""
+
+    root: Path
+    config: str
+    experiment: Experiment
+    _digests: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _links: dict[tuple[str, ...], Link] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def at(cls, root: Path, config: Path) -> House:
+        """The checkout at `root`. Raises ConfigProblem for a configuration (relative to it) that cannot be used."""
+        return cls(root, Path(config).as_posix(), load(root / config))
+
+    @property
+    def name(self) -> str:
+        """The experiment's name, which its folders below results/ have."""
+        return self.experiment.name
+
+    def digest(self, path: str) -> str:
+        """sha256 of a file or a folder, as `dreamllm.digests.digest`; "" where there is none."""
+        if path not in self._digests:
+            there = path and (self.root / path).exists()
+            self._digests[path] = digest(self.root / path) if there else ""
+        return self._digests[path]
+
+    def git(self, *arguments: str) -> str | None:
+        """What git says, None where it fails or there is no git."""
+        command = ["git", "-C", str(self.root), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return None
+        return None if done.returncode else done.stdout
+
+    # ---- where things are; workflow/rules/common.smk and measure.smk say the same to Snakemake -----------------------
+
+    def predictions(self, model: str, benchmark: str) -> str:
+        """The prediction file of a model on a benchmark, whichever form it has."""
+        stem = f"results/predictions/{self.name}/{model}/{benchmark}"
+        return next((f"{stem}.{end}" for end in ("jsonl", "tar") if (self.root / f"{stem}.{end}").exists()), "")
+
+    def checkpoint(self, stage: str) -> str:
+        """The folder of a stage's checkpoint."""
+        return f"results/checkpoints/{self.name}/{stage}"
+
+    def checkpoints_of(self, model: str) -> list[str]:
+        """Stages whose checkpoints make up an evaluated model, in loading order; none for a foundation."""
+        stages = next((e.stages for e in self.experiment.evaluations if e.model == model), []) or [model]
+        if stages == ["sd_finetuned"]:
+            return stages
+        return [] if stages[0] in ("llm", "sd") else self.experiment.lineage(*stages)
+
+    def shards(self, name: str) -> str:
+        """The folder of a training set's shards."""
+        if name in WORLD_SETS:
+            return f"{self.experiment.world.folder}/train"
+        folder = self.experiment.sources.get(name, SourceUse()).folder or f"data/sources/{name}"
+        return f"{folder}/shards"
+
+    def benchmark_files(self, benchmark: str) -> str:
+        """The folder of a benchmark's files."""
+        source = self.experiment.benchmark(benchmark).source
+        return f"data/benchmarks/{source}" if source else f"{self.experiment.world.folder}/benchmarks"
+
+
+# ---- cells and metrics -----------------------------------------------------------------------------------------------
+
+
+def read_cells(house: House) -> list[CellLine]:
+    """All measured cells of ours in results/tables, in the order of the files; none where there are no tables."""
+    cells = []
+    for path in sorted((house.root / TABLES).glob("*.csv")):  # claims.csv has no column `source`
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+        for line in reader:
+            if line.get("source") == "ours" and line.get("from"):
+                place = f"{TABLES}/{path.name}, line {reader.line_num}"
+                cells.append(CellLine(line["id"], path.stem, place, line["from"], line))
+    return cells
+
+
+def metrics_files(house: House) -> dict[str, str]:
+    """The experiment's metrics files by MODEL/BENCHMARK as they say of themselves, malformed ones left out."""
+    found = {}
+    for path in sorted((house.root / f"results/metrics/{house.name}").rglob("*.json")):
+        content = _json(path)
+        if isinstance(content, dict) and {"model", "benchmark"} <= content.keys():
+            found[f"{content['model']}/{content['benchmark']}"] = path.relative_to(house.root).as_posix()
+    return found
+
+
+def follow(house: House, cell: CellLine) -> Link:
+    """The whole way below a cell."""
+    path = metrics_files(house).get(cell.source, "") if ("metric", cell.source) not in house._links else ""
+    metric = house._links.get(("metric", cell.source)) or metric_link(house, cell.source, path)
+    file = cell.place.partition(",")[0]
+    facts = {key: cell.columns[key] for key in ("value", "low", "high", "n", "seeds", "world", "protocol")}
+    return Link("cell", file, cell.id, house.digest(file), made_from=(metric,), facts=facts)
+
+
+def metric_link(house: House, source: str, path: str) -> Link:
+    """A metrics file (path "" = there is none) and everything below it."""
+    if (known := house._links.get(("metric", source))) is not None:
+        return known
+    model, _, benchmark = source.partition("/")
+    content = _json(house.root / path) if path else None
+    if not path:
+        problem = f"no metrics file of {source} below results/metrics/{house.name}"
+        link = Link("metric", "", source, "", problem=problem)
+    elif not isinstance(content, dict):
+        link = Link("metric", path, source, house.digest(path), problem="malformed JSON")
+    else:
+        inputs = content.get("protocol", {}).get("inputs", {})
+        below = [_input(house, model, benchmark, name, recorded) for name, recorded in inputs.items()]
+        instruments = content.get("protocol", {}).get("instruments", {})
+        below += [foundation_link(house, name, recorded, measures=True) for name, recorded in instruments.items()]
+        facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": content.get("protocol", {})}
+        problem = "" if inputs else "protocol.inputs is missing: it does not say what it was made from"
+        link = Link("metric", path, source, house.digest(path), "", tuple(below), facts, problem)
+    house._links["metric", source] = link
+    return link
+
+
+def _input(house: House, model: str, benchmark: str, name: str, recorded: str) -> Link:
+    """A file that a metric was made from, by the name and the digest in the metric's protocol."""
+    base = f"results/{{}}/{house.name}/{model}"
+    if name.rpartition(".")[2] in ("jsonl", "tar") and (house.root / base.format("predictions") / name).exists():
+        return prediction_link(house, f"{base.format('predictions')}/{name}", recorded)
+    if name.endswith(".safetensors"):
+        folder = f"results/features/{house.name}" + ("" if name.startswith("real_") else f"/{model}")
+        return _features(house, model, f"{folder}/{name}", recorded)
+    if benchmark == "human":
+        page, said = f"results/human/{house.name}/{model}/{name}", f"data/human/{house.name}/{model}/{name}"
+        path = page if (house.root / page).exists() else said
+        return Link("judgements", path, name, house.digest(path), recorded)
+    if name in (f"{benchmark}.jsonl", f"{benchmark}.tar"):
+        return prediction_link(house, f"{base.format('predictions')}/{name}", recorded)
+    path = f"{house.benchmark_files(benchmark)}/{name}"
+    return Link("data", path, name, house.digest(path), recorded)
+
+
+def _features(house: House, model: str, path: str, recorded: str) -> Link:
+    """Stored features of pictures; those of drawn ones come from the predictions of that sample."""
+    name = Path(path).stem
+    below: tuple[Link, ...] = ()
+    if not name.startswith("real_"):
+        benchmark, _, sample = name.rpartition("-")
+        folder = f"results/predictions/{house.name}/{model}"
+        tar = f"{folder}/{benchmark}.tar" if sample == "0" else f"{folder}/samples/{name}.tar"
+        below = (prediction_link(house, tar, ""),)
+    return Link("features", path, name, house.digest(path), recorded, below)
+
+
+# ---- predictions and checkpoints -------------------------------------------------------------------------------------
+
+
+def prediction_link(house: House, path: str, recorded: str) -> Link:
+    """A prediction file, and the checkpoints, foundations and settings that its header names."""
+    key = ("predictions", path, recorded)
+    if key in house._links:
+        return house._links[key]
+    name = Path(path).relative_to(f"results/predictions/{house.name}").with_suffix("").as_posix()
+    header, problem = read_header(house.root / path)
+    protocol = header.get("protocol", {})
+    below = [checkpoint_link(house, stage, said) for stage, said in protocol.get("checkpoints", {}).items()]
+    below += [foundation_link(house, part, said) for part, said in protocol.get("foundations", {}).items()]
+    facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
+        "settings": protocol.get("settings"),
+        "versions": protocol.get("libraries"),
+        "cost": cost(house, f"predict_{name.replace('/', '_')}"),
+    }
+    link = Link("predictions", path, name, house.digest(path), recorded, tuple(below), facts, problem)
+    house._links[key] = link
+    return link
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], str]:
+    """The header of a prediction file of either form, and why it has none. Reads no more than the index."""
+    import tarfile
+
+    try:
+        if path.suffix == ".tar":
+            with tarfile.open(path, "r:") as archive:
+                member = archive.next()
+                file = archive.extractfile(member) if member and member.name == "index.jsonl" else None
+                line = file.readline() if file else b""
+        else:
+            with path.open("rb") as file:
+                line = file.readline()
+        return json.loads(line)["header"], ""
+    except FileNotFoundError:
+        return {}, "is not there"
+    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+        return {}, f"has no header ({type(error).__name__})"
+
+
+def checkpoint_link(house: House, stage: str, recorded: str) -> Link:
+    """A stage's checkpoint and what its checkpoint.json says it was made from."""
+    key = ("checkpoint", stage, recorded)
+    if key in house._links:
+        return house._links[key]
+    path = house.checkpoint(stage)
+    about = _json(house.root / path / "checkpoint.json")
+    there = house.digest(path)
+    if not isinstance(about, dict):
+        problem = "has no readable checkpoint.json" if there else "is not there"
+        link = Link("checkpoint", path, stage, there, recorded, problem=problem)
+    else:
+        link = Link(
+            "checkpoint", path, stage, there, recorded, tuple(_below(house, stage, about)), _facts(house, about)
+        )
+    house._links[key] = link
+    return link
+
+
+def _below(house: House, stage: str, about: Mapping[str, Any]) -> Iterator[Link]:
+    """What a checkpoint.json names."""
+    yield Link("configuration", house.config, stage, house.digest(house.config), facts=about.get("config", {}))
+    known = house.experiment.stages.get(stage)
+    parents = house.experiment.lineage(*known.init) if known else []
+    said = list(about.get("init", []))
+    said += [""] * (len(parents) - len(said))
+    for parent, tensors in zip(parents, said, strict=False):
+        above = checkpoint_link(house, parent, "")  # it wrote down the digest of the tensors alone
+        now = house.digest(f"{house.checkpoint(parent)}/trained.safetensors")
+        yield Link("checkpoint", above.path, parent, now, tensors, above.made_from, above.facts, above.problem)
+    for part, digest_ in about.get("foundations", {}).items():
+        yield foundation_link(house, part, digest_)
+    for name, files in about.get("data", {}).items():
+        for file, digest_ in files.items():
+            path = f"{house.shards(name)}/{file}"
+            yield Link("data", path, name, house.digest(path), digest_)
+    yield commit_link(house, about.get("commit") or "")
+
+
+def _facts(house: House, about: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = ("stage", "seed", "model", "code", "versions", "totals", "tensors", "machine")
+    facts = {key: about[key] for key in chosen if key in about}
+    return facts | {"cost": cost(house, f"train_{about.get('stage', '')}")}
+
+
+def foundation_link(house: House, part: str, recorded: str, *, measures: bool = False) -> Link:
+    """One of the foundations, llm, clip, sd or judge: of the model, or those of the emoji world that measure it."""
+    foundations = house.experiment.foundations
+    chosen = getattr(foundations, "instruments", foundations) if measures else foundations
+    path = f"{chosen.folder}/{part}"
+    return Link("foundations", path, part, house.digest(path), recorded)
+
+
+def commit_link(house: House, recorded: str) -> Link:
+    """The commit of the code, and the environment that it pins. "-modified" is no commit: the code was not in git."""
+    sha = recorded.removesuffix("-modified")
+    known = (house.git("rev-parse", "--verify", "--quiet", f"{sha}^{{commit}}") or "").strip() if sha else ""
+    below: tuple[Link, ...] = ()
+    if known and house.git("cat-file", "-e", f"{known}:{ENVIRONMENT}") is not None:
+        blob = (house.git("rev-parse", f"{known}:{ENVIRONMENT}") or "").strip()
+        below = (Link("environment", ENVIRONMENT, ENVIRONMENT, blob),)
+    return Link("commit", "", sha, known, recorded, below, {"modified": recorded.endswith("-modified")})
+
+
+# ---- what else is written down ---------------------------------------------------------------------------------------
+
+
+def cost(house: House, job: str) -> dict[str, float]:
+    """What Snakemake measured of a job: seconds, CPU seconds, peak memory in MB; nothing where there is no file."""
+    path = house.root / f"benchmarks/{house.name}/{job}.tsv"
+    if not path.is_file():
+        return {}
+    lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t"))
+    names = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "memory_mb"}
+    line = lines[0] if lines else {}
+    return {new: float(line[old]) for old, new in names.items() if _is_number(line.get(old))}
+
+
+def recorded_outputs(house: House) -> dict[str, tuple[str, str]]:
+    """What dvc.lock says of every output: path -> (stage, md5). Nothing where there is no dvc.lock."""
+    path = house.root / LOCK
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stages = (content or {}).get("stages", {})
+    return {out["path"]: (name, out["md5"]) for name, stage in stages.items() for out in stage.get("outs", [])}
+
+
+def walk(link: Link) -> Iterator[Link]:
+    """The link and all below it, each file and what is recorded of it once, from the cell downwards."""
+    seen, todo = set(), [link]
+    while todo:
+        one = todo.pop(0)
+        key = (one.kind, one.path, one.name, one.recorded)
+        if key not in seen:
+            seen.add(key)
+            yield one
+            todo += one.made_from
+
+
+def _is_number(text: str | None) -> bool:
+    try:
+        float(text or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _json(path: Path) -> Any:
+    """A JSON file's content, None where it is missing or malformed."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
