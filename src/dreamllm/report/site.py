@@ -54,20 +54,21 @@ STEPS = {  # kinds of links, in the order of the way down
 
 @dataclass(frozen=True)
 class Lines:
-    """A block of a table for the page. foot: the row with the numbers of items, None where there is none."""
+    """A block of a table for the page. foot: the row with the numbers of items.  folded: nothing in it is ours"""
 
     block: Block
     rows: list[tuple[str, list[Cell]]]
     foot: list[Cell] | None
+    folded: bool
 
 
 @dataclass(frozen=True)
 class Shelf:
-    """A table for the page: its blocks, and the marks of the reasons why cells are empty."""
+    """A table for the page: its blocks, columns that no run fills and why, and marks of why cells are empty."""
 
     table: Table
     title: str
-    about: list[str]
+    left_out: Mapping[str, str]
     lines: list[Lines]
     notes: dict[str, str]
 
@@ -123,6 +124,7 @@ def render(report: Report, folder: Path) -> str:
         style_hash=_hash(style),
         script_hash=_hash(script),
         marks=MARKS,
+        world=forms.WORLD,
         shares=_shares(report.statuses),
         shelves=[_shelf(table, blocks) for table, blocks in report.tables],
         models=[figures.NAMES.get(model, model.replace("_", " ")) for model in models],
@@ -175,9 +177,9 @@ def _shelf(table: Table, blocks: list[Block]) -> Shelf:
     for block in readable:
         rows = forms.with_counts(block)
         has_foot = len(rows) > len(block.rows)
-        lines.append(Lines(block, rows[: len(block.rows)], rows[-1][1] if has_foot else None))
-    about = forms.about_of(table, blocks).replace(f"\n\n{forms.WORLD}", "").split("\n\n")
-    return Shelf(table, forms.caption_of(table), about, lines, forms.notes_of(readable))
+        ours = block.source == "ours" or (block.source == "beside" and any(cells[1].text for _, cells in rows))
+        lines.append(Lines(block, rows[: len(block.rows)], rows[-1][1] if has_foot else None, not ours))
+    return Shelf(table, forms.caption_of(table), blocks[0].left_out, lines, forms.notes_of(readable))
 
 
 def _plots(source: Path, folder: Path) -> list[tuple[str, str]]:

@@ -99,7 +99,7 @@ def to_markdown(table: Table, blocks: Sequence[Block]) -> str:
     """GitHub tables with footnotes."""
     blocks = [for_readers(block) for block in blocks]
     notes = notes_of(blocks)
-    lines = [f"# {caption_of(table)}", "", about_of(table, blocks), ""]
+    lines = [f"# {caption_of(table)}", "", _about(table, blocks), ""]
     for block in blocks:
         lines += [f"**{block.heading}**", ""]
         if not (block.rows and block.columns):
@@ -118,7 +118,7 @@ def to_latex(table: Table, blocks: Sequence[Block]) -> str:
     """A `table` environment, with tabulars for booktabs."""
     blocks = [for_readers(block) for block in blocks]
     notes = notes_of(blocks)
-    about = " ".join(about_of(table, blocks).replace("*", "").split())
+    about = " ".join(_about(table, blocks).replace("*", "").split())
     lines = [
         "% needs booktabs and adjustbox",
         r"\begin{table}",
@@ -185,10 +185,11 @@ def index(tables: Collection[Table], runs: Runs) -> str:
 
 
 def caption_of(table: Table) -> str:
+    """What stands above a table."""
     return f"Table {table.paper}: {table.title}" if table.paper[:1].isdigit() else table.title
 
 
-def about_of(table: Table, blocks: Sequence[Block]) -> str:
+def _about(table: Table, blocks: Sequence[Block]) -> str:
     """What to know before reading the table."""
     text = f"{table.about} Small numbers are 95 % intervals."
     reasons: dict[str, list[str]] = {}

@@ -47,7 +47,7 @@ document.addEventListener("click", event => {
     event.preventDefault();
     const way = document.getElementById(link.hash.slice(1));
     document.getElementById("way-title").textContent = link.dataset.row + ", " + link.dataset.column;
-    const facts = [["value", link.firstChild.textContent], ["95 % interval", link.querySelector("small")?.textContent],
+    const facts = [["value", link.querySelector("span").textContent], ["95 % interval", link.querySelector("small")?.textContent],
       ["items", link.dataset.n], ["runs", link.dataset.seeds], ["cell", link.dataset.cell],
       ["measured on", way.querySelector("h3").textContent], ["protocol", link.dataset.protocol]];
     document.getElementById("way-cell").replaceChildren(...facts.filter(fact => fact[1]).map(([name, value]) => {
