@@ -47,7 +47,7 @@ KINDS = {  # how the jobs' names begin: what they are for
 
 @dataclass(frozen=True)
 class Timing:
-    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak resident set
+    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak resident set in MiB
 
     None where Snakemake wrote NA, as it does for jobs shorter than its interval of measurement.
     gpus: reserved for it
@@ -63,7 +63,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over jobs: hours, and the highest peak of memory in MB, 0 where none was measured."""
+    """Sums over jobs: hours, and the highest peak of memory in MiB, 0 where none was measured."""
 
     jobs: int
     hours: float

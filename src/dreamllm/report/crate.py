@@ -30,6 +30,7 @@ from dreamllm.atomic import new_file
 from dreamllm.audit.chain import House
 from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.report import cost
+from dreamllm.report.evidence import house_at
 from dreamllm.report.jobs import Job, read_jobs
 from dreamllm.results.cells import read_tables
 from dreamllm.results.forms import caption_of
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Write both files into the repository's root."""
-    house = House.at(args.root, args.config)
+    house = house_at(args.root, args.config)
     with new_file(args.root / CODECHECK) as file:
         file.write_text(codecheck(house), encoding="utf-8")
     with new_file(args.root / METADATA) as file:
@@ -93,7 +94,7 @@ def build(house: House) -> ROCrate:
 
     files = {path: _file(crate, root, path) for path in PLANS if (root / path).is_file() and path != "Snakefile"}
     files |= {path.as_posix(): _file(crate, root, path.as_posix()) for path in _rules(root)}
-    config = files.setdefault(house.config, _file(crate, root, house.config))
+    config = files.get(house.config) or _entity(crate, root, house.config)
     workflow = crate.add_workflow(
         root / "Snakefile",
         "Snakefile",
@@ -192,7 +193,7 @@ def _usage(crate: ROCrate, action: str, timing: cost.Timing) -> list[ContextEnti
     values = {
         "wallClockTime": (timing.seconds, "SEC"),
         "cpuTime": (timing.cpu_seconds, "SEC"),
-        "peakMemory": (timing.memory_mb, "4L"),
+        "peakMemory": (timing.memory_mb, "E63"),
         "gpus": (timing.gpus or None, "C62"),
     }
     return [
@@ -238,16 +239,18 @@ def _rules(root: Path) -> Iterable[Path]:
 
 
 def _entity(crate: ROCrate, root: Path, path: str) -> Any:
-    """The file or folder of a job; one that is no longer there is named, and has no digest."""
+    """The file or folder of a job; one that is not in the repository is named alone."""
     known = crate.get(quote(path)) or crate.get(f"{quote(path)}/")
     if known is not None:
         return known
-    if (root / path).is_dir():
+    inside = not Path(path).is_absolute()
+    if inside and (root / path).is_dir():
         return _folder(crate, root, path)
-    if (root / path).is_file():
+    if inside and (root / path).is_file():
         return _file(crate, root, path)
-    gone = {"@type": "CreativeWork", "name": path, "description": "no longer in the repository's folder"}
-    return crate.add(ContextEntity(crate, f"#gone-{quote(path)}", gone))
+    name = path if inside else Path(path).name
+    gone = {"@type": "CreativeWork", "name": name, "description": "not in the repository's folder"}
+    return crate.add(ContextEntity(crate, f"#gone-{quote(name)}", gone))
 
 
 def _file(crate: ROCrate, root: Path, path: str) -> File:

@@ -70,9 +70,18 @@ class Report:
         return [root / path for path in paths if path]
 
 
+def house_at(root: Path, config: Path) -> chain.House:
+    """The repository at `root` with a configuration, which Snakemake gives as an absolute path: said relative to it.
+
+    Raises ConfigProblem for a configuration that cannot be used.
+    """
+    here, there = root.resolve(), (root / config).resolve()
+    return chain.House.at(root, there.relative_to(here) if here in there.parents else there)
+
+
 def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items: Sequence[Path]) -> Report:
     """Read it all. Raises the problems of what it reads, as `dreamllm tables` does."""
-    house = chain.House.at(root, config)
+    house = house_at(root, config)
     definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
     runs = read_runs(metrics)
     evidence = claims.Evidence(definitions, published, runs, claims.read_items(items))
