@@ -50,8 +50,10 @@ def make(root: Path) -> Path:
     _metrics(root, "sft", "stories", dream_where_due=1.0)
     _predictions(root, "sft", "vqa", [{"id": "1", "prompt": "?", "output": HOSTILE}])
     _metrics(root, "sft", "vqa", accuracy=0.5)
-    for name, what in (("tables/table1.csv", "id\n"), ("tables/claims.csv", "claim\n"), ("figures/curves.png", "png")):
+    for name, what in (("tables/table1.csv", "id\n"), ("tables/claims.csv", "claim\n")):
         _text(root / "results" / name, what)
+    (root / "results/figures").mkdir()
+    red.save(root / "results/figures/curves.png")
     for job in ("train_sft", "predict_sft_draw", "tables"):
         _text(root / f"benchmarks/{NAME}/{job}.tsv", f"{TIMING}3600.0\t1:00:00\t500.0\t0\t0\t0\t0\t0\t50\t1800.0\n")
     _text(root / f"benchmarks/{NAME}/score_sft_draw.tsv", f"{TIMING}0.4\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\t0\tNA\n")
@@ -69,7 +71,7 @@ def metrics(root: Path) -> list[Path]:
     return sorted((root / f"results/metrics/{NAME}").rglob("*.json"))
 
 
-def record(root: Path, output: str, rule: str, inputs: list[str], after: float, log: str = "", cut: int = 255) -> None:
+def record(root: Path, output: str, rule: str, inputs: list[str], after: float, log: str = "", cut: int = 254) -> None:
     """Write down a job as Snakemake does. cut: longest name of a file"""
     encoded = base64.urlsafe_b64encode(output.encode()).decode()
     parts = [encoded[at : at + cut] for at in range(0, len(encoded), cut)]

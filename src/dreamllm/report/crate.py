@@ -103,7 +103,8 @@ def build(house: House) -> ROCrate:
         lang_version=version("snakemake"),
         cls=ComputationalWorkflow,
         properties={"name": "DreamLLM as a runnable experiment", "version": dreamllm.__version__}
-        | _content(root / "Snakefile"),
+        | _content(root / "Snakefile")
+        | ({"@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]} if jobs else {}),
     )
     engine = _software(crate, "#snakemake", "Snakemake", version("snakemake"))
     _requirements(crate, house, workflow)
@@ -181,7 +182,6 @@ def _steps(
         control = crate.add(ContextEntity(crate, f"#control-{quote(name)}", about))
         control["instrument"], control["object"] = steps[job.rule], action
         controls.append(control)
-    workflow["@type"] = ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]
     workflow["step"], workflow["hasPart"] = list(steps.values()), list(tools.values())
     organised = {"@type": "OrganizeAction", "name": f"Snakemake's run of {house.name}"}
     organise = crate.add(ContextEntity(crate, f"#snakemake-{house.name}", organised))

@@ -85,17 +85,16 @@ def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items
     definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
     runs = read_runs(metrics)
     evidence = claims.Evidence(definitions, published, runs, claims.read_items(items))
-    of_this_run = {(one := read_json(path))["model"] + "/" + one["benchmark"]: path for path in metrics}
-    below = (root / f"results/metrics/{house.name}").resolve()
+    here, below = root.resolve(), (root / f"results/metrics/{house.name}").resolve()
+    of_this_run = [path for path in map(Path.resolve, metrics) if below in path.parents]
     return Report(
         house=house,
         tables=[(table, tables.fill(table, runs, published)) for table in definitions.values()],
         verdicts=claims.judge(claims.read_claims(paper / "claims.yaml", definitions, published), evidence),
         runs=runs,
         metrics={
-            source: path.resolve().relative_to(root.resolve()).as_posix()
-            for source, path in of_this_run.items()
-            if below in path.resolve().parents
+            f"{content['model']}/{content['benchmark']}": path.relative_to(here).as_posix()
+            for path, content in zip(of_this_run, map(read_json, of_this_run), strict=True)
         },
         timings=cost.read_timings(root / f"benchmarks/{house.name}", house.experiment),
     )
