@@ -86,14 +86,13 @@ async def chromium() -> AsyncIterator[Page]:
                 line = (await asyncio.wait_for(browser.stderr.readline(), 60)).decode()
                 assert line, "the browser did not start"
                 address = re.search(r"listening on (ws://\S+)", line)
-            async with aiohttp.ClientSession() as session:
-                async with session.ws_connect(address[1], max_msg_size=0) as socket:
-                    root = Page(socket, "")
-                    target = (await root.call("Target.createTarget", url="about:blank"))["targetId"]
-                    attached = await root.call("Target.attachToTarget", targetId=target, flatten=True)
-                    page = Page(socket, attached["sessionId"])
-                    page.number = 1000
-                    yield page
+            async with aiohttp.ClientSession() as session, session.ws_connect(address[1], max_msg_size=0) as socket:
+                root = Page(socket, "")
+                target = (await root.call("Target.createTarget", url="about:blank"))["targetId"]
+                attached = await root.call("Target.attachToTarget", targetId=target, flatten=True)
+                page = Page(socket, attached["sessionId"])
+                page.number = 1000  # not those of `root`
+                yield page
         finally:
             browser.kill()
             await browser.wait()

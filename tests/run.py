@@ -1,4 +1,4 @@
-"""A finished run in a folder, made by hand: one that is small, whole and hostile in everything that a model can write."""
+"""A finished run in a folder, made by hand: small, whole, and hostile in all that a model can write."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ SET, WHEN = "data/emoji_smoke/train", 1_700_000_000.0
 
 
 def make(root: Path) -> Path:
-    """Write the run below `root` and return it: two models that draw, one that tells stories and answers, a checkpoint."""
+    """Write the run below `root` and return it: two models that draw, one that answers, checkpoints."""
     for name in ("paper", "config", "workflow"):
-        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.csv.tmp"))
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("Snakefile", "CITATION.cff", "requirements.lock", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
     _text(root / SET / "pairs-00000.tar", "shard")
@@ -111,7 +111,9 @@ def _predictions(root: Path, model: str, benchmark: str, records: list[Any], ima
 
 def _metrics(root: Path, model: str, benchmark: str, **values: float) -> None:
     path = _prediction_path(root, model, benchmark)
-    numbers = {name: {"value": value, "n": 40, "low": value - 0.1, "high": value + 0.1} for name, value in values.items()}
+    numbers = {
+        name: {"value": value, "n": 40, "low": value - 0.1, "high": value + 0.1} for name, value in values.items()
+    }
     protocol = {"n": 40, "inputs": {path.name: sha256_of_file(path)}, "settings": {"prompts": HOSTILE}}
     content = {"model": model, "benchmark": benchmark, "split": "test", "metrics": numbers, "groups": {}}
     target = root / f"results/metrics/{NAME}/{model}/{benchmark}.json"

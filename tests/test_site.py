@@ -65,11 +65,7 @@ def elements(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 def test_every_measured_number_of_the_tables_is_there_and_leads_to_its_way(report, elements) -> None:
     cells = {
-        cell.id
-        for _, blocks in report.tables
-        for _, row in blocks[0].rows
-        for cell in row
-        if cell.text and cell.source
+        cell.id for _, blocks in report.tables for _, row in blocks[0].rows for cell in row if cell.text and cell.source
     }
     links = [about for _, about in elements if about.get("class") == "number"]
     assert {about["data-cell"] for about in links} == cells != set()
@@ -158,7 +154,9 @@ def test_tables_and_pictures_can_be_read_without_seeing_them(elements) -> None:
     tags = [tag for tag, _ in elements]
     assert tags.count("table") == tags.count("caption")
     assert all(about.get("scope") in ("row", "col") for tag, about in elements if tag == "th")
-    assert all("tabindex" in about and about.get("aria-label") for _, about in elements if about.get("class") == "scroll")
+    assert all(
+        "tabindex" in about and about.get("aria-label") for _, about in elements if about.get("class") == "scroll"
+    )
 
 
 @given(st.text(alphabet=st.sampled_from('ab *`<>&"\n'), max_size=40))

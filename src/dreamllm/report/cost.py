@@ -19,8 +19,8 @@ from dreamllm.experiment import Experiment
 
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400
 ASSUMPTION = (
-    f"Energy is an estimate, not a measurement: {WATTS_PER_CORE} W for each busy core, memory and cooling included, and "
-    f"{WATTS_PER_GPU} W for each GPU for as long as its job ran, busy or not."
+    f"Energy is an estimate, not a measurement: {WATTS_PER_CORE} W for each busy core, memory and cooling included, "
+    f"and {WATTS_PER_GPU} W for each GPU for as long as its job ran, busy or not."
 )
 OWN_JOBS = ("site", "crate")  # they write the report, and are not part of what it is about
 KINDS = {  # how the jobs' names begin: what they are for
@@ -47,7 +47,7 @@ KINDS = {  # how the jobs' names begin: what they are for
 
 @dataclass(frozen=True)
 class Timing:
-    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak resident set in MiB
+    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak resident set, MiB
 
     None where Snakemake wrote NA, as it does for jobs shorter than its interval of measurement.
     gpus: reserved for it

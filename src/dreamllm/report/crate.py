@@ -1,13 +1,13 @@
 """What a run was made from, for machines: `dreamllm crate`.
 
-    ro-crate-metadata.json   a Workflow Run RO-Crate of this repository: inputs, outputs and their digests, software, and
-                             every job with its command, times and memory (Provenance Run Crate, where Snakemake's own
-                             record of the jobs is here; otherwise the run alone, Workflow Run Crate)
+    ro-crate-metadata.json   a Workflow Run RO-Crate of this repository: inputs, outputs and their digests, software, every
+                             job with its command, times and memory (Provenance Run Crate, where Snakemake's own record
+                             of the jobs is here; otherwise the run alone, Workflow Run Crate)
     codecheck.yml            the CODECHECK manifest: every table and figure with what it shows. Who checks fills in the
                              rest; nobody is named here who has not
 
-Both lie at the root of the repository, because both standards ask for it: the crate's paths are those of the repository,
-and its workflow is part of it. The same files and the same records give the same bytes; times are those recorded.
+Both lie at the root of the repository, because both standards ask for it: paths are those of the repository, and the
+crate's workflow is part of it. The same files and the same records give the same bytes; times are those recorded.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def build(house: House) -> ROCrate:
     crate = ROCrate(version="1.1")
     crate.metadata.extra_contexts.append(TERMS)
     crate.name = f"DreamLLM (arXiv 2309.11499), run {house.name}"
-    crate.description = "A run of the DreamLLM reproduction: data, training stages, predictions, metrics, tables, figures."
+    crate.description = "A run of the DreamLLM reproduction: data, training, predictions, metrics, tables, figures."
     crate.license = crate.add(
         ContextEntity(
             crate,

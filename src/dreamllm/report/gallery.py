@@ -23,7 +23,7 @@ FOLDER = "pictures"
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page. file: relative to the page.  alt: what it should show.  exact: whether pixels are enlarged"""
+    """A picture on the page. file: relative to the page.  alt: what it should show.  width: in pixels"""
 
     file: str
     alt: str

@@ -1,6 +1,6 @@
-"""The jobs that made a run, as Snakemake wrote them down: which rule made what from what, by which command, and when.
+"""The jobs that made a run, as Snakemake wrote them down: which rule made what from what, how, and when.
 
-Snakemake keeps a record for every output in `.snakemake/metadata`, under the output's path in URL-safe base64. It is not
+Snakemake keeps a record for every output in `.snakemake/metadata`, named by its path in URL-safe base64. It is not
 part of the results: in a clone whose results came by DVC there is none, and a run then has no jobs here.
 """
 
@@ -21,7 +21,7 @@ CUT = "@"  # where a name is longer than the file system allows, all parts but t
 
 @dataclass(frozen=True)
 class Job:
-    """A job. Paths are relative to the repository, and so are those in the command.  name: of its log and timing file"""
+    """A job. Paths, those in the command too, are relative to the repository.  name: of its log and timing file"""
 
     rule: str
     name: str
