@@ -47,7 +47,7 @@ KINDS = {  # how the jobs' names begin: what they are for
 
 @dataclass(frozen=True)
 class Timing:
-    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak resident set, MiB
+    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak, MiB
 
     None where Snakemake wrote NA, as it does for jobs shorter than its interval of measurement.
     gpus: reserved for it

@@ -1,6 +1,6 @@
 """What a run was made from, for machines: `dreamllm crate`.
 
-    ro-crate-metadata.json   a Workflow Run RO-Crate of this repository: inputs, outputs and their digests, software, every
+    ro-crate-metadata.json   a Workflow Run RO-Crate of this repository: inputs, outputs, their digests, software, every
                              job with its command, times and memory (Provenance Run Crate, where Snakemake's own record
                              of the jobs is here; otherwise the run alone, Workflow Run Crate)
     codecheck.yml            the CODECHECK manifest: every table and figure with what it shows. Who checks fills in the
