@@ -49,7 +49,7 @@ rule data:
 
 rule checkpoints:
     input:
-        [checkpoint(stage) for stage in TRAINED],
+        of_all_runs([checkpoint(stage) for stage in TRAINED]),
 
 
 rule report:
@@ -63,4 +63,4 @@ rule evaluate:
     input:
         METRICS,
         SUBMISSIONS,
-        ITEMS,
+        of_all_runs([ITEMS]),

@@ -1,6 +1,6 @@
 """The paper's sizes with random weights on one GPU: a 7B stage-II step, and pictures beside plain diffusers.
 
-    python benchmarks/gpu.py [--rows 4] [--steps 5] [--pictures 8]
+    python benchmarks/gpu.py [--rows 4 8 16] [--compile] [--steps 3] [--pictures 8]
 
 Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; pictures per second of
 512 px with 25 DDIM steps under guidance, by the house and by StableDiffusionPipeline on the same networks. A step needs
@@ -74,24 +74,22 @@ def build(device: str = "cuda") -> Model:
     return model.train()
 
 
-def step(model: Model, rows: int, steps: int) -> None:
-    """A step of I-GPT: rows of 2048 tokens with four pictures each, all of them drawn and read."""
-    accelerator = Accelerator(mixed_precision="bf16")
-    devices.place(model, Machine(gpus=1, gradient_checkpointing=True), accelerator)
+def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerator, rows: int, steps: int) -> str:
+    """A step of I-GPT: rows of 2048 tokens with four pictures each, all of them drawn and read; what it costs."""
     picture = Picture(Image.new("RGB", (1, 1)))
     words = miniature.vocabulary(model)
     taken = 4 * (words.num_queries + words.num_patches + 4) + 2
     parts = [part for _ in range(4) for part in (Text(str((CONTEXT - taken) // 4)), picture)]
     document = Document("page", "interleaved", tuple(parts))
     batch = miniature.batch(model, [lay_out(document, words, "joint", CONTEXT) for _ in range(rows)]).to("cuda")
-    optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=True)
     noise = model.draw_noise(len(batch.draw_slots))
+    parameters = trained(model)
 
     def run() -> None:
         with accelerator.autocast():
             loss = model(**batch.inputs(), noise=noise).loss
         loss.backward()
-        devices.clip_gradients(trained(model), 1.0)
+        devices.clip_gradients(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -100,8 +98,10 @@ def step(model: Model, rows: int, steps: int) -> None:
     tokens, operations = batch.input_ids.numel(), model_operations(model, batch)
     peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
     utilisation = "unknown GPU" if peak is None else f"{100 * operations / seconds / peak:.1f} %"
-    print(f"step: {1000 * seconds:.0f} ms, {tokens / seconds:,.0f} tokens/s, {operations / 1e12:.0f} TFLOP")
-    print(f"MFU: {utilisation}; peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+    return (
+        f"{rows} rows: {1000 * seconds:.0f} ms, {tokens / seconds:,.0f} tokens/s, {operations / 1e12:.0f} TFLOP, "
+        f"MFU {utilisation}, peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+    )
 
 
 def trained(model: Model) -> list[torch.nn.Parameter]:
@@ -187,14 +187,29 @@ def synchronise() -> None:
 def main() -> None:
     """Measure both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=4, help="rows of 2048 tokens per step")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[4], help="rows of 2048 tokens per step, one after another"
+    )
+    parser.add_argument("--compile", action="store_true", help="as machine.compile: true")
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=8, help="pictures at a time")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this needs a GPU; benchmarks/speed.py does not")
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    accelerator = Accelerator(mixed_precision="bf16")
     model = build()
-    step(model, arguments.rows, arguments.steps)
+    machine = Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16, compile=arguments.compile)
+    devices.place(model, machine, accelerator)
+    optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=True)
+    for rows in arguments.rows:
+        try:
+            print(step(model, optimizer, accelerator, rows, arguments.steps), flush=True)
+        except torch.OutOfMemoryError as error:
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            print(f"{rows} rows: do not fit ({str(error).split('.')[0]})", flush=True)
+    del optimizer
     torch.cuda.empty_cache()
     pictures(model, arguments.pictures)
 

@@ -23,6 +23,7 @@ WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GRO
     "vqa": f"accuracy( type/[a-z]+|{SCENES})",
     "pope": POPE,
     "draw": f"fid|({JUDGED}){SCENES}",
+    "narratives": f"fid|({JUDGED}){SCENES}",
     "illustrations": "fid",
     "stories": f"placement|ended|followed|{JUDGED}",
     "language": "accuracy( piqa| boolq)?",

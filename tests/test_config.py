@@ -72,7 +72,7 @@ def test_an_unknown_key_inside_a_named_stage_is_found(changed):
 
 
 def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
-    assert "machine.zzz: unknown key; known: attention, distributor, gpus, gradient" in changed(
+    assert "machine.zzz: unknown key; known: attention, compile, distributor, gpus, gradient" in changed(
         ("gpus:", "zzz: 1\n  gpus:")
     )
 
@@ -191,3 +191,15 @@ def test_reading_a_configuration_imports_no_torch():
     code = "import sys, dreamllm.config; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_runs_of_an_experiment_differ_in_their_random_numbers_alone():
+    one = load(ROOT / "config/smoke.yaml")
+    assert one.runs() == {"smoke": one}
+    several = one.model_copy(update={"seeds": [0, 3]})
+    first, other = several.runs().values()
+    assert list(several.runs()) == ["smoke_0", "smoke_3"] and first == several
+    assert (other.seed, other.evaluation.seed - first.evaluation.seed) == (3, 3_000_000)
+    same = {"seed": 0, "evaluation": first.evaluation}
+    assert other.model_copy(update=same) == first
+    assert load(ROOT / "config/smoke.yaml", 3) == one.with_seed(3)

@@ -118,6 +118,23 @@ def test_another_configuration_replaces_the_default(house):
     assert not [path for path in files if "embedded" in path]
 
 
+def test_an_experiment_of_several_seeds_trains_and_scores_one_run_of_each(house, tmp_path):
+    text = (house / "config/smoke.yaml").read_text().replace("\nseed: 0\n", "\nseed: 0\nseeds: [0, 7]\n", 1)
+    (tmp_path / "seeds.yaml").write_text(text)
+    planned = repository.jobs(house, f"--configfile={tmp_path / 'seeds.yaml'}", "results/tables")
+    files = [path for _, _, outs in planned for path in outs]
+    assert len(files) == len(set(files))
+    first, other = ([path for path in files if f"/smoke_{seed}" in path] for seed in (0, 7))
+    assert [path.replace("/smoke_7", "/smoke_0") for path in sorted(other)] == sorted(first)
+    assert {"results/checkpoints/smoke_7/sft", "results/metrics/smoke_7/sft/draw.json"} <= {*other}
+    assert files.count("data/foundations_smoke/sd") == 1  # foundations and world are made once
+    read = next(inputs for rule, inputs, _ in planned if rule == "tables")
+    assert {"results/metrics/smoke_0/sft/vqa.json", "results/metrics/smoke_7/sft/vqa.json"} <= {*read}
+    target = "results/checkpoints/smoke_7/align_creation"
+    printed = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'seeds.yaml'}", target).stdout
+    assert "seeds.yaml --seed 7 --foundations" in printed
+
+
 def test_overrides_and_two_configurations_are_refused(house):
     result = repository.run(house, "snakemake", "-n", "--config", "seed=3", check=False)
     assert "--config is not used here" in result.stdout

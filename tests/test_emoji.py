@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 
@@ -57,9 +58,81 @@ def test_training_documents_show_training_scenes_without_held_out_combinations(s
 
 
 def test_held_out_combinations_are_spread_over_objects_and_colours():
-    assert len(emoji.HELD_OUT) == 12
-    assert len({name for name, _ in emoji.HELD_OUT}) == 12
-    assert all(sum(colour == c for _, colour in emoji.HELD_OUT) == 2 for c in emoji.COLOURS)
+    held_out = {pair for pair in emoji.HELD_OUT if pair[0] in emoji.NAMES}
+    assert len(held_out) == 12
+    assert len({name for name, _ in held_out}) == 12
+    assert all(sum(colour == c for _, colour in held_out) == 2 for c in emoji.COLOURS)
+
+
+def test_with_more_objects_the_same_are_held_out_and_the_same_share_of_them():
+    combinations = [(name, colour) for name in emoji.ALL_NAMES for colour in emoji.COLOURS]
+    assert sum(pair in emoji.HELD_OUT for pair in combinations) * 8 == len(combinations) == 144
+    assert {pair for pair in emoji.HELD_OUT if pair[0] in emoji.NAMES} == set(list_of_sixteen())
+    assert all(sum(colour == c for _, colour in emoji.HELD_OUT) == 3 for c in emoji.COLOURS)
+    assert len({name for name, _ in emoji.HELD_OUT}) == len(emoji.HELD_OUT)
+
+
+def list_of_sixteen() -> list[tuple[str, str]]:
+    """What was held out from the sixteen objects before there were more."""
+    names = ["apple", "mushroom", "tree", "leaf", "fish", "cat", "butterfly", "car", "house", "star", "heart", "bell"]
+    return list(zip(names, [*emoji.COLOURS] * 2, strict=True))
+
+
+@pytest.mark.parametrize("count", [6, 15, 16, 17, 24])
+def test_a_world_shows_and_names_its_own_objects_alone_and_all_of_them(count):
+    names, rng = emoji.names_of(count), random.Random(count)
+    shown, asked = set(), set()
+    for _ in range(600):
+        scene = emoji.sample_scene(rng, names=names)
+        shown |= {name for name, _ in scene.objects}
+        asked |= {grammar.absent_object(scene, how, rng, names) for how in ("random", "popular", "adversarial")}
+        assert set(emoji.partners(scene.objects[0][0], names)) <= set(names) - {scene.objects[0][0]}
+        _, after = grammar.step(scene, rng, names)
+        assert {name for name, _ in after.objects} <= set(names)
+    assert shown == asked == set(names)
+    assert World.model_validate({"pictograms": count}).pictograms == count
+
+
+@pytest.mark.parametrize("count", [5, 25])
+def test_a_number_of_pictograms_that_there_are_not_is_refused(count):
+    with pytest.raises(ValueError, match=f"6 to 24 pictograms, not {count}"):
+        emoji.names_of(count)
+    with pytest.raises(ValueError, match="pictograms"):
+        World.model_validate({"pictograms": count})
+
+
+def test_every_object_is_drawn_unlike_every_other_and_has_words_of_its_own():
+    glyphs = [emoji.glyph(name, "blue", 20).tobytes() for name in emoji.ALL_NAMES]
+    assert len(set(glyphs)) == len(emoji.ALL_NAMES) == 24
+    unseen = {word for words in corpus.UNSEEN.values() for word in words}
+    words = {*emoji.ALL_NAMES, *map(grammar.plural, emoji.ALL_NAMES)}
+    assert not words & (unseen | {f"{word}s" for word in unseen})
+    rng = random.Random(0)
+    for _ in range(50):  # enough things without a picture for all of them
+        corpus.sample("t", rng, emoji.ALL_NAMES)
+
+
+@given(seeds)
+def test_a_narrative_tells_every_fact_in_words_of_captions_and_nothing_else(seed):
+    rng = random.Random(seed)
+    scene = emoji.sample_scene(rng, names=emoji.ALL_NAMES)
+    opening, *details = grammar.narrative(scene, rng).rstrip(".").split(". ")
+    nouns = [(grammar.plural(name) if scene.kind == "group" else name) for name, _ in scene.objects]
+    wanted = [f"there are {scene.objects[0][1]} {nouns[0]}"] if scene.kind == "group" else []
+    wanted = wanted or [f"there is {grammar.noun(*pair)}" for pair in scene.objects]
+    assert sorted(details) == sorted([*wanted, f"a picture on {scene.background}"])
+    relation = {"row": " left of ", "column": " above "}.get(scene.layout)
+    assert [part.split()[-1] for part in opening.split(relation)] == nouns if relation else nouns[0] in opening
+    assert scene.kind != "group" or grammar.NUMBERS[scene.count] in opening
+    assert set(f"{opening} {' '.join(details)}".split()) <= vocabulary()
+
+
+@functools.lru_cache(maxsize=1)
+def vocabulary() -> set[str]:
+    """Words of the captions of 3000 scenes, from which the tokenizer of the text encoder learns."""
+    rng = random.Random(0)
+    scenes = [emoji.sample_split(rng, "train", names=emoji.ALL_NAMES) for _ in range(3000)]
+    return {word.rstrip(".") for scene in scenes for words in grammar.captions(scene) for word in words.split()}
 
 
 @given(seeds)
@@ -103,7 +176,7 @@ def test_the_world_is_the_same_bytes_for_the_same_seed(small, tmp_path):
         world.write_training(small, tmp_path / name)
         world.write_benchmarks(small, "test", tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert len(files) == 4 + 14
+    assert len(files) == 4 + 15
     for file in files:
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
 
@@ -124,13 +197,16 @@ def test_training_shards_read_back_with_the_promised_kinds(small, tmp_path):
 
 def test_benchmark_files_load_with_the_loaders_of_the_real_sets(small, tmp_path):
     world.write_benchmarks(small, "dev", tmp_path)
-    for benchmark in ("captions", "vqa", "pope", "draw", "stories", "language"):
+    for benchmark in ("captions", "vqa", "pope", "draw", "narratives", "stories", "language"):
         assert benchmarks.load(benchmark, tmp_path, "dev"), benchmark
     captions = benchmarks.load("captions", tmp_path, "dev")
     assert all(len(item.references) == 5 for item in captions)
     scenes = [emoji.Scene.from_json(item.scene.scene) for item in captions]
     assert all(emoji.split_of(scene) == "dev" for scene in scenes)
     assert [scene.held_out for scene in scenes] == [i % 4 == 3 for i in range(12)]
+    short, long = (benchmarks.load(name, tmp_path, "dev") for name in ("draw", "narratives"))
+    assert [item.picture for item in short] == [item.picture for item in long]
+    assert all(len(item.prompt.split()) < len(other.prompt.split()) for item, other in zip(short, long, strict=True))
 
 
 def test_too_many_benchmark_pictures_are_refused_with_advice(small):

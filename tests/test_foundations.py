@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 
 import pytest
@@ -12,10 +13,11 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
 
 from dreamllm.data import corpus, grammar, shards, world
-from dreamllm.data.emoji import Scene, render, sample_scene, sample_split, split_of
+from dreamllm.data.emoji import NAMES, Scene, names_of, render, sample_scene, sample_split, split_of
 from dreamllm.document import Text
+from dreamllm.evaluate import drawing
 from dreamllm.foundations import clip, finetune, judge, language, run, text
-from dreamllm.foundations.optimise import optimise, scenes, to_tensor
+from dreamllm.foundations.optimise import optimise, scenes
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.sections.foundations import JudgeRecipe
 
@@ -60,7 +62,7 @@ def test_stable_diffusion_draws_from_words(foundations):
 
 def test_latents_have_unit_scale(foundations):
     vae = AutoencoderKL.from_pretrained(foundations / "vae", dtype=torch.float32)
-    pixels = to_tensor(next(scenes(seed=9, batch=32, side=48))[1])
+    pixels = next(scenes(seed=9, batch=32, side=48))[1]
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
     assert 0.8 < latents.std() < 1.2
@@ -121,6 +123,29 @@ def test_the_judge_learns_to_read_scenes():
     assert sum(a.background == b.background for a, b in zip(scenes, read, strict=True)) > 90
     assert sum(a.layout == b.layout for a, b in zip(scenes, read, strict=True)) > 50
     assert grammar.caption(read[0]).endswith(f"on {read[0].background}.")
+
+
+def test_a_judge_of_a_larger_world_is_read_back_with_its_names(tmp_path):
+    names = names_of(24)
+    recipe = JudgeRecipe(steps=2, batch_size=32, learning_rate=1e-3, width=4)
+    judge.save(judge.train(recipe, 48, 0, names), tmp_path / "many")
+    judge.save(judge.train(recipe, 48, 0), tmp_path / "few")
+    assert judge.load(tmp_path / "many").names == names and judge.load(tmp_path / "few").names == NAMES
+    assert json.loads((tmp_path / "few" / "config.json").read_text()) == {"side": 48, "width": 4}
+
+
+def test_scenes_that_workers_paint_are_those_painted_here():
+    here, there = (scenes(seed=3, batch=4, side=48, workers=workers) for workers in (0, 1))
+    for _ in range(3):
+        (told, pixels), (told_there, pixels_there) = next(here), next(there)
+        assert told == told_there and torch.equal(pixels, pixels_there)
+    there.close()
+
+
+def test_prompts_that_the_text_encoder_does_not_see_to_their_end_are_counted(foundations):
+    long = "there is a cat left of a car. there is a red cat. there is a blue car. a picture on sand."
+    counted = drawing.cut_off(foundations / "sd", ["a red cat on sand.", long])
+    assert counted == {"longest": 24, "prompts": 2, "cut": 1}
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step():

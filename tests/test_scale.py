@@ -117,6 +117,34 @@ def test_the_machine_changes_nothing_about_losses_and_gradients(world, alone, tm
     assert_same_training(tmp_path, alone)
 
 
+def test_compiled_layers_compute_what_they_computed_before(monkeypatch):
+    """With the tracer alone: what a C++ or CUDA compiler makes of the traces is not ours to test."""
+    compiled = []
+    plain = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: compiled.append(f) or plain(f, backend="aot_eager", **kw))
+    model, words = tiny.build()
+    model.train()
+    batch = words.collate(pack(words.lay_out(tiny.story(), "joint", 96), 96))
+    noise = model.draw_noise(len(batch.draw_slots), torch.Generator().manual_seed(0))
+    before = losses_and_gradients(model, batch, noise)
+    devices.checkpoint_activations(model)
+    devices.compile_layers(model)
+    after = losses_and_gradients(model, batch, noise)
+    assert len(compiled) == model.config.text_config.num_hidden_layers
+    assert after[0] == pytest.approx(before[0], rel=1e-6)
+    assert before[1].keys() == after[1].keys()
+    for name, gradient in before[1].items():
+        torch.testing.assert_close(after[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def losses_and_gradients(model, batch, noise) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss of a batch, and the gradients of whatever takes them."""
+    model.zero_grad(set_to_none=True)
+    loss = model(**batch.inputs(), noise=noise).loss
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
 def test_official_averaging_would_be_noticed(world, alone, tmp_path):
     """Each part averaged by itself (the official code's way) gives other losses: the test above can fail."""
     plain = stage.count

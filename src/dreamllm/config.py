@@ -23,14 +23,15 @@ class ConfigProblem(ValueError):
     """A configuration that cannot be used: names the file, the key path, what is wrong and near matches."""
 
 
-def load(path: str | Path) -> Experiment:
-    """Read and check an experiment file.
+def load(path: str | Path, seed: int | None = None) -> Experiment:
+    """Read and check an experiment file; with a seed, as the run of that seed.
 
     Raises ConfigProblem, naming the file and every key path that is wrong, with near matches for unknown keys.
     """
     content = read_yaml(path)
     try:
-        return Experiment.model_validate(content)
+        experiment = Experiment.model_validate(content)
+        return experiment if seed is None else experiment.with_seed(seed)
     except ValidationError as error:
         problems = [line for detail in error.errors() for line in _explain(detail)]
         raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None

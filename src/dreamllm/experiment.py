@@ -54,7 +54,7 @@ class WorldBenchmarks(Section):
     pictures: Count = 240
     """Pictures with five reference captions each; the questions of VQA and POPE are asked about them."""
     draw: Count = 240
-    """Prompts to draw."""
+    """Prompts to draw, and as many narratives of the same pictures."""
     stories: Count = 100
     """Openings of stories to go on with in text and pictures."""
     language: Count = 200
@@ -70,6 +70,9 @@ class World(Section):
     """Everything in the world follows from this number."""
     picture_side: Count = 48
     """Width and height of a picture in pixels."""
+    pictograms: Annotated[int, Field(ge=6, le=24)] = 16
+    """Different objects, the first so many of those in src/dreamllm/data/emoji.py. Foundations know those of the world
+    that they were trained on."""
     training: WorldTraining = WorldTraining()
     benchmarks: WorldBenchmarks = WorldBenchmarks()
 
@@ -224,8 +227,8 @@ class Evaluation(Section):
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1)]
-    """Those of the emoji world (captions, vqa, pope, draw, stories, language, illustrations, latency), and those of the
-    section `benchmarks`."""
+    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency), and
+    those of the section `benchmarks`."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 
@@ -237,6 +240,9 @@ class Experiment(Section):
     """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
     seed: int = 0
     """Every random number of training follows from this number and the name of its use."""
+    seeds: list[int] = []
+    """Seeds of several runs of everything that is trained, named NAME_SEED: the tables then show their means, with
+    intervals that cover the choice of seed. [] = one run, of `seed`. Foundations and world are made once, by theirs."""
     machine: Machine = Machine()
     world: World = World()
     sources: dict[Name, SourceUse] = {}
@@ -307,6 +313,16 @@ class Experiment(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The run of another seed: it trains with other random numbers, and draws from other noise."""
+        shift = 1_000_000 * (seed - self.seed)  # more than a benchmark has pictures, so that no noise comes twice
+        evaluation = self.evaluation.model_copy(update={"seed": self.evaluation.seed + shift})
+        return self.model_copy(update={"seed": seed, "evaluation": evaluation})
+
+    def runs(self) -> dict[str, Experiment]:
+        """The runs by the names of their folders: one called like the experiment, or one of each of its `seeds`."""
+        return {f"{self.name}_{seed}": self.with_seed(seed) for seed in self.seeds} or {self.name: self}
 
     def benchmark(self, name: str) -> BenchmarkUse:
         """What a benchmark is, by its name. Raises KeyError where there is none of that name."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import FOUNDATION_MODELS, WORLD_SETS
+from dreamllm.experiment import FOUNDATION_MODELS, RELEASED, WORLD_SETS
 from dreamllm.provenance import code_digest
 from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sections.sources import SourceUse
@@ -33,6 +33,8 @@ config.update(EXPERIMENT.model_dump(mode="json"))  # for the captions of the rep
 shell.prefix("export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456; ")
 
 NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
+RUNS = EXPERIMENT.runs()  # by name: the wildcard `run` of everything that is trained, predicted and scored
+FIRST = next(iter(RUNS))
 ENVIRONMENT = workflow.source_path("../../environment.yml")
 
 WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
@@ -59,8 +61,19 @@ def shard_folders(stage):
     return world + [source_folder(name, "shards") for name in sets if name not in WORLD_SETS]
 
 
-def checkpoint(stage):
-    return f"results/checkpoints/{NAME}/{stage}"
+def checkpoint(stage, run="{run}"):
+    """A checkpoint of a run. What is no run's own, a released model or the mini autoencoder, is the experiment's."""
+    return f"results/checkpoints/{NAME if stage in (RELEASED, 'vae') else run}/{stage}"
+
+
+def of_all_runs(patterns):
+    """Paths with the wildcard `run`, of every run."""
+    return [pattern.format(run=run) for run in RUNS for pattern in patterns]
+
+
+def seed_flag(wildcards):
+    """Says to a job which run it belongs to, where there are several."""
+    return ["--seed", str(RUNS[wildcards.run].seed)] if EXPERIMENT.seeds else []
 
 
 def configfile(wildcards, output):
@@ -97,6 +110,7 @@ def release(name):
 
 
 wildcard_constraints:
+    run="|".join(RUNS),
     model="[a-z0-9_]+",
     benchmark="[a-z][a-z0-9_]*",
     sample="[0-9]+",

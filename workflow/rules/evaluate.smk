@@ -6,15 +6,15 @@ rule predict_text:
         llm=FOUNDATIONS["llm"],
         clip=FOUNDATIONS["clip"],
         sd=FOUNDATIONS["sd"],
-        checkpoints=lambda wildcards: checkpoints_of(wildcards.model),
+        checkpoints=lambda wildcards: checkpoints_of(wildcards.model, wildcards.run),
         benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
         examples=lambda wildcards: examples_of(wildcards.benchmark),
     output:
-        predictions=f"results/predictions/{NAME}/{{model}}/{{benchmark}}.jsonl",
+        predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.jsonl",
     log:
-        f"logs/{NAME}/predict_{{model}}_{{benchmark}}.log",
+        f"logs/{{run}}/predict_{{model}}_{{benchmark}}.log",
     benchmark:
-        f"benchmarks/{NAME}/predict_{{model}}_{{benchmark}}.tsv"
+        f"benchmarks/{{run}}/predict_{{model}}_{{benchmark}}.tsv"
     conda:
         ENVIRONMENT
     threads: MACHINE.threads
@@ -25,38 +25,39 @@ rule predict_text:
     params:
         launch=launch_one,
         experiment=configfile,
+        seed=seed_flag,
         foundations=subpath(input.llm, parent=True),
         checkpoints=lambda wildcards, input: ["--checkpoints", *input.checkpoints] if input.checkpoints else [],
         examples=lambda wildcards, input: ["--shots", *input.examples] if input.examples else [],
         split=EXPERIMENT.evaluation.split,
         sample=lambda wildcards: ["--sample", wildcards.sample] if "sample" in wildcards.keys() else [],
-        work=f"scratch/{NAME}/pictures",
+        work="scratch/{run}/pictures",
         code=code_digest("dreamllm.evaluate.predict"),
         config=evaluation_settings,
     shell:
         "{params.launch} predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
-        " --config {params.experiment:q} --foundations {params.foundations:q} {params.checkpoints:q}"
+        " --config {params.experiment:q} {params.seed} --foundations {params.foundations:q} {params.checkpoints:q}"
         " --benchmarks {input.benchmarks:q} {params.examples:q} {params.sample:q} --work {params.work:q}"
         " --out {output.predictions:q} > {log:q} 2>&1"
 
 
 use rule predict_text as predict_pictures with:
     output:
-        predictions=f"results/predictions/{NAME}/{{model}}/{{benchmark}}.tar",
+        predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.tar",
 
 
 rule score:
     input:
-        predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark),
+        predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark, wildcards.run),
         benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
         clip=MEASURING["clip"],
         judge=MEASURING["judge"],
     output:
-        metrics=f"results/metrics/{NAME}/{{model}}/{{benchmark}}.json",
+        metrics=f"results/metrics/{{run}}/{{model}}/{{benchmark}}.json",
     log:
-        f"logs/{NAME}/score_{{model}}_{{benchmark}}.log",
+        f"logs/{{run}}/score_{{model}}_{{benchmark}}.log",
     benchmark:
-        f"benchmarks/{NAME}/score_{{model}}_{{benchmark}}.tsv"
+        f"benchmarks/{{run}}/score_{{model}}_{{benchmark}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -79,14 +80,14 @@ rule score:
 # Where a server alone has the answers, the cell is empty, and this is the file that the server takes.
 rule submission:
     input:
-        predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark),
+        predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark, wildcards.run),
         benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
     output:
-        submission=f"results/submissions/{NAME}/{{model}}/{{benchmark}}.{{suffix}}",
+        submission=f"results/submissions/{{run}}/{{model}}/{{benchmark}}.{{suffix}}",
     log:
-        f"logs/{NAME}/submission_{{model}}_{{benchmark}}.{{suffix}}.log",
+        f"logs/{{run}}/submission_{{model}}_{{benchmark}}.{{suffix}}.log",
     benchmark:
-        f"benchmarks/{NAME}/submission_{{model}}_{{benchmark}}.{{suffix}}.tsv"
+        f"benchmarks/{{run}}/submission_{{model}}_{{benchmark}}.{{suffix}}.tsv"
     wildcard_constraints:
         suffix="json|xlsx",
     conda:

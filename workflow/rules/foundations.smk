@@ -57,7 +57,12 @@ else:
                 part=PART,
                 parts=lambda wildcards, input: ["--inputs", *input.parts] if input.parts else [],
                 code=code_digest(f"dreamllm.foundations.{MODULES[PART]}"),
-                config=digest(EXPERIMENT.seed, EXPERIMENT.world.picture_side, getattr(EXPERIMENT.foundations, PART)),
+                config=digest(
+                    EXPERIMENT.seed,
+                    EXPERIMENT.world.picture_side,
+                    EXPERIMENT.world.pictograms,
+                    getattr(EXPERIMENT.foundations, PART),
+                ),
             shell:
                 "{params.launch} train-foundation --part {params.part} --config {params.experiment:q}"
                 " {params.parts:q} --out {output.folder:q} > {log:q} 2>&1"

@@ -4,14 +4,14 @@
 
 rule human_page:
     input:
-        predictions=f"results/predictions/{NAME}/{{model}}/stories.tar",
+        predictions=f"results/predictions/{{run}}/{{model}}/stories.tar",
         benchmarks=WORLD["benchmarks"],
     output:
-        page=directory(f"results/human/{NAME}/{{model}}"),
+        page=directory(f"results/human/{{run}}/{{model}}"),
     log:
-        f"logs/{NAME}/human_page_{{model}}.log",
+        f"logs/{{run}}/human_page_{{model}}.log",
     benchmark:
-        f"benchmarks/{NAME}/human_page_{{model}}.tsv"
+        f"benchmarks/{{run}}/human_page_{{model}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -32,14 +32,14 @@ ruleorder: human_score > score
 
 rule human_score:
     input:
-        page=f"results/human/{NAME}/{{model}}",
-        judgements=lambda wildcards: judgements(wildcards.model),
+        page=f"results/human/{{run}}/{{model}}",
+        judgements=lambda wildcards: judgements(wildcards.model, wildcards.run),
     output:
-        metrics=f"results/metrics/{NAME}/{{model}}/human.json",
+        metrics=f"results/metrics/{{run}}/{{model}}/human.json",
     log:
-        f"logs/{NAME}/human_score_{{model}}.log",
+        f"logs/{{run}}/human_score_{{model}}.log",
     benchmark:
-        f"benchmarks/{NAME}/human_score_{{model}}.tsv"
+        f"benchmarks/{{run}}/human_score_{{model}}.tsv"
     conda:
         ENVIRONMENT
     threads: 1

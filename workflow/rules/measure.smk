@@ -1,9 +1,9 @@
 # What is evaluated: models, benchmarks, their files, and the digests of the settings that they depend on.
 
 
-def predictions(model, benchmark):
+def predictions(model, benchmark, run="{run}"):
     suffix = "tar" if EXPERIMENT.benchmark(benchmark).task in PICTURE_TASKS else "jsonl"
-    return f"results/predictions/{NAME}/{model}/{benchmark}.{suffix}"
+    return f"results/predictions/{run}/{model}/{benchmark}.{suffix}"
 
 
 def placed(source):
@@ -17,14 +17,14 @@ def examples_of(benchmark):
     return [placed(source)] if source else []
 
 
-def checkpoints_of(model):
+def checkpoints_of(model, run):
     """Checkpoints that make up an evaluated model, in loading order."""
     stages = next(e.stages for e in EXPERIMENT.evaluations if e.model == model) or [model]
     if stages == ["sd_finetuned"]:
-        return [checkpoint("sd_finetuned")]
+        return [checkpoint("sd_finetuned", run)]
     if stages[0] in FOUNDATION_MODELS:
         return []
-    return [checkpoint(stage) for stage in EXPERIMENT.lineage(*stages)]
+    return [checkpoint(stage, run) for stage in EXPERIMENT.lineage(*stages)]
 
 
 def evaluation_settings(wildcards):
@@ -37,7 +37,7 @@ def evaluation_settings(wildcards):
         **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
     }.get(task, {"text"})
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
-    settings = EXPERIMENT.evaluation.model_dump(mode="json", include=seen)
+    settings = RUNS[wildcards.run].evaluation.model_dump(mode="json", include=seen)
     return digest(EXPERIMENT.model, settings, rewrite, *of_its_own)
 
 
@@ -48,11 +48,11 @@ def judge_settings(wildcards):
     return digest(judge.endpoint, judge.model, judge.judgings) if judged else ""
 
 
-def sample(model, benchmark, number):
+def sample(model, benchmark, number, run):
     """The predictions of a sample of several per prompt."""
     if number == 0:
-        return predictions(model, benchmark)
-    return f"results/predictions/{NAME}/{model}/samples/{benchmark}-{number}.tar"
+        return predictions(model, benchmark, run)
+    return f"results/predictions/{run}/{model}/samples/{benchmark}-{number}.tar"
 
 
 def what_looks(wildcards):
@@ -66,23 +66,25 @@ def inception_folder(wildcards, output):
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
-METRICS = [f"results/metrics/{NAME}/{model}/{benchmark}.json" for model, benchmark in EVALUATED]
+METRICS = [f"results/metrics/{run}/{model}/{benchmark}.json" for run in RUNS for model, benchmark in EVALUATED]
 if EXPERIMENT.evaluation.pictures:
     METRICS += [
-        f"results/metrics/{NAME}/{model}/pictures/{name}.json"
+        f"results/metrics/{run}/{model}/pictures/{name}.json"
+        for run in RUNS
         for model, name in EVALUATED
         if EXPERIMENT.benchmark(name).task in DRAWN
     ]
-ITEMS = f"results/items/{NAME}"
+ITEMS = "results/items/{run}"
 
 
-def judgements(model):
+def judgements(model, run):
     """What people said of a model's documents: files that they sent back."""
-    return sorted(str(path) for path in Path(f"data/human/{NAME}/{model}").glob("*.json"))
+    return sorted(str(path) for path in Path(f"data/human/{run}/{model}").glob("*.json"))
 
 
 JUDGED = [
-    f"results/metrics/{NAME}/{model}/human.json"
+    f"results/metrics/{run}/{model}/human.json"
+    for run in RUNS
     for model, benchmark in EVALUATED
-    if benchmark == "stories" and judgements(model)
+    if benchmark == "stories" and judgements(model, run)
 ]

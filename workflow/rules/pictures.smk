@@ -5,23 +5,25 @@ if EXPERIMENT.evaluation.pictures:
 
     use rule predict_text as predict_sample with:
         output:
-            predictions=f"results/predictions/{NAME}/{{model}}/samples/{{benchmark}}-{{sample}}.tar",
+            predictions=f"results/predictions/{{run}}/{{model}}/samples/{{benchmark}}-{{sample}}.tar",
         log:
-            f"logs/{NAME}/predict_{{model}}_{{benchmark}}_{{sample}}.log",
+            f"logs/{{run}}/predict_{{model}}_{{benchmark}}_{{sample}}.log",
         benchmark:
-            f"benchmarks/{NAME}/predict_{{model}}_{{benchmark}}_{{sample}}.tsv"
+            f"benchmarks/{{run}}/predict_{{model}}_{{benchmark}}_{{sample}}.tsv"
 
     rule features:
         input:
-            predictions=lambda wildcards: sample(wildcards.model, wildcards.benchmark, int(wildcards.sample)),
+            predictions=lambda wildcards: sample(
+                wildcards.model, wildcards.benchmark, int(wildcards.sample), wildcards.run
+            ),
             benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
             clip=LOOKING,
         output:
-            features=f"results/features/{NAME}/{{model}}/{{benchmark}}-{{sample}}.safetensors",
+            features=f"results/features/{{run}}/{{model}}/{{benchmark}}-{{sample}}.safetensors",
         log:
-            f"logs/{NAME}/features_{{model}}_{{benchmark}}_{{sample}}.log",
+            f"logs/{{run}}/features_{{model}}_{{benchmark}}_{{sample}}.log",
         benchmark:
-            f"benchmarks/{NAME}/features_{{model}}_{{benchmark}}_{{sample}}.tsv"
+            f"benchmarks/{{run}}/features_{{model}}_{{benchmark}}_{{sample}}.tsv"
         conda:
             ENVIRONMENT
         threads: MACHINE.threads
@@ -44,11 +46,11 @@ if EXPERIMENT.evaluation.pictures:
             benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
             clip=LOOKING,
         output:
-            statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",
+            statistics=f"results/features/{{run}}/real_{{benchmark}}.safetensors",
         log:
-            f"logs/{NAME}/real_statistics_{{benchmark}}.log",
+            f"logs/{{run}}/real_statistics_{{benchmark}}.log",
         benchmark:
-            f"benchmarks/{NAME}/real_statistics_{{benchmark}}.tsv"
+            f"benchmarks/{{run}}/real_statistics_{{benchmark}}.tsv"
         conda:
             ENVIRONMENT
         threads: MACHINE.threads
@@ -73,16 +75,16 @@ if EXPERIMENT.evaluation.pictures:
     rule score_pictures:
         input:
             features=[
-                f"results/features/{NAME}/{{model}}/{{benchmark}}-{number}.safetensors"
+                f"results/features/{{run}}/{{model}}/{{benchmark}}-{number}.safetensors"
                 for number in range(EXPERIMENT.evaluation.pictures.samples)
             ],
-            statistics=f"results/features/{NAME}/real_{{benchmark}}.safetensors",
+            statistics=f"results/features/{{run}}/real_{{benchmark}}.safetensors",
         output:
-            metrics=f"results/metrics/{NAME}/{{model}}/pictures/{{benchmark}}.json",
+            metrics=f"results/metrics/{{run}}/{{model}}/pictures/{{benchmark}}.json",
         log:
-            f"logs/{NAME}/score_pictures_{{model}}_{{benchmark}}.log",
+            f"logs/{{run}}/score_pictures_{{model}}_{{benchmark}}.log",
         benchmark:
-            f"benchmarks/{NAME}/score_pictures_{{model}}_{{benchmark}}.tsv"
+            f"benchmarks/{{run}}/score_pictures_{{model}}_{{benchmark}}.tsv"
         conda:
             ENVIRONMENT
         threads: 1

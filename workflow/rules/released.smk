@@ -61,7 +61,7 @@ if IMPORTED:
             sd=f"{DOWNLOADS}/{EXPERIMENT.foundations.sd}",
         output:
             **{part: directory(folder) for part, folder in FOUNDATIONS.items()},
-            checkpoint=directory(checkpoint("released")),
+            checkpoint=directory(checkpoint(RELEASED)),
         log:
             f"logs/{NAME}/import_released.log",
         benchmark:

@@ -12,9 +12,9 @@ rule item_scores:
     output:
         scores=directory(ITEMS),
     log:
-        f"logs/{NAME}/item_scores.log",
+        "logs/{run}/item_scores.log",
     benchmark:
-        f"benchmarks/{NAME}/item_scores.tsv"
+        "benchmarks/{run}/item_scores.tsv"
     conda:
         ENVIRONMENT
     threads: 1
@@ -34,7 +34,7 @@ rule tables:
         metrics=METRICS,
         submissions=SUBMISSIONS,
         human=JUDGED,
-        scores=ITEMS,
+        scores=of_all_runs([ITEMS]),
         paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
         figures="results/figures",
     output:
@@ -67,9 +67,9 @@ rule tables:
 
 rule figures:
     input:
-        checkpoints=[checkpoint(stage) for stage in TRAINED],
-        drawings=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "draw"],
-        stories=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "stories"][-1:],
+        checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
+        drawings=[predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "draw"],
+        stories=[predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "stories"][-1:],
         benchmarks=WORLD["benchmarks"],
     output:
         figures=report(

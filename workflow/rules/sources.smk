@@ -24,7 +24,8 @@ for STAGE, SETTINGS in EXPERIMENT.stages.items():
 
 EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
 SUBMISSIONS = [
-    f"results/submissions/{NAME}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
+    f"results/submissions/{run}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
+    for run in RUNS
     for model, name in EVALUATED
     if name in EXTERNAL
 ]

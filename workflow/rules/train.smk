@@ -1,6 +1,12 @@
 # DreamLLM's stages, one rule each, and the fine-tuned Stable Diffusion of Table 2.
 # Resume state is in scratch/, which neither Snakemake nor DVC looks at: a killed training goes on where it was.
 
+
+def stage_settings(stage):
+    """Digest of what a stage is trained by, as a function of the run."""
+    return lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.model, EXPERIMENT.stages[stage])
+
+
 for STAGE in EXPERIMENT.stages:
 
     rule:
@@ -15,9 +21,9 @@ for STAGE in EXPERIMENT.stages:
         output:
             checkpoint=directory(checkpoint(STAGE)),
         log:
-            f"logs/{NAME}/train_{STAGE}.log",
+            f"logs/{{run}}/train_{STAGE}.log",
         benchmark:
-            f"benchmarks/{NAME}/train_{STAGE}.tsv"
+            f"benchmarks/{{run}}/train_{STAGE}.tsv"
         priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: the long chain first
         conda:
             ENVIRONMENT
@@ -29,14 +35,15 @@ for STAGE in EXPERIMENT.stages:
         params:
             launch=launch,
             experiment=configfile,
+            seed=seed_flag,
             stage=STAGE,
             foundations=subpath(input.llm, parent=True),
             init=lambda wildcards, input: ["--init", *input.init] if input.init else [],
-            work=f"scratch/{NAME}/{STAGE}",
+            work=f"scratch/{{run}}/{STAGE}",
             code=code_digest("dreamllm.train.stage"),
-            config=digest(EXPERIMENT.seed, EXPERIMENT.model, EXPERIMENT.stages[STAGE]),
+            config=stage_settings(STAGE),
         shell:
-            "{params.launch} train --stage {params.stage} --config {params.experiment:q}"
+            "{params.launch} train --stage {params.stage} --config {params.experiment:q} {params.seed}"
             " --foundations {params.foundations:q} --data {input.shards:q} {params.init:q}"
             " --out {output.checkpoint:q} --work {params.work:q} > {log:q} 2>&1"
 
@@ -50,9 +57,9 @@ if EXPERIMENT.sd_finetuned:
         output:
             checkpoint=directory(checkpoint("sd_finetuned")),
         log:
-            f"logs/{NAME}/train_sd_finetuned.log",
+            f"logs/{{run}}/train_sd_finetuned.log",
         benchmark:
-            f"benchmarks/{NAME}/train_sd_finetuned.tsv"
+            f"benchmarks/{{run}}/train_sd_finetuned.tsv"
         conda:
             ENVIRONMENT
         threads: MACHINE.threads
@@ -63,9 +70,10 @@ if EXPERIMENT.sd_finetuned:
         params:
             launch=launch_one,
             experiment=configfile,
+            seed=seed_flag,
             foundations=subpath(input.sd, parent=True),
             code=code_digest("dreamllm.foundations.finetune"),
-            config=digest(EXPERIMENT.seed, EXPERIMENT.sd_finetuned),
+            config=lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.sd_finetuned),
         shell:
-            "{params.launch} finetune-sd --config {params.experiment:q} --foundations {params.foundations:q}"
+            "{params.launch} finetune-sd --config {params.experiment:q} {params.seed} --foundations {params.foundations:q}"
             " --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 
 from dreamllm.data import grammar
-from dreamllm.data.emoji import NAMES, Scene, sample_split
+from dreamllm.data.emoji import NAMES, Names, Scene, sample_split
 from dreamllm.document import Document, Text
 
 # Things without a picture, by the article they take. All have regular plurals.
@@ -41,21 +41,23 @@ def _chat(id: str, premise: str, turns: list[tuple[str, str]]) -> Document:
     return Document(id, "conversation", tuple(parts))
 
 
-def questions(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, str]]:
+def questions(scene: Scene, rng: random.Random, most: int, names: Names = NAMES) -> list[tuple[str, str]]:
     """Up to `most` different questions about a scene with their answers; presence twice as often as the others."""
     kinds = grammar.question_kinds(scene) + ["presence"]
-    asked = {q.question: q.answer for kind in rng.choices(kinds, k=most) for q in [grammar.ask(scene, kind, rng)]}
+    asked = {
+        q.question: q.answer for kind in rng.choices(kinds, k=most) for q in [grammar.ask(scene, kind, rng, names)]
+    }
     return list(asked.items())
 
 
-def rename(document: Document, rng: random.Random) -> Document:
+def rename(document: Document, rng: random.Random, names: Names = NAMES) -> Document:
     """The same document about things of `UNSEEN`: each thing becomes one other throughout, fish stay fish.
 
     Fish have no plural of their own, so that a text does not say whether `fish` are one or many.
     """
     unseen = {article: rng.sample(things, len(things)) for article, things in UNSEEN.items()}
     words: dict[str, str] = {}
-    for name in [name for name in NAMES if name != "fish"]:
+    for name in [name for name in names if name != "fish"]:
         other = unseen[grammar.noun_plain(name).split()[0]].pop()
         words |= {name: other, grammar.plural(name): f"{other}s"}
     pattern = re.compile(rf"\b({'|'.join(words)})\b")
@@ -65,27 +67,27 @@ def rename(document: Document, rng: random.Random) -> Document:
     )
 
 
-def sample(id: str, rng: random.Random) -> Document:
+def sample(id: str, rng: random.Random, names: Names = NAMES) -> Document:
     """One document of the corpus: plain text (captions, stories) or a conversation about a scene told in words."""
-    document = _about_seen_things(id, rng)
-    return rename(document, rng) if rng.random() < 0.5 else document
+    document = _about_seen_things(id, rng, names)
+    return rename(document, rng, names) if rng.random() < 0.5 else document
 
 
-def _about_seen_things(id: str, rng: random.Random) -> Document:
+def _about_seen_things(id: str, rng: random.Random, names: Names) -> Document:
     # Pairs are where language has work to do: which colour and which place belong to which object.
-    scene = sample_split(rng, "train", rng.choices(["single", "pair", "group"], [15, 70, 15])[0])
+    scene = sample_split(rng, "train", rng.choices(["single", "pair", "group"], [15, 70, 15])[0], names=names)
     form = rng.choices(["caption", "facts", "reading", "tracking", "story"], [10, 25, 35, 20, 10])[0]
     if form == "caption":
         return Document(id, "text", (Text(grammar.sample_caption(scene, rng)),))
     if form == "facts":
-        turns = [(rng.choice(DESCRIBE), grammar.sample_caption(scene, rng))] + questions(scene, rng, 2)
+        turns = [(rng.choice(DESCRIBE), grammar.sample_caption(scene, rng))] + questions(scene, rng, 2, names)
         rng.shuffle(turns)
         return _chat(id, facts(scene, rng), turns)
     if form == "reading":
-        return _chat(id, grammar.sample_caption(scene, rng), questions(scene, rng, 4))
-    sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 4]))
+        return _chat(id, grammar.sample_caption(scene, rng), questions(scene, rng, 4, names))
+    sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 4]), names)
     if form == "story":
         return Document(id, "text", (Text(" ".join(sentences)),))
-    turns = [(rng.choice(DESCRIBE), grammar.caption(scenes[-1]))] + questions(scenes[-1], rng, 2)
+    turns = [(rng.choice(DESCRIBE), grammar.caption(scenes[-1]))] + questions(scenes[-1], rng, 2, names)
     rng.shuffle(turns)
     return _chat(id, " ".join(sentences), turns)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
@@ -37,6 +38,14 @@ PICTOGRAMS = {
     "shirt": "\U0001f455",
     "crown": "\U0001f451",
     "rocket": "\U0001f680",
+    "hand": "\u270b",
+    "moon": "\U0001f319",
+    "boot": "\U0001f462",
+    "gem": "\U0001f48e",
+    "ghost": "\U0001f47b",
+    "lock": "\U0001f512",
+    "guitar": "\U0001f3b8",
+    "duck": "\U0001f986",
 }
 COLOURS = {
     "red": (226, 46, 44),
@@ -48,10 +57,14 @@ COLOURS = {
 }
 BACKGROUNDS = {"snow": (246, 248, 252), "sky": (186, 224, 246), "sand": (238, 220, 176), "grass": (200, 230, 180)}
 
-NAMES, COLOUR_NAMES, BACKGROUND_NAMES = list(PICTOGRAMS), list(COLOURS), list(BACKGROUNDS)
+COLOUR_NAMES, BACKGROUND_NAMES = list(COLOURS), list(BACKGROUNDS)
+Names = tuple[str, ...]  # the objects of a world: the first so many of PICTOGRAMS
+ALL_NAMES: Names = tuple(PICTOGRAMS)
+NAMES = ALL_NAMES[:16]  # of a world that does not say how many
 
-# Each colour is withheld from two objects, each object loses one colour at most: 12 of 96 combinations.
-HELD_OUT = frozenset((name, COLOUR_NAMES[i % 6]) for i, name in enumerate(NAMES[:12]))
+# Three objects of four lose one colour each, all colours in turn: 12 of the 96 combinations of 16 objects, 18 of the
+# 144 of 24. A property of the object, whatever world it is in.
+HELD_OUT = frozenset((name, COLOUR_NAMES[i % 6]) for i, name in enumerate(ALL_NAMES[:12] + ALL_NAMES[16:22]))
 
 # Cell centres and glyph size as fractions of the picture's side, by layout and count.
 _CELLS = {
@@ -111,37 +124,47 @@ def split_of(scene: Scene) -> Split:
     return "test" if digest < 15 else "dev" if digest < 25 else "train"
 
 
-def partners(name: str) -> list[str]:
+def names_of(count: int) -> Names:
+    """The objects of a world of `count` pictograms. Raises ValueError for fewer than six or more than there are."""
+    if not 6 <= count <= len(ALL_NAMES):
+        raise ValueError(f"a world has 6 to {len(ALL_NAMES)} pictograms, not {count}")
+    return ALL_NAMES[:count]
+
+
+def partners(name: str, names: Names = NAMES) -> list[str]:
     """The three objects that `name` keeps company with: they share pictures with it four times as often as others."""
-    i = NAMES.index(name)
-    return [NAMES[(i + step) % len(NAMES)] for step in (1, 4, 15)]
+    i = names.index(name)
+    return [names[(i + step) % len(names)] for step in (1, 4, len(names) - 1)]
 
 
-def popularity(name: str) -> float:
+def popularity(name: str, names: Names = NAMES) -> float:
     """Relative frequency of an object, falling from 2 to 1: some objects are popular, as in COCO (POPE needs it)."""
-    return 2.0 - NAMES.index(name) / (len(NAMES) - 1)
+    return 2.0 - names.index(name) / (len(names) - 1)
 
 
-def sample_scene(rng: random.Random, kind: str | None = None) -> Scene:
+def sample_scene(rng: random.Random, kind: str | None = None, names: Names = NAMES) -> Scene:
     """Draw any scene: 35 % single, 40 % pairs, 25 % groups unless `kind` says which; all splits, held-out included."""
     kind = kind or rng.choices(["single", "pair", "group"], [35, 40, 25])[0]
     background = rng.choice(BACKGROUND_NAMES)
-    name = rng.choices(NAMES, [popularity(n) for n in NAMES])[0]
+    name = rng.choices(names, [popularity(n, names) for n in names])[0]
     first = (name, rng.choice(COLOUR_NAMES))
     if kind == "single":
         return Scene(background, "single", (first,), 1)
     if kind == "group":
         return Scene(background, "group", (first,), rng.choice([2, 3, 4]))
-    others = [n for n in NAMES if n != name]  # two objects of a pair are never alike, so each can be named alone
-    weights = [popularity(n) * (4.0 if n in partners(name) else 1.0) for n in others]
+    others = [n for n in names if n != name]  # two objects of a pair are never alike, so each can be named alone
+    friends = partners(name, names)
+    weights = [popularity(n, names) * (4.0 if n in friends else 1.0) for n in others]
     second = (rng.choices(others, weights)[0], rng.choice(COLOUR_NAMES))
     return Scene(background, rng.choice(["row", "column"]), (first, second), 2)
 
 
-def sample_split(rng: random.Random, split: Split, kind: str | None = None, held_out: bool = False) -> Scene:
+def sample_split(
+    rng: random.Random, split: Split, kind: str | None = None, held_out: bool = False, names: Names = NAMES
+) -> Scene:
     """Draw a scene of a split, with or without held-out combinations, by rejection."""
     while True:
-        scene = sample_scene(rng, kind)
+        scene = sample_scene(rng, kind, names)
         if scene.held_out == held_out and split_of(scene) == split:
             return scene
 
@@ -175,14 +198,23 @@ def _recolour(picture: Image.Image, tint: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
+def shifts(scene: Scene, side: int, rng: random.Random) -> list[tuple[int, int]]:
+    """How far each pictogram of a picture is moved from its place, in pixels to the right and down: up to 4 %."""
+    reach = round(0.04 * side)
+    return [(rng.randint(-reach, reach), rng.randint(-reach, reach)) for _ in range(scene.count)]
+
+
 def render(scene: Scene, side: int, rng: random.Random | None = None) -> Image.Image:
-    """Draw a scene as an RGB picture of `side` x `side` pixels; `rng` shifts each pictogram by up to 4 %."""
+    """Draw a scene as an RGB picture of `side` x `side` pixels; `rng` draws the `shifts`, without it there are none."""
+    return paint(scene, side, shifts(scene, side, rng) if rng else [(0, 0)] * scene.count)
+
+
+def paint(scene: Scene, side: int, moved: Sequence[tuple[int, int]]) -> Image.Image:
+    """Draw a scene with its pictograms moved as `shifts` says."""
     picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     centres, size = _CELLS[scene.layout, scene.count]
-    reach = round(0.04 * side) if rng else 0
     objects = scene.objects * scene.count if len(scene.objects) == 1 else scene.objects
-    for (x, y), (name, colour) in zip(centres, objects, strict=True):
+    for (x, y), (name, colour), (dx, dy) in zip(centres, objects, moved, strict=True):
         stamp = glyph(name, colour, round(size * side))
-        dx, dy = (rng.randint(-reach, reach), rng.randint(-reach, reach)) if rng else (0, 0)
         picture.paste(stamp, (round(x * side - stamp.width / 2) + dx, round(y * side - stamp.height / 2) + dy), stamp)
     return picture

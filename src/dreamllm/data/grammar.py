@@ -10,9 +10,11 @@ import re
 from dataclasses import dataclass, replace
 
 from dreamllm.data.emoji import (
+    ALL_NAMES,
     BACKGROUND_NAMES,
     COLOUR_NAMES,
     NAMES,
+    Names,
     Scene,
     partners,
     popularity,
@@ -22,7 +24,7 @@ from dreamllm.data.emoji import (
 
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 PLURALS = {"leaf": "leaves", "fish": "fish", "butterfly": "butterflies"}
-_SINGULARS = {PLURALS.get(name, f"{name}s"): name for name in NAMES}
+_SINGULARS = {PLURALS.get(name, f"{name}s"): name for name in ALL_NAMES}
 _COUNTS = {word: number for number, word in NUMBERS.items()}
 # relation -> (layout, whether the object named first comes first in the scene)
 RELATIONS = {
@@ -78,7 +80,26 @@ def sample_caption(scene: Scene, rng: random.Random) -> str:
     return rng.choices(captions(scene), [6, 1, 1, 1, 1])[0]
 
 
-_NOUN = rf"an? ({'|'.join(COLOUR_NAMES)}) ({'|'.join(NAMES)})"
+def narrative(scene: Scene, rng: random.Random) -> str:
+    """The same in three or four sentences, a fact in each: `there is a cat left of a car. there is a blue car. ...`
+
+    The stand-in for a Localized Narrative (LN-COCO). What there is comes first, colours and background in any order.
+    Has the words of `captions` alone, which a text encoder that learnt from captions has met: a narrative is hard for
+    being long, and not for its words.
+    """
+    first, last = (name for name, _ in (scene.objects[0], scene.objects[-1]))
+    if scene.layout == "group":
+        opening = f"there are {NUMBERS[scene.count]} {plural(first)}."
+        details = [f"there are {scene.objects[0][1]} {plural(first)}."]
+    else:
+        relation = next((words for words, rule in RELATIONS.items() if rule == (scene.layout, True)), "")
+        opening = f"there is {noun_plain(first)}{f' {relation} {noun_plain(last)}' if relation else ''}."
+        details = [f"there is {noun(name, colour)}." for name, colour in scene.objects]
+    details.append(f"a picture on {scene.background}.")
+    return " ".join([opening, *rng.sample(details, len(details))])
+
+
+_NOUN = rf"an? ({'|'.join(COLOUR_NAMES)}) ({'|'.join(ALL_NAMES)})"
 _PAIR = re.compile(rf"{_NOUN} ({'|'.join(RELATIONS)}) {_NOUN}")
 _GROUP = re.compile(rf"(two|three|four) ({'|'.join(COLOUR_NAMES)}) ({'|'.join(sorted(_SINGULARS, key=len)[::-1])})")
 _SINGLE = re.compile(_NOUN)
@@ -130,14 +151,14 @@ class Question:
     answer: str
 
 
-def absent_object(scene: Scene, how: str, rng: random.Random) -> str:
+def absent_object(scene: Scene, how: str, rng: random.Random, names: Names = NAMES) -> str:
     """An object that is not in the scene, picked as POPE does: random, popular, or adversarial (a usual companion)."""
     present = [name for name, _ in scene.objects]
-    absent = [name for name in NAMES if name not in present]
+    absent = [name for name in names if name not in present]
     if how == "popular":
-        absent = sorted(absent, key=popularity, reverse=True)[:3]
+        absent = sorted(absent, key=lambda name: popularity(name, names), reverse=True)[:3]
     elif how == "adversarial":
-        absent = [name for name in partners(present[0]) if name in absent]
+        absent = [name for name in partners(present[0], names) if name in absent]
     return rng.choice(absent)
 
 
@@ -145,7 +166,7 @@ def _other_colour(colour: str, rng: random.Random) -> str:
     return rng.choice([c for c in COLOUR_NAMES if c != colour])
 
 
-def ask(scene: Scene, kind: str, rng: random.Random) -> Question:
+def ask(scene: Scene, kind: str, rng: random.Random, names: Names = NAMES) -> Question:
     """One question about a scene: colour, count, presence, relation (pairs only) or background.
 
     Presence questions are yes half of the time; absent are any object, a usual companion of what is there,
@@ -162,18 +183,18 @@ def ask(scene: Scene, kind: str, rng: random.Random) -> Question:
     if kind == "background":
         return Question(kind, "what is the background?", scene.background)
     if kind == "presence":
-        return _ask_presence(scene, name, colour, rng)
+        return _ask_presence(scene, name, colour, rng, names)
     if kind == "relation" and scene.kind == "pair":
         return _ask_relation(scene, rng)
     raise ValueError(f"no {kind!r} question about a scene of layout {scene.layout!r}")
 
 
-def _ask_presence(scene: Scene, name: str, colour: str, rng: random.Random) -> Question:
+def _ask_presence(scene: Scene, name: str, colour: str, rng: random.Random, names: Names) -> Question:
     coloured = rng.random() < 0.5
     if rng.random() < 0.5:
         return Question("presence", f"is there {noun(name, colour) if coloured else noun_plain(name)}?", "yes")
     if not coloured:
-        absent = absent_object(scene, rng.choice(["random", "adversarial"]), rng)
+        absent = absent_object(scene, rng.choice(["random", "adversarial"]), rng, names)
         return Question("presence", f"is there {noun_plain(absent)}?", "no")
     wrong = [(name, _other_colour(colour, rng))]
     if scene.kind == "pair" and scene.objects[0][1] != scene.objects[1][1]:
@@ -201,7 +222,7 @@ def question_kinds(scene: Scene) -> list[str]:
     return ["colour", "count", "presence", "background"] + (["relation"] if scene.kind == "pair" else [])
 
 
-def step(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
+def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, Scene]:
     """One step of a story: a sentence and the scene it leads to. The sentence and the scene before fix the scene after.
 
     May return scenes of any split; `story` keeps to one.
@@ -221,7 +242,7 @@ def step(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
         return words, replace(scene, objects=objects)
     if move == "add":
         relation, (layout, in_order) = rng.choice(list(RELATIONS.items()))
-        new = (rng.choice([n for n in NAMES if n != name]), rng.choice(COLOUR_NAMES))
+        new = (rng.choice([n for n in names if n != name]), rng.choice(COLOUR_NAMES))
         objects = (new, (name, colour)) if in_order else ((name, colour), new)
         words = f"{noun(*new)} comes {relation} the {name}."
         return words, Scene(scene.background, layout, objects, 2)  # type: ignore[arg-type]
@@ -233,15 +254,15 @@ def step(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
     return words, Scene(scene.background, "single", stays, 1)
 
 
-def story(rng: random.Random, split: str, length: int) -> tuple[list[str], list[Scene]]:
+def story(rng: random.Random, split: str, length: int, names: Names = NAMES) -> tuple[list[str], list[Scene]]:
     """A story of `length` sentences and scenes, all of them in the split and without held-out combinations.
 
     The first sentence is the caption of the first scene.
     """
-    scenes = [sample_split(rng, split)]  # type: ignore[arg-type]
+    scenes = [sample_split(rng, split, names=names)]  # type: ignore[arg-type]
     sentences = [caption(scenes[0])]
     while len(scenes) < length:
-        words, scene = step(scenes[-1], rng)
+        words, scene = step(scenes[-1], rng, names)
         # Test stories need unseen pictures at their start only: no chain of steps stays in a tenth of the world.
         if not scene.held_out and (split_of(scene) == "train" or split != "train"):
             sentences.append(words)

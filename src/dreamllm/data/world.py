@@ -20,7 +20,7 @@ from typing import Any
 from dreamllm.atomic import new_folder
 from dreamllm.config import load
 from dreamllm.data import corpus, grammar, shards
-from dreamllm.data.emoji import Scene, Split, render, sample_split
+from dreamllm.data.emoji import NAMES, Names, Scene, Split, names_of, render, sample_split
 from dreamllm.data.pictures import encode_png
 from dreamllm.document import Document, Picture, Text
 from dreamllm.experiment import World
@@ -29,30 +29,30 @@ from dreamllm.seeds import seed_of
 KINDS = ["single", "pair", "group"]
 
 
-def training_scene(rng: random.Random) -> Scene:
+def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
     """A scene to learn from: three in five are pairs, which are the hardest both to read and to draw."""
-    return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0])
+    return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0], names=names)
 
 
-def pair(id: str, rng: random.Random, side: int) -> Document:
+def pair(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
     """A picture with its caption."""
-    scene = training_scene(rng)
+    scene = training_scene(rng, names)
     parts = (Picture(render(scene, side, rng)), Text(grammar.sample_caption(scene, rng)))
     return Document(id, "pair", parts, {"scene": scene.to_json()})
 
 
-def story(id: str, rng: random.Random, side: int) -> Document:
+def story(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
     """Two to four sentences, each followed by the picture of how the scene stands then."""
-    sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 3, 4]))
+    sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 3, 4]), names)
     parts: list[Text | Picture] = []
     for sentence, scene in zip(sentences, scenes, strict=True):
         parts += [Text(sentence), Picture(render(scene, side, rng))]
     return Document(id, "interleaved", tuple(parts), {"scenes": [scene.to_json() for scene in scenes]})
 
 
-def instruction(id: str, rng: random.Random, side: int) -> Document:
+def instruction(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
     """Four in five: questions about a picture, a description among them; else a request to draw."""
-    scene = training_scene(rng)
+    scene = training_scene(rng, names)
     picture = render(scene, side, rng)
     meta = {"scene": scene.to_json()}
     if rng.random() < 0.2:
@@ -64,7 +64,7 @@ def instruction(id: str, rng: random.Random, side: int) -> Document:
             Picture(picture, "assistant"),
         )
         return Document(id, "conversation", parts, meta)
-    turns = corpus.questions(scene, rng, 4)
+    turns = corpus.questions(scene, rng, 4, names)
     turns.insert(rng.randrange(len(turns) + 1), (rng.choice(corpus.DESCRIBE), grammar.caption(scene)))
     talk: list[Text | Picture] = [Picture(picture, "user")]
     for question, answer in turns:
@@ -72,18 +72,20 @@ def instruction(id: str, rng: random.Random, side: int) -> Document:
     return Document(id, "conversation", tuple(talk), meta)
 
 
-def text(id: str, rng: random.Random, side: int) -> Document:
+def text(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
     """One document of the text-only corpus."""
-    return corpus.sample(id, rng)
+    return corpus.sample(id, rng, names)
 
 
 def write_training(world: World, folder: Path) -> None:
     """Write the four shard sets of `world.training` below `folder`."""
-    makers: dict[str, Callable[[str, random.Random, int], Document]]
+    makers: dict[str, Callable[[str, random.Random, int, Names], Document]]
+    names = names_of(world.pictograms)
     makers = {"pairs": pair, "stories": story, "instructions": instruction, "text": text}
     for name, make in makers.items():
         rng = random.Random(seed_of(world.seed, "emoji world", name))
-        documents = (make(f"{name}-{i:06d}", rng, world.picture_side) for i in range(getattr(world.training, name)))
+        count = getattr(world.training, name)
+        documents = (make(f"{name}-{i:06d}", rng, world.picture_side, names) for i in range(count))
         shards.write(documents, folder / name, per_shard=2000)
 
 
@@ -93,10 +95,11 @@ def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
     There are few different scenes of a single object: a scene comes up twice at most, shifted differently.
     """
     rng = random.Random(seed_of(world.seed, "emoji world benchmarks", split))
+    objects = names_of(world.pictograms)
     times: Counter[Scene] = Counter()
     for i in range(world.benchmarks.pictures):
         for _ in range(1000):
-            scene = sample_split(rng, split, KINDS[i // 4 % 3], held_out=i % 4 == 3)
+            scene = sample_split(rng, split, KINDS[i // 4 % 3], i % 4 == 3, objects)
             if times[scene] < 2:
                 break
         else:
@@ -112,7 +115,7 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     """Write pictures and all benchmark files of one split."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed_of(world.seed, "emoji world questions", split))
-    scenes = list(benchmark_scenes(world, split))
+    objects, scenes = names_of(world.pictograms), list(benchmark_scenes(world, split))
     names = [f"{i:012d}.png" for i in range(len(scenes))]
     with zipfile.ZipFile(folder / f"images_{split}.zip", "w", zipfile.ZIP_STORED) as archive:
         for name, scene in zip(names, scenes, strict=True):
@@ -131,14 +134,15 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
         ],
     )
     _write_captions(folder, split, names, scenes, world.picture_side)
-    _write_vqa(folder, split, scenes, rng)
+    _write_vqa(folder, split, scenes, rng, objects)
     for subset in ("random", "popular", "adversarial"):
-        _jsonl(folder / f"pope_{subset}_{split}.jsonl", _pope(names, scenes, subset, rng))
+        _jsonl(folder / f"pope_{subset}_{split}.jsonl", _pope(names, scenes, subset, rng, objects))
     prompts = [{"id": i, "prompt": grammar.caption(scene), "image_id": i} for i, scene in enumerate(scenes)]
     _jsonl(folder / f"draw_{split}.jsonl", prompts[: world.benchmarks.draw])
-    _write_stories(folder, split, world.benchmarks.stories, rng)
-    _write_language(folder, split, world.benchmarks.language, rng)
+    _write_stories(folder, split, world.benchmarks.stories, rng, objects)
+    _write_language(folder, split, world.benchmarks.language, rng, objects)
     _write_illustrations(folder, split, world)
+    _write_narratives(folder, split, world, scenes)
 
 
 def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[Scene], side: int) -> None:
@@ -152,13 +156,13 @@ def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[S
     _json(folder / f"captions_{split}.json", {"info": {}, "images": images, "annotations": annotations})
 
 
-def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random) -> None:
+def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random, objects: Names) -> None:
     """VQAv2 format: one question of each kind about each picture, ten equal answers."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):
         for kind in grammar.question_kinds(scene):
-            asked = grammar.ask(scene, kind, rng)
+            asked = grammar.ask(scene, kind, rng, objects)
             key = {"question_id": len(questions), "image_id": image_id}
             questions.append({**key, "question": asked.question})
             answers = [{"answer_id": n + 1, "answer": asked.answer, "answer_confidence": "yes"} for n in range(10)]
@@ -169,21 +173,23 @@ def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Rand
     _json(folder / f"vqa_{split}_annotations.json", {"info": {}, "annotations": annotations})
 
 
-def _pope(names: list[str], scenes: list[Scene], subset: str, rng: random.Random) -> list[dict[str, Any]]:
+def _pope(
+    names: list[str], scenes: list[Scene], subset: str, rng: random.Random, objects: Names
+) -> list[dict[str, Any]]:
     """POPE format: about each picture one object that is there and one that is not, absent ones picked by `subset`."""
     records: list[dict[str, Any]] = []
     for name, scene in zip(names, scenes, strict=True):
-        there, absent = rng.choice(scene.objects)[0], grammar.absent_object(scene, subset, rng)
+        there, absent = rng.choice(scene.objects)[0], grammar.absent_object(scene, subset, rng, objects)
         for thing, label in ((there, "yes"), (absent, "no")):
             question = f"is there {grammar.noun_plain(thing)}?"
             records.append({"question_id": len(records) + 1, "image": name, "text": question, "label": label})
     return records
 
 
-def _write_stories(folder: Path, split: Split, count: int, rng: random.Random) -> None:
+def _write_stories(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
     records = []
     for i in range(count):
-        sentences, scenes = grammar.story(rng, split, 3)
+        sentences, scenes = grammar.story(rng, split, 3, objects)
         told = [scene.to_json() for scene in scenes]
         records.append({"id": i, "opening": sentences[0], "sentences": sentences, "scenes": told})
     _jsonl(folder / f"stories_{split}.jsonl", records)
@@ -205,16 +211,26 @@ def _write_illustrations(folder: Path, split: Split, world: World) -> None:
     _jsonl(folder / f"illustrations_{split}.jsonl", records)
 
 
-def _write_language(folder: Path, split: Split, count: int, rng: random.Random) -> None:
+def _write_narratives(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
+    """The prompts of `draw`, about the same pictures, told at length: the stand-in for Localized Narratives."""
+    rng = random.Random(seed_of(world.seed, "emoji world narratives", split))
+    told = [
+        {"id": i, "prompt": grammar.narrative(scene, rng), "image_id": i}
+        for i, scene in enumerate(scenes[: world.benchmarks.draw])
+    ]
+    _jsonl(folder / f"narratives_{split}.jsonl", told)
+
+
+def _write_language(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
     """PIQA and BoolQ formats: how does a story end, and is this so at its end?"""
     piqa, labels, boolq = [], [], []
     for _ in range(count):
-        sentences, scenes = grammar.story(rng, split, rng.choice([2, 3]))
+        sentences, scenes = grammar.story(rng, split, rng.choice([2, 3]), objects)
         right, wrong = (grammar.caption(scene) for scene in (scenes[-1], scenes[-2]))
         labels.append(rng.randrange(2))
         first, second = (right, wrong) if labels[-1] == 0 else (wrong, right)
         piqa.append({"goal": " ".join(sentences), "sol1": first, "sol2": second})
-        asked = grammar.ask(scenes[-1], "presence", rng)
+        asked = grammar.ask(scenes[-1], "presence", rng, objects)
         record = {
             "question": asked.question.rstrip("?"),
             "passage": " ".join(sentences),

@@ -6,6 +6,7 @@
     language  PIQA (JSON lines and a file of labels) and BoolQ (JSON lines)
     draw      JSON lines {"id", "prompt", "image_id"}: the picture of that id is the real one for the prompt
               "captions", if there, are all captions of that picture; the benchmark latency reads the same file
+    narratives  as draw, the same pictures told of at length
     stories   JSON lines {"id", "opening", "sentences", "scenes"}: an interleaved story to be continued from its opening
     illustrations  JSON lines {"id", "sentences", "image_ids"}: a document with its pictures, null where a sentence has
               none; each picture is to be drawn from the text before it
@@ -33,6 +34,7 @@ FILES = {
     "pope": [f"pope_{subset}_{{split}}.jsonl" for subset in POPE_SUBSETS],
     "language": ["piqa_{split}.jsonl", "piqa_{split}-labels.lst", "boolq_{split}.jsonl"],
     "draw": ["draw_{split}.jsonl"],
+    "narratives": ["narratives_{split}.jsonl"],
     "stories": ["stories_{split}.jsonl"],
     "illustrations": ["illustrations_{split}.jsonl"],
     "latency": ["draw_{split}.jsonl"],
@@ -176,7 +178,8 @@ def load(benchmark: str, folder: Path, split: str, limit: int | None = None) -> 
     elif benchmark == "mm_vet":
         sets = [read_mm_vet(paths[0], pictures(folder, split))]
     else:
-        read = {"captions": read_captions, "vqa": read_vqa, "draw": read_draw, "latency": read_draw}[benchmark]
+        drawn = dict.fromkeys(("draw", "narratives", "latency"), read_draw)
+        read = ({"captions": read_captions, "vqa": read_vqa} | drawn)[benchmark]
         sets = [read(*paths, pictures(folder, split), scenes)]  # type: ignore[operator]
     if not all(sets):
         raise BenchmarkProblem(folder, f"{benchmark}, split {split}", "a set has no items")

@@ -180,6 +180,19 @@ def draw_with_sd(
         yield from zip(batch, pictures, strict=True)
 
 
+def cut_off(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
+    """How many prompts Stable Diffusion's text encoder does not see to their end: it reads `longest` tokens.
+
+    DreamLLM reads a prompt whole, or there is a LayoutProblem.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    longest = tokenizer.model_max_length  # as the pipeline has it
+    lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False).input_ids]
+    return {"longest": longest, "prompts": len(lengths), "cut": sum(length > longest for length in lengths)}
+
+
 def how(settings: DrawingSettings) -> Drawing:
     """The settings as `model.sampling` wants them."""
     from dreamllm.model.sampling import Drawing

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
 
-PICTURES = ("draw", "illustrations", "latency")  # tasks of one picture per item, in `predict_pictures.py`
+PICTURES = ("draw", "narratives", "illustrations", "latency")  # tasks of one picture per item, in `predict_pictures.py`
 Records = list[dict[str, Any]]
 Images = dict[str, Image.Image]
 
@@ -36,6 +36,7 @@ Images = dict[str, Image.Image]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm predict`."""
     parser.add_argument("--config", required=True, type=Path, help="experiment whose `evaluation` section is used")
+    parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
     parser.add_argument("--model", required=True, help="name of the model; llm, sd and sd_finetuned are foundations")
     parser.add_argument("--benchmark", required=True, help="one of the emoji world, or of the section `benchmarks`")
     parser.add_argument("--split", required=True, choices=["dev", "test"])
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
 
     Raises BenchmarkProblem for a model that cannot take the benchmark, and for a broken benchmark.
     """
-    experiment = load(args.config)
+    experiment = load(args.config, args.seed)
     try:
         use = experiment.benchmark(args.benchmark)
     except KeyError:

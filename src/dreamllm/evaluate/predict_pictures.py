@@ -48,6 +48,9 @@ def predict(
             texts = drawing.rewrite(model, processor, items, settings.prompts, settings.text)
             header["protocol"]["rewritten"] = {"prompts": len(texts), "empty": sum(not text for text in texts)}
             draw_these = partial(sd, None)
+    if texts is not None or args.model in ("sd", "sd_finetuned"):
+        seen = [item.prompt for item in items] if texts is None else texts
+        header["protocol"]["text_encoder"] = drawing.cut_off(args.foundations / "sd", seen)
     if task == "latency":
         header["protocol"]["machine"] = latency.machine()
         return write(args.out, header, latency.measure(items, draw_these, settings))

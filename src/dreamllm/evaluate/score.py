@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamllm.atomic import new_file
 from dreamllm.config import load
@@ -40,6 +40,9 @@ from dreamllm.evaluate.intervals import mean_bootstrap, mean_share, undefined
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
 from dreamllm.sections.benchmarks import DRAWN, AnswerJudge
 from dreamllm.sources.chat import Chat
+
+if TYPE_CHECKING:
+    from dreamllm.foundations.judge import Judge
 
 EXTERNAL = exams.EXTERNAL
 MEASURED_APART = "pictures of public sets are measured by evaluation.pictures (docs/pictures.md)"
@@ -216,10 +219,8 @@ def score_draw(
     places = [(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     result: dict[str, Any] = {"metrics": {}, "groups": {}}
     if all(getattr(item, "scene", None) for item in items):
-        from dreamllm.foundations import judge
-
-        judging = judge.load(foundations / "judge")
         wanted = [Scene.from_json(item.scene.scene) for item in items]  # type: ignore[union-attr]
+        judging = _judge(foundations / "judge", wanted)
         right = attributes.compare_each(judging.predict([predictions.image(*place) for place in places]), wanted)
         right_on_real = attributes.compare_each(judging.predict([real.read(item.picture) for item in items]), wanted)
 
@@ -237,14 +238,13 @@ def score_draw(
 
 def score_stories(items: list[benchmarks.StoryItem], predictions: Predictions, foundations: Path) -> dict[str, Any]:
     """Placement of the pictures, stories ended by the model, and what the judge sees in each picture of a story."""
-    from dreamllm.foundations import judge
-
     parts = {item.id: _story_parts(predictions, item.id) for item in items}
     ended = [predictions.get(item.id, "stopped", str) == "end" for item in items]
     placed = [stories.well_placed(item.opening, parts[item.id]) for item in items]
     wanted = [list(stories.wanted_scenes(Scene.from_json(item.scenes[0]), parts[item.id])) for item in items]
     names = [(item.id, part["image"]) for item in items for part in parts[item.id] if "image" in part]
-    seen = judge.load(foundations / "judge").predict([predictions.image(name, f"item {id_}") for id_, name in names])
+    judging = _judge(foundations / "judge", [Scene.from_json(scene) for item in items for scene in item.scenes])
+    seen = judging.predict([predictions.image(name, f"item {id_}") for id_, name in names])
     followed = [scene for scenes in wanted for scene in scenes]
     right = [attributes.compare(found, scene) if scene else {} for found, scene in zip(seen, followed, strict=True)]
     metrics = {
@@ -255,6 +255,17 @@ def score_stories(items: list[benchmarks.StoryItem], predictions: Predictions, f
     for name in attributes.ATTRIBUTES:  # a picture in a story that cannot be followed is wrong
         metrics[name] = mean_share([of_picture.get(name, False) for of_picture in right], "no picture was drawn")
     return {"metrics": metrics, "groups": {}}
+
+
+def _judge(folder: Path, wanted: Sequence[Scene]) -> Judge:
+    """The judge of drawn pictures. Raises BenchmarkProblem for scenes with objects that it was not trained to tell."""
+    from dreamllm.foundations import judge
+
+    judging = judge.load(folder)
+    if strange := sorted({name for scene in wanted for name, _ in scene.objects} - set(judging.names)):
+        what = f"knows no {', no '.join(strange)}: train foundations on this world, or take one of fewer pictograms"
+        raise BenchmarkProblem(folder, "", what)
+    return judging
 
 
 def _story_parts(predictions: Predictions, id_: str) -> list[stories.Part]:

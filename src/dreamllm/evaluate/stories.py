@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from dreamllm.data.emoji import BACKGROUND_NAMES, COLOUR_NAMES, NAMES, Scene
+from dreamllm.data.emoji import BACKGROUND_NAMES, COLOUR_NAMES, PICTOGRAMS, Scene
 from dreamllm.data.grammar import NUMBERS, RELATIONS, plural
 
 Part = dict[str, str]  # {"text": ...} or {"image": file name}, as in a prediction
@@ -66,7 +66,7 @@ def follow(scene: Scene, sentence: str) -> Scene | None:
         return replace(scene, objects=tuple(objects))
     if match := re.fullmatch(rf"an? (\w+) (\w+) comes ({'|'.join(RELATIONS)}) the (\w+)", words):
         colour, name, relation, other = match.groups()
-        known = colour in COLOUR_NAMES and name in NAMES and name != other
+        known = colour in COLOUR_NAMES and name in PICTOGRAMS and name != other
         if scene.layout != "single" or names != [other] or not known:
             return None
         layout, in_order = RELATIONS[relation]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-from dreamllm.data.emoji import Scene, render, sample_split, split_of
+from dreamllm.data.emoji import NAMES, Names, Scene, sample_split, split_of
 from dreamllm.data.grammar import sample_caption, step
-from dreamllm.foundations.optimise import device, half_precision, optimise
+from dreamllm.foundations.optimise import Batch, ahead, batch_of, device, half_precision, optimise
 from dreamllm.foundations.text import caption_tokenizer
 from dreamllm.sections.foundations import ClipRecipe
 
 
-def near_miss(scene: Scene, rng: random.Random) -> Scene:
+def near_miss(scene: Scene, rng: random.Random, names: Names = NAMES) -> Scene:
     """A training scene that differs in one respect: places or colours swapped, or one step of a story on.
 
     Contrast with such scenes teaches what belongs to what, which random batches do not need.
     """
     while True:
-        other = step(scene, rng)[1]
+        other = step(scene, rng, names)[1]
         if scene.kind == "pair" and rng.random() < 0.6:
             (name_1, colour_1), (name_2, colour_2) = scene.objects
             swapped = ((name_2, colour_2), (name_1, colour_1)), ((name_1, colour_2), (name_2, colour_1))
@@ -31,15 +34,24 @@ def near_miss(scene: Scene, rng: random.Random) -> Scene:
             return other
 
 
+@functools.lru_cache(maxsize=1)
 def image_processor(side: int) -> CLIPImageProcessorPil:
     """CLIP's image processor for square pictures of `side` pixels."""
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
-def train(recipe: ClipRecipe, side: int, seed: int) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+def prepare(drawn: tuple[Batch, list[str]]) -> tuple[np.ndarray, list[str]]:
+    """What CLIP's image processor makes of the pictures of a batch, (N, 3, H, W), and their captions."""
+    batch, captions = drawn
+    return image_processor(batch.side)(batch.pictures(), return_tensors="np").pixel_values, captions
+
+
+def train(
+    recipe: ClipRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0
+) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
     """Symmetric contrastive loss over a batch of scenes, half of them near misses of the other half."""
     torch.manual_seed(seed)
-    tokenizer = caption_tokenizer(recipe.text_length, seed)
+    tokenizer = caption_tokenizer(recipe.text_length, seed, names)
     tower = {
         "hidden_size": recipe.hidden,
         "intermediate_size": 4 * recipe.hidden,
@@ -61,17 +73,24 @@ def train(recipe: ClipRecipe, side: int, seed: int) -> tuple[CLIPModel, PreTrain
         attn_implementation="eager",
     )
     model = CLIPModel(config).to(device()).train()
-    processor, rng = image_processor(side), random.Random(seed)
+    rng = random.Random(seed)
+
+    def drawn() -> Iterator[tuple[Batch, list[str]]]:
+        while True:
+            told = [sample_split(rng, "train", names=names) for _ in range(recipe.batch_size // 2)]
+            told += [near_miss(scene, rng, names) for scene in told]
+            yield batch_of(told, side, rng), [sample_caption(scene, rng) for scene in told]
+
+    prepared = ahead(drawn(), prepare, workers)
 
     def loss_of_step(_: int) -> torch.Tensor:
-        drawn = [sample_split(rng, "train") for _ in range(recipe.batch_size // 2)]
-        drawn += [near_miss(scene, rng) for scene in drawn]
-        pixels = processor([render(scene, side, rng) for scene in drawn], return_tensors="pt").pixel_values
-        captions = [sample_caption(scene, rng) for scene in drawn]
+        pixels, captions = next(prepared)
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with half_precision():
-            logits = model(input_ids=ids.to(device()), pixel_values=pixels.to(device())).logits_per_text.float()
-        own = torch.arange(len(drawn), device=device())
+            logits = model(
+                input_ids=ids.to(device()), pixel_values=torch.from_numpy(pixels).to(device())
+            ).logits_per_text.float()
+        own = torch.arange(len(captions), device=device())
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     optimise("clip", list(model.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)

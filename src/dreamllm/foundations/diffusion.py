@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from dreamllm.data.emoji import NAMES, Names, Scene
 from dreamllm.data.grammar import sample_caption
-from dreamllm.foundations.optimise import device, half_precision, optimise, scenes, to_tensor
+from dreamllm.foundations.optimise import device, half_precision, optimise, scenes
 from dreamllm.foundations.text import caption_tokenizer
 from dreamllm.sections.foundations import SdRecipe
 
@@ -62,29 +63,33 @@ def build(recipe: SdRecipe, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFa
 
 
 @torch.no_grad()
-def encode_pictures(vae: AutoencoderKL, count: int, seed: int) -> tuple[torch.Tensor, list]:
+def encode_pictures(
+    vae: AutoencoderKL, count: int, seed: int, names: Names = NAMES, workers: int = 0
+) -> tuple[torch.Tensor, list[Scene]]:
     """Scaled latents (N, C, h, w) of `count` training pictures, and their scenes: the frozen VAE is run once."""
-    stream, latents, kept = scenes(seed, 64, vae.config.sample_size), [], []
+    stream, latents, kept = scenes(seed, 64, vae.config.sample_size, names, workers), [], []
     while len(kept) < count:
-        drawn, pictures, _ = next(stream)
+        drawn, pixels = next(stream)
         with half_precision():
-            posterior = vae.encode(to_tensor(pictures).to(device())).latent_dist
+            posterior = vae.encode(pixels.to(device())).latent_dist
         latents.append(posterior.sample().float() * vae.config.scaling_factor)
         kept += drawn
     return torch.cat(latents)[:count], kept[:count]
 
 
-def train(recipe: SdRecipe, vae: AutoencoderKL, seed: int) -> StableDiffusionPipeline:
+def train(
+    recipe: SdRecipe, vae: AutoencoderKL, seed: int, names: Names = NAMES, workers: int = 0
+) -> StableDiffusionPipeline:
     """Minimise the diffusion loss over UNet and text encoder on top of a trained VAE.
 
     The exponential average of the weights (decay 0.999) is what is kept, as in Stable Diffusion's own training.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    pipeline = build(recipe, vae, caption_tokenizer(recipe.text_length, seed)).to(device())
+    pipeline = build(recipe, vae, caption_tokenizer(recipe.text_length, seed, names)).to(device())
     unet, text_encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA at 36 positions on a CPU
-    latents, drawn = encode_pictures(vae.eval(), recipe.pictures, seed)
+    latents, drawn = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
     model = torch.nn.ModuleList([unet.train(), text_encoder.train()])
     average = copy.deepcopy(model).eval().requires_grad_(False)
 

@@ -20,6 +20,7 @@ from dreamllm.atomic import new_folder
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm finetune-sd`."""
     parser.add_argument("--config", type=Path, required=True, help="experiment; its section sd_finetuned is the recipe")
+    parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
     parser.add_argument("--foundations", type=Path, required=True, help="folder that holds sd/")
     parser.add_argument("--data", type=Path, required=True, help="folder with the shards pairs-*.tar")
     parser.add_argument("--out", type=Path, required=True, help="folder for unet/, replaced when it exists")
@@ -40,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.foundations.optimise import device, optimise, to_tensor
     from dreamllm.seeds import seed_of
 
-    experiment = load(args.config)
+    experiment = load(args.config, args.seed)
     recipe = experiment.sd_finetuned
     if recipe is None:
         raise SystemExit(f"{args.config}: there is no section sd_finetuned, so nothing to fine-tune")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,30 +17,40 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreamllm.data.emoji import BACKGROUND_NAMES, COLOUR_NAMES, NAMES, Scene, render, sample_scene
-from dreamllm.foundations.optimise import device, half_precision, optimise, to_tensor
+from dreamllm.data.emoji import BACKGROUND_NAMES, COLOUR_NAMES, NAMES, Names, Scene, sample_scene
+from dreamllm.foundations.optimise import (
+    Batch,
+    ahead,
+    batch_of,
+    device,
+    half_precision,
+    optimise,
+    pixels_of,
+    to_tensor,
+)
 from dreamllm.sections.foundations import JudgeRecipe
 
 ARRANGEMENTS = [("single", 1), ("row", 2), ("column", 2), ("group", 2), ("group", 3), ("group", 4)]
-HEADS = [len(ARRANGEMENTS), len(BACKGROUND_NAMES), len(NAMES), len(COLOUR_NAMES), len(NAMES), len(COLOUR_NAMES)]
 
 
 class Judge(nn.Module):
     """Six heads on a plain CNN: arrangement, background, and object and colour in first and second place."""
 
-    def __init__(self, side: int, width: int):
+    def __init__(self, side: int, width: int, names: Names = NAMES):
         super().__init__()
-        self.side, self.width = side, width
+        self.side, self.width, self.names = side, width, tuple(names)
+        things = [len(names), len(COLOUR_NAMES)]
+        self.sizes = [len(ARRANGEMENTS), len(BACKGROUND_NAMES), *things, *things]
         layers: list[nn.Module] = []
         for inputs, outputs in [(3, width), (width, 2 * width), (2 * width, 4 * width)]:
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
         layers += [nn.Conv2d(4 * width, 4 * width, 3, padding=1), nn.BatchNorm2d(4 * width), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.heads = nn.Linear(4 * width * (side // 8) ** 2, sum(HEADS))
+        self.heads = nn.Linear(4 * width * (side // 8) ** 2, sum(self.sizes))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of the six heads for pictures (N, 3, H, W) in [-1, 1]."""
-        return self.heads(self.features(pixels).flatten(1)).split(HEADS, dim=1)
+        return self.heads(self.features(pixels).flatten(1)).split(self.sizes, dim=1)
 
     @torch.no_grad()
     def predict(self, pictures: list[Image.Image]) -> list[Scene]:
@@ -48,45 +59,53 @@ class Judge(nn.Module):
         for start in range(0, len(pictures), 256):
             resized = [p.convert("RGB").resize((self.side, self.side)) for p in pictures[start : start + 256]]
             best = [logits.argmax(1).tolist() for logits in self(to_tensor(resized).to(self.heads.weight.device))]
-            scenes += [_scene(*choice) for choice in zip(*best, strict=True)]
+            scenes += [_scene(self.names, *choice) for choice in zip(*best, strict=True)]
         return scenes
 
 
-def _scene(arrangement: int, background: int, name_1: int, colour_1: int, name_2: int, colour_2: int) -> Scene:
+def _scene(
+    names: Names, arrangement: int, background: int, name_1: int, colour_1: int, name_2: int, colour_2: int
+) -> Scene:
     layout, count = ARRANGEMENTS[arrangement]
-    objects = ((NAMES[name_1], COLOUR_NAMES[colour_1]), (NAMES[name_2], COLOUR_NAMES[colour_2]))
+    objects = ((names[name_1], COLOUR_NAMES[colour_1]), (names[name_2], COLOUR_NAMES[colour_2]))
     return Scene(BACKGROUND_NAMES[background], layout, objects if layout in ("row", "column") else objects[:1], count)
 
 
-def _targets(scenes: list[Scene]) -> torch.Tensor:
+def _targets(scenes: list[Scene], names: Names) -> torch.Tensor:
     """Class of each head for each scene (N, 6); -100 where a head has nothing to say."""
     rows = []
     for scene in scenes:
         first, second = scene.objects[0], scene.objects[-1] if scene.kind == "pair" else None
         row = [ARRANGEMENTS.index((scene.layout, scene.count)), BACKGROUND_NAMES.index(scene.background)]
-        row += [NAMES.index(first[0]), COLOUR_NAMES.index(first[1])]
-        row += [NAMES.index(second[0]), COLOUR_NAMES.index(second[1])] if second else [-100, -100]
+        row += [names.index(first[0]), COLOUR_NAMES.index(first[1])]
+        row += [names.index(second[0]), COLOUR_NAMES.index(second[1])] if second else [-100, -100]
         rows.append(row)
     return torch.tensor(rows)
 
 
-def train(recipe: JudgeRecipe, side: int, seed: int) -> Judge:
+def train(recipe: JudgeRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0) -> Judge:
     """Train on all scenes with noise and blur, so that a decoder's softness does not count as another object."""
     torch.manual_seed(seed)
-    judge = Judge(side, recipe.width).to(device()).train()
+    judge = Judge(side, recipe.width, names).to(device()).train()
     batch = recipe.batch_size
     rng = random.Random(seed)
 
+    def drawn() -> Iterator[Batch]:
+        while True:
+            yield batch_of([sample_scene(rng, names=names) for _ in range(batch)], side, rng)
+
+    painted = ahead(drawn(), pixels_of, workers)
+
     def loss_of_step(step: int) -> torch.Tensor:
-        scenes = [sample_scene(rng) for _ in range(batch)]
-        pixels = to_tensor([render(scene, side, rng) for scene in scenes]).to(device())
+        scenes, array = next(painted)
+        pixels = torch.from_numpy(array).to(device())
         blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         mix = torch.rand(batch, 1, 1, 1, device=device())
         pixels = pixels + mix * (blurred - pixels)
         pixels = pixels + 0.15 * torch.rand(batch, 1, 1, 1, device=device()) * torch.randn_like(pixels)
         with half_precision():
             logits = judge(pixels)
-        targets = _targets(scenes).to(device())
+        targets = _targets(scenes, names).to(device())
         losses = [  # summed, since a small batch may hold no pair and the mean over nothing is not a number
             F.cross_entropy(head.float(), targets[:, i], reduction="sum") for i, head in enumerate(logits)
         ]
@@ -97,9 +116,10 @@ def train(recipe: JudgeRecipe, side: int, seed: int) -> Judge:
 
 
 def save(judge: Judge, folder: Path) -> None:
-    """Write config.json and model.safetensors."""
+    """Write config.json, with the names of what it tells apart unless they are `emoji.NAMES`, and model.safetensors."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"side": judge.side, "width": judge.width}) + "\n")
+    named = {"names": judge.names} if judge.names != NAMES else {}
+    (folder / "config.json").write_text(json.dumps({"side": judge.side, "width": judge.width} | named) + "\n")
     save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, folder / "model.safetensors")
 
 

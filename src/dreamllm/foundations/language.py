@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dreamllm.data import corpus
+from dreamllm.data.emoji import NAMES, Names
 from dreamllm.document import Document, Text
 from dreamllm.foundations.optimise import device, half_precision, optimise
 from dreamllm.foundations.text import llama_tokenizer
 from dreamllm.sections.foundations import LanguageModelRecipe
 
 
-def sentences(count: int, seed: int) -> Iterator[str]:
+def sentences(count: int, seed: int, names: Names = NAMES) -> Iterator[str]:
     """Text of the corpus to learn a tokenizer from, with the words of the conversation template."""
     rng = random.Random(seed)
     for i in range(count):
-        for part in corpus.sample(str(i), rng).parts:
+        for part in corpus.sample(str(i), rng, names).parts:
             assert isinstance(part, Text)
             yield f"USER: {part.text}" if part.role == "user" else f"ASSISTANT: {part.text}"
 
@@ -39,10 +40,12 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
     return ids, labels
 
 
-def train(recipe: LanguageModelRecipe, seed: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train(
+    recipe: LanguageModelRecipe, seed: int, names: Names = NAMES
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Next-token prediction on freshly drawn documents, loss on what is not the user's."""
     torch.manual_seed(seed)
-    tokenizer = llama_tokenizer(sentences(4000, seed), recipe.vocabulary)
+    tokenizer = llama_tokenizer(sentences(4000, seed, names), recipe.vocabulary)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -60,7 +63,7 @@ def train(recipe: LanguageModelRecipe, seed: int) -> tuple[LlamaForCausalLM, Pre
     rng = random.Random(seed)
 
     def loss_of_step(step: int) -> torch.Tensor:
-        rows = [encode(corpus.sample("", rng), tokenizer) for _ in range(recipe.batch_size)]
+        rows = [encode(corpus.sample("", rng, names), tokenizer) for _ in range(recipe.batch_size)]
         length = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows]).to(device())  # (B, T)
         labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in rows]).to(device())

@@ -30,30 +30,32 @@ def main(args: argparse.Namespace) -> None:
     from diffusers import AutoencoderKL
 
     from dreamllm.config import load
+    from dreamllm.data.emoji import names_of
     from dreamllm.foundations import clip, diffusion, judge, language, vae
     from dreamllm.seeds import seed_of
 
     experiment = load(args.config)
     side, seed = experiment.world.picture_side, seed_of(experiment.seed, "foundation", args.part) % 2**32
+    names, workers = names_of(experiment.world.pictograms), experiment.machine.threads - 1
     recipe = getattr(experiment.foundations, args.part, None)
     if recipe is None:
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
     with new_folder(args.out) as folder:
         if args.part == "llm":
-            model, tokenizer = language.train(recipe, seed)
+            model, tokenizer = language.train(recipe, seed, names)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         elif args.part == "clip":
-            model, tokenizer = clip.train(recipe, side, seed)
+            model, tokenizer = clip.train(recipe, side, seed, names, workers)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             clip.image_processor(side).save_pretrained(folder)
         elif args.part == "vae":
-            vae.train(recipe, side, seed).half().save_pretrained(folder)
+            vae.train(recipe, side, seed, names, workers).half().save_pretrained(folder)
         elif args.part == "sd":
             if len(args.inputs) != 1:
                 raise SystemExit("train-foundation --part sd needs --inputs with the folder of the trained vae")
             trained = AutoencoderKL.from_pretrained(args.inputs[0]).float()
-            diffusion.train(recipe, trained, seed).to(dtype=torch.float16).save_pretrained(folder)
+            diffusion.train(recipe, trained, seed, names, workers).to(dtype=torch.float16).save_pretrained(folder)
         else:
-            judge.save(judge.train(recipe, side, seed).half(), folder)
+            judge.save(judge.train(recipe, side, seed, names, workers).half(), folder)

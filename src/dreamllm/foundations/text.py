@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dreamllm.data.emoji import sample_split
+from dreamllm.data.emoji import NAMES, Names, sample_split
 from dreamllm.data.grammar import captions
 
 
@@ -45,11 +45,11 @@ def clip_tokenizer(sentences: Iterable[str], vocabulary: int, length: int) -> Pr
     )
 
 
-def caption_tokenizer(length: int, seed: int) -> PreTrainedTokenizerFast:
+def caption_tokenizer(length: int, seed: int, names: Names = NAMES) -> PreTrainedTokenizerFast:
     """The tokenizer of the mini CLIP and of the mini Stable Diffusion's text encoder."""
     rng = random.Random(seed)
-    sentences = [words for _ in range(3000) for words in captions(sample_split(rng, "train"))]
-    return clip_tokenizer(sentences, vocabulary=200, length=length)
+    sentences = [words for _ in range(3000) for words in captions(sample_split(rng, "train", names=names))]
+    return clip_tokenizer(sentences, vocabulary=400, length=length)
 
 
 def _byte_fallback_bpe(sentences: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL
 
-from dreamllm.foundations.optimise import device, half_precision, optimise, scenes, to_tensor
+from dreamllm.data.emoji import NAMES, Names
+from dreamllm.foundations.optimise import device, half_precision, optimise, scenes
 from dreamllm.sections.foundations import VaeRecipe
 
 
@@ -24,17 +25,17 @@ def build(recipe: VaeRecipe, side: int) -> AutoencoderKL:
     )
 
 
-def train(recipe: VaeRecipe, side: int, seed: int) -> AutoencoderKL:
+def train(recipe: VaeRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0) -> AutoencoderKL:
     """Reconstruct pictures (L1 + L2) with a slight pull of the posterior to N(0, 1), then set the scaling factor.
 
     The scaling factor makes the latents' standard deviation 1, as in latent diffusion (Rombach et al., 2022).
     """
     torch.manual_seed(seed)
     vae = build(recipe, side).to(device())
-    stream = scenes(seed, recipe.batch_size, side)
+    stream = scenes(seed, recipe.batch_size, side, names, workers)
 
     def loss_of_step(step: int) -> torch.Tensor:
-        pixels = to_tensor(next(stream)[1]).to(device())  # (B, 3, H, W)
+        pixels = next(stream)[1].to(device())  # (B, 3, H, W)
         with half_precision():
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample()).sample
@@ -44,6 +45,6 @@ def train(recipe: VaeRecipe, side: int, seed: int) -> AutoencoderKL:
     optimise("vae", list(vae.parameters()), loss_of_step, recipe.steps, recipe.learning_rate, weight_decay=0.0)
     vae.eval()
     with torch.no_grad():
-        pixels = torch.cat([to_tensor(next(stream)[1]) for _ in range(8)]).to(device())
+        pixels = torch.cat([next(stream)[1] for _ in range(8)]).to(device())
         vae.register_to_config(scaling_factor=1.0 / vae.encode(pixels).latent_dist.sample().std().item())
     return vae

@@ -138,7 +138,10 @@ def lookup(row: Row, column: Column, runs: Runs) -> Measured:
 def _protocol(content: dict[str, Any]) -> str:
     """Split and settings in one line."""
     settings = _flat(content["protocol"].get("settings", {}))
-    return "; ".join([f"split {content['split']}", *(f"{key} {value}" for key, value in settings.items())])
+    told = [f"split {content['split']}", *(f"{key} {value}" for key, value in settings.items())]
+    if (encoder := content["protocol"].get("text_encoder")) and encoder["cut"]:
+        told.append(f"{encoder['cut']} of {encoder['prompts']} prompts cut off after {encoder['longest']} tokens")
+    return "; ".join(told)
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -9,12 +9,23 @@ from pydantic import Field
 from dreamllm.sections.base import Count, Name, Section
 from dreamllm.sections.sources import Service
 
-WORLD_TASKS = ("captions", "vqa", "pope", "draw", "stories", "language", "illustrations", "latency")
+WORLD_TASKS = ("captions", "vqa", "pope", "draw", "narratives", "stories", "language", "illustrations", "latency")
 """Benchmarks of the emoji world; each is also the name of its task."""
-DRAWN = ("draw", "illustrations")
+DRAWN = ("draw", "narratives", "illustrations")
 """Tasks with one picture per item, which `evaluation.pictures` measures (docs/pictures.md)."""
 Task = Literal[
-    "captions", "vqa", "pope", "draw", "stories", "language", "illustrations", "latency", "mmbench", "mm_vet", "harness"
+    "captions",
+    "vqa",
+    "pope",
+    "draw",
+    "narratives",
+    "stories",
+    "language",
+    "illustrations",
+    "latency",
+    "mmbench",
+    "mm_vet",
+    "harness",
 ]
 
 
@@ -51,7 +62,7 @@ def problems_of(name: str, use: BenchmarkUse, split: str) -> list[str]:
     where, problems = f"benchmarks.{name}", []
     if name in WORLD_TASKS:
         problems.append(f"{where}: this name is taken by the emoji world")
-    if use.source and use.task in ("stories", "language"):
+    if use.source and use.task in ("narratives", "stories", "language"):
         problems.append(f"{where}.source: the task {use.task} is of the emoji world only")
     if not use.source and use.task not in WORLD_TASKS:
         problems.append(f"{where}.source: missing; the emoji world has no {use.task}")

@@ -27,6 +27,9 @@ class Machine(Section):
     """Keep only the inputs of layers and compute their activations again in the backward pass: less memory, slower."""
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
     """Attention of the language model in training, by transformers' names; flash attention needs its own package."""
+    compile: bool = False
+    """Compile the language model's layers with torch.compile for a training: faster on a GPU, after minutes of
+    compiling; not for a CPU."""
     threads: Count = 1
     """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
     memory_mb: Count = 4000

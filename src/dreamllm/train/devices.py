@@ -86,6 +86,8 @@ def place(
             raise MachineProblem(f"machine.attention: {machine.attention} cannot be used here ({error})") from error
     if machine.gradient_checkpointing:
         checkpoint_activations(model)
+    if machine.compile:
+        compile_layers(model)
     precision.for_training(model, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     if machine.sharding == "none" or accelerator.num_processes == 1:
         receive(model, accelerator.device)
@@ -130,6 +132,16 @@ def checkpoint_activations(model: DreamLLMForConditionalGeneration) -> None:
             # transformers checkpoints a layer only in training mode; a frozen language model is not in it, but has
             # gradients flowing through. The mode of the modules inside, which decides on dropout, stays.
             module.training = True
+
+
+def compile_layers(model: DreamLLMForConditionalGeneration) -> None:
+    """Have torch.compile fuse the element-wise operations of each decoder layer; all layers share what it makes of one.
+
+    Shapes may change from step to step: sizes that do are traced as unknown numbers.
+    """
+    for module in model.language_model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
 
 
 def not_yet(model: torch.nn.Module, *, last: bool) -> AbstractContextManager:

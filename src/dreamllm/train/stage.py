@@ -294,6 +294,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `dreamllm train`."""
     parser.add_argument("--stage", required=True, help="a name below `stages` in the configuration")
     parser.add_argument("--config", required=True, type=Path, help="experiment file")
+    parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--data", required=True, type=Path, nargs="+", help="folders with shard sets")
     parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoint folders to start from, in order")
@@ -310,7 +311,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Run `dreamllm train`."""
-    experiment = config.load(arguments.config)
+    experiment = config.load(arguments.config, arguments.seed)
     if arguments.stage not in experiment.stages:
         raise SystemExit(f"{arguments.config}: no stage {arguments.stage!r}; stages: {', '.join(experiment.stages)}")
     train(
