@@ -2,16 +2,16 @@
 # and memory, which differ from run to run, and says nothing that is not in what DVC records.
 from dreamllm.digests import sha256_of_file
 
-STORIES = [predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "stories"]
-DRAWINGS = [predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark == "draw"]
+STORIES = [predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "stories"]
+DRAWINGS = [predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "draw"]
 
 
 rule site:
     input:
         metrics=METRICS,
         human=JUDGED,
-        scores=ITEMS,
-        checkpoints=[checkpoint(stage) for stage in TRAINED],
+        scores=of_all_runs([ITEMS]),
+        checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
         drawings=DRAWINGS,
         stories=STORIES,
         benchmarks=WORLD["benchmarks"],

@@ -50,9 +50,10 @@ class Timing:
     """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak, MiB
 
     None where Snakemake wrote NA, as it does for jobs shorter than its interval of measurement.
-    gpus: reserved for it
+    gpus: reserved for it.  run: the folder of its file
     """
 
+    run: str
     job: str
     kind: str
     seconds: float
@@ -105,11 +106,12 @@ def by_kind(timings: Sequence[Timing]) -> dict[str, Cost]:
     return {kind: total(those) for kind, those in chosen.items() if those}
 
 
-def disk(root: Path, experiment: Experiment) -> dict[str, int]:
-    """Bytes of the run's folders that are there, by their paths relative to `root`."""
+def disk(root: Path, experiment: Experiment, runs: Sequence[str]) -> dict[str, int]:
+    """Bytes of the folders of an experiment and its runs that are there, by their paths relative to `root`."""
     results = ("checkpoints", "predictions", "features", "metrics", "items")
     folders = [experiment.world.folder, experiment.foundations.folder]
-    folders += [f"results/{part}/{experiment.name}" for part in results] + ["results/tables", "results/figures"]
+    folders += [f"results/{part}/{run}" for run in dict.fromkeys([experiment.name, *runs]) for part in results]
+    folders += ["results/tables", "results/figures"]
     sizes = {folder: sum(path.stat().st_size for path in content_files(root / folder)) for folder in folders}
     return {folder: size for folder, size in sizes.items() if size}
 
@@ -137,7 +139,9 @@ def _read(path: Path, experiment: Experiment) -> Timing:
         raise BenchmarkProblem(path, "line 1", "should have the columns s, max_rss and cpu_time, and a line below")
     numbers = [_number(lines[0][name], path) for name in ("s", "cpu_time", "max_rss")]
     kind = next((KINDS[stem] for stem in sorted(KINDS, key=len, reverse=True) if _begins(path.stem, stem)), "other")
-    return Timing(path.stem, kind, numbers[0] or 0.0, numbers[1], numbers[2], _gpus(path.stem, kind, experiment))
+    return Timing(
+        path.parent.name, path.stem, kind, numbers[0] or 0.0, numbers[1], numbers[2], _gpus(path.stem, kind, experiment)
+    )
 
 
 def _begins(name: str, stem: str) -> bool:

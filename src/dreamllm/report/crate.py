@@ -28,9 +28,10 @@ from rocrate.rocrate import ROCrate
 import dreamllm
 from dreamllm.atomic import new_file
 from dreamllm.audit.chain import House
+from dreamllm.config import load
 from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.report import cost
-from dreamllm.report.evidence import house_at
+from dreamllm.report.evidence import house_at, timings
 from dreamllm.report.jobs import Job, read_jobs
 from dreamllm.results.cells import read_tables
 from dreamllm.results.forms import caption_of
@@ -110,7 +111,9 @@ def build(house: House) -> ROCrate:
     _requirements(crate, house, workflow)
 
     data = [experiment.world.folder, experiment.foundations.folder]
-    made = [f"results/{part}/{house.name}" for part in ("checkpoints", "predictions", "features", "items", "metrics")]
+    runs = load(root / house.config).runs()
+    parts = ("checkpoints", "predictions", "features", "items", "metrics")
+    made = [f"results/{part}/{run}" for run in runs for part in parts]
     folders = {path: _folder(crate, root, path) for path in [*data, *made, *TARGETS] if (root / path).is_dir()}
     run = crate.add_action(
         workflow,
@@ -157,7 +160,7 @@ def _steps(
     crate: ROCrate, house: House, jobs: list[Job], workflow: Any, engine: SoftwareApplication, run: ContextEntity
 ) -> None:
     """Rules as tools, jobs as what was done with them, and Snakemake as what ordered it."""
-    timings = {one.job: one for one in cost.read_timings(house.root / f"benchmarks/{house.name}", house.experiment)}
+    measured = {(one.run, one.job): one for one in timings(house, {job.run for job in jobs if job.run})}
     tools: dict[str, SoftwareApplication] = {}
     steps: dict[str, ContextEntity] = {}
     controls = []
@@ -168,6 +171,7 @@ def _steps(
         steps[rule]["workExample"] = tools[rule]
     for job in jobs:
         name = job.name if job.name.startswith(job.rule) else f"{job.rule}-{job.name}"
+        name = name if job.run == house.name else f"{job.run}-{name}"
         action = crate.add_action(
             tools[job.rule],
             f"#job-{quote(name)}",
@@ -176,8 +180,8 @@ def _steps(
             properties={"@type": "CreateAction", "name": name, "description": job.command}
             | {key: value for key, value in (("startTime", job.start), ("endTime", job.end)) if value},
         )
-        if job.name in timings:
-            action["resourceUsage"] = _usage(crate, action.id, timings[job.name])
+        if (job.run, job.name) in measured:
+            action["resourceUsage"] = _usage(crate, action.id, measured[job.run, job.name])
         about = {"@type": "ControlAction", "name": f"orchestrate {name}"}
         control = crate.add(ContextEntity(crate, f"#control-{quote(name)}", about))
         control["instrument"], control["object"] = steps[job.rule], action

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dreamllm.audit import chain
+from dreamllm.config import load
 from dreamllm.evaluate.files import read_json
 from dreamllm.report import cost
 from dreamllm.results import claims, tables
@@ -71,12 +72,21 @@ class Report:
 
 
 def house_at(root: Path, config: Path) -> chain.House:
-    """The repository at `root` with a configuration, which Snakemake gives as an absolute path: said relative to it.
+    """The repository at `root` with the run of a configuration; of several seeds, the first one's.
 
+    Snakemake gives the configuration as an absolute path: here it is said relative to the repository.
     Raises ConfigProblem for a configuration that cannot be used.
     """
     here, there = root.resolve(), (root / config).resolve()
-    return chain.House.at(root, there.relative_to(here) if here in there.parents else there)
+    house = chain.House.at(root, there.relative_to(here) if here in there.parents else there)
+    name, run = next(iter(house.experiment.runs().items()))
+    return replace(house, experiment=run.model_copy(update={"name": name}))
+
+
+def timings(house: chain.House, runs: Iterable[str]) -> list[cost.Timing]:
+    """What Snakemake measured of the jobs of the experiment and of its runs."""
+    names = dict.fromkeys([load(house.root / house.config).name, house.name, *runs])
+    return [one for name in names for one in cost.read_timings(house.root / f"benchmarks/{name}", house.experiment)]
 
 
 def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items: Sequence[Path]) -> Report:
@@ -96,5 +106,5 @@ def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items
             f"{content['model']}/{content['benchmark']}": path.relative_to(here).as_posix()
             for path, content in zip(of_this_run, map(read_json, of_this_run), strict=True)
         },
-        timings=cost.read_timings(root / f"benchmarks/{house.name}", house.experiment),
+        timings=timings(house, runs),
     )

@@ -21,9 +21,13 @@ CUT = "@"  # where a name is longer than the file system allows, all parts but t
 
 @dataclass(frozen=True)
 class Job:
-    """A job. Paths, those in the command too, are relative to the repository.  name: of its log and timing file"""
+    """A job. Paths, those in the command too, are relative to the repository.
+
+    run, name: folder and name of its log and of its timing file
+    """
 
     rule: str
+    run: str
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -68,6 +72,7 @@ def _job(record: dict[str, Any], outputs: list[str], root: Path) -> Job:
     here = str(root.resolve())
     return Job(
         rule=record["rule"],
+        run=Path(log).parent.name,
         name=Path(log).stem if log else record["rule"],
         inputs=tuple(sorted(_relative(one, root) for one in record["input"])),
         outputs=tuple(outputs),

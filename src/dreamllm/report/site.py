@@ -137,7 +137,7 @@ def render(report: Report, folder: Path) -> str:
         split=next((content["split"] for metrics in report.runs.values() for content in metrics.values()), "none"),
         cost=cost.total(report.timings),
         costs=cost.by_kind(report.timings),
-        disk=cost.disk(house.root, house.experiment),
+        disk=cost.disk(house.root, house.experiment, list(report.runs)),
         assumption=cost.ASSUMPTION,
         sets=written.data_sets(report),
     )
