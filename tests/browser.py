@@ -55,10 +55,11 @@ class Page:
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.events.clear()
-        await self.call("Page.navigate", url=f"{path.resolve().as_uri()}{hash_}")
-        while "Page.loadEventFired" not in self.events:
-            self._note(await asyncio.wait_for(self.socket.receive_json(), 60))
+        for url in ("about:blank", f"{path.resolve().as_uri()}{hash_}"):  # another hash alone would load nothing
+            self.events.clear()
+            await self.call("Page.navigate", url=url)
+            while "Page.loadEventFired" not in self.events:
+                self._note(await asyncio.wait_for(self.socket.receive_json(), 60))
 
     async def evaluate(self, script: str) -> Any:
         """The value of an expression in the page."""
