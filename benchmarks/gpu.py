@@ -1,6 +1,6 @@
 """The paper's sizes with random weights on one GPU: a 7B stage-II step, and pictures beside plain diffusers.
 
-    python benchmarks/gpu.py [--rows 4 8 16] [--compile] [--steps 3] [--pictures 8]
+    python benchmarks/gpu.py [--rows 4 8 16] [--compile no yes] [--steps 3] [--pictures 8]
 
 Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; pictures per second of
 512 px with 25 DDIM steps under guidance, by the house and by StableDiffusionPipeline on the same networks. A step needs
@@ -104,6 +104,24 @@ def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerato
     )
 
 
+def parts(model: Model, pictures: int) -> str:
+    """What a step spends on pictures: CLIP and VAE forward, the UNet forward, again, and backward to its conditions."""
+    config = model.config
+    unet, side = config.unet_config, config.vision_config.image_size
+    with torch.device(model.device):
+        read, drawn = torch.randn(pictures, 3, side, side), torch.randn(pictures, 3, config.draw_size, config.draw_size)
+        latents = torch.randn(pictures, unet["in_channels"], unet["sample_size"], unet["sample_size"])
+        conditions = torch.randn(pictures, config.num_dream_queries, unet["cross_attention_dim"], requires_grad=True)
+        times = torch.zeros(pictures, dtype=torch.long)
+    seconds = {
+        "CLIP": timed(lambda: model.patch_features(read), 3),
+        "VAE": timed(lambda: model.latent_moments(drawn), 3),
+        "UNet": timed(lambda: model.denoise(latents, times, conditions).square().mean().backward(), 3),
+    }
+    told = ", ".join(f"{part} {1000 * value:.0f} ms" for part, value in seconds.items())
+    return f"{pictures} pictures: {told}"
+
+
 def trained(model: Model) -> list[torch.nn.Parameter]:
     """The parameters that take gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -190,28 +208,34 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[4], help="rows of 2048 tokens per step, one after another"
     )
-    parser.add_argument("--compile", action="store_true", help="as machine.compile: true")
+    parser.add_argument("--compile", nargs="+", choices=["no", "yes"], default=["no"], help="layers as machine.compile")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=8, help="pictures at a time")
+    parser.add_argument("--pictures", type=int, default=8, help="pictures at a time; 0: none")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("this needs a GPU; benchmarks/speed.py does not")
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     accelerator = Accelerator(mixed_precision="bf16")
     model = build()
-    machine = Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16, compile=arguments.compile)
-    devices.place(model, machine, accelerator)
+    devices.place(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
     optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=True)
-    for rows in arguments.rows:
-        try:
-            print(step(model, optimizer, accelerator, rows, arguments.steps), flush=True)
-        except torch.OutOfMemoryError as error:
-            optimizer.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            print(f"{rows} rows: do not fit ({str(error).split('.')[0]})", flush=True)
+    for compiled in arguments.compile:
+        if compiled == "yes":
+            devices.compile_layers(model)
+        for rows in arguments.rows:
+            try:
+                told = step(model, optimizer, accelerator, rows, arguments.steps)
+            except torch.OutOfMemoryError as error:
+                optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                told = f"{rows} rows: do not fit ({str(error).split('.')[0]})"
+            print(f"compiled: {compiled}, {told}", flush=True)
+    with accelerator.autocast():
+        print(parts(model, 16), flush=True)
     del optimizer
     torch.cuda.empty_cache()
-    pictures(model, arguments.pictures)
+    if arguments.pictures:
+        pictures(model, arguments.pictures)
 
 
 if __name__ == "__main__":

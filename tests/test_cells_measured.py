@@ -25,6 +25,8 @@ WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GRO
     "draw": f"fid|({JUDGED}){SCENES}",
     "narratives": f"fid|({JUDGED}){SCENES}",
     "illustrations": "fid",
+    "in_context": f"({JUDGED})( edit| subject| compose)?|judge_on_real",
+    "attention": "same|other|difference",
     "stories": f"placement|ended|followed|{JUDGED}",
     "language": "accuracy( piqa| boolq)?",
     "latency": f"seconds steps/({'|'.join(map(str, EXPERIMENT.evaluation.latency.steps))})",

@@ -99,8 +99,36 @@ def test_other_foundations_are_refused(foundations, tmp_path):
 
 def test_other_options_are_refused(foundations, tmp_path):
     folder = save_changed(tmp_path / "c", foundations, ["visual_projector"])
+    with pytest.raises(CheckpointProblem, match="vision_feature_layer -2, not -1"):
+        load_model(foundations, [folder], {**OPTIONS, "vision_feature_layer": -1})
+
+
+@pytest.mark.parametrize("part", ["dream_queries", "condition_projector"])
+def test_what_was_trained_for_other_queries_is_refused(foundations, tmp_path, part):
+    folder = save_changed(tmp_path / "c", foundations, [part, "language_model"])
     with pytest.raises(CheckpointProblem, match="num_dream_queries 4, not 8"):
         load_model(foundations, [folder], {**OPTIONS, "num_dream_queries": 8})
+
+
+def test_what_does_not_depend_on_the_queries_is_loaded_with_any_number(foundations, tmp_path):
+    """And nothing that was frozen beside it is another: a projector is trained against these very random embeddings."""
+    folder = save_changed(tmp_path / "c", foundations, ["visual_projector", "language_model"])
+    own = load_model(foundations, [folder])[0].state_dict()
+    other = load_model(foundations, [folder], {**OPTIONS, "num_dream_queries": 8})[0].state_dict()
+    assert other["dream_queries"].shape[1] == 8 and own["dream_queries"].shape[1] == 4
+    assert all(torch.equal(own[name], other[name]) for name in own if name != "dream_queries")
+
+
+def test_the_last_checkpoint_with_queries_says_how_many(foundations, tmp_path):
+    few = OPTIONS | {"num_dream_queries": 2}
+    read = save_changed(tmp_path / "read", foundations, ["visual_projector"])
+    drawn = save_changed(tmp_path / "drawn", foundations, ["dream_queries", "condition_projector"], options=few)
+    for order in ([read, drawn], [drawn, read]):
+        model, processor = load_model(foundations, order)
+        assert model.dream_queries.shape[1] == model.config.num_dream_queries == processor.num_dream_queries == 2
+    again = save_changed(tmp_path / "again", foundations, ["dream_queries"])
+    with pytest.raises(CheckpointProblem, match="drawn: .* num_dream_queries 2, not 4"):
+        load_model(foundations, [drawn, again])
 
 
 def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_copied(foundations, tmp_path):

@@ -165,6 +165,12 @@ def test_a_rule_starts_the_launcher_only_for_several_gpus(house, tmp_path):
     many = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'many.yaml'}", target).stdout
     assert "bash workflow/launch.sh 2 8 train --stage align_creation" in many
     assert "nodes=2" in many and "mpi=srun" in many
+    (tmp_path / "shared.yaml").write_text(text + "\nmachine: {gpus: 1, jobs_per_gpu: 8}\n")
+    timed = [f"results/predictions/smoke/sft/{name}.jsonl" for name in ("latency", "captions")]
+    shared = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'shared.yaml'}", *timed).stdout
+    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 train --stage sft " in shared
+    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 predict --model sft --benchmark captions" in shared
+    assert "JOBS_PER_GPU=1 bash workflow/launch.sh 1 1 predict --model sft --benchmark latency" in shared
     one = repository.run(house, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
     assert "python -m dreamllm train --stage align_creation" in one and "mpi" not in one
 

@@ -20,9 +20,12 @@ def house(tmp_path_factory) -> Path:
 
 def test_tables_and_figures_are_made(house):
     tables = {path.name for path in (house / "results/tables").iterdir()}
-    assert {f"table{number}.{kind}" for number in (1, 2, 3, 4, 7) for kind in ("csv", "md", "tex")} <= tables
+    assert {f"table{number}.{kind}" for number in (1, 2, 3, 4, 7, "9a") for kind in ("csv", "md", "tex")} <= tables
     figures = {path.name for path in (house / "results/figures").iterdir()}
-    assert {"learning_curves.png", "learning_curves.pdf", "drawings.png", "stories.png"} <= figures
+    drawn = ("learning_curves", "drawings", "figure5_in_context", "figure6_attention", "figure8_subject")
+    assert {f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")} | {"README.md"} <= figures
+    index = (house / "results/figures/README.md").read_text()
+    assert "| figure4_questions | not drawn: no run of model comprehension_only on benchmark vqa |" in index
 
 
 def test_every_evaluation_has_its_metrics(house):
@@ -33,6 +36,13 @@ def test_every_evaluation_has_its_metrics(house):
 
 def test_a_second_run_has_nothing_to_do(house):
     assert "Nothing to be done" in repository.run(house, "snakemake", "--cores", "2", *TARGET).stdout
+
+
+def test_another_machine_makes_nothing_again(house):
+    text = (house / "config/smoke.yaml").read_text(encoding="utf-8")
+    (house / "config/other.yaml").write_text(f"{text}\nmachine: {{gpus: 2, jobs_per_gpu: 4, threads: 2}}\n")
+    said = repository.run(house, "snakemake", "--dry-run", "--configfile=config/other.yaml", "results/tables").stdout
+    assert "Nothing to be done" in said
 
 
 def test_every_job_wrote_a_log_and_a_benchmark(house):

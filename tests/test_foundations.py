@@ -79,7 +79,9 @@ def test_fine_tuning_changes_the_unet_and_records_its_losses(foundations, tmp_pa
     rng = random.Random(0)
     shards.write((world.pair(str(i), rng, 48) for i in range(4)), tmp_path / "pairs")
     finetune.main(
-        argparse.Namespace(config=EXPERIMENT, foundations=foundations, data=tmp_path, out=tmp_path / "sd_finetuned")
+        argparse.Namespace(
+            config=EXPERIMENT, seed=None, foundations=foundations, data=tmp_path, out=tmp_path / "sd_finetuned"
+        )
     )
     before = UNet2DConditionModel.from_pretrained(foundations / "sd", subfolder="unet").conv_in.weight
     after = UNet2DConditionModel.from_pretrained(tmp_path / "sd_finetuned" / "unet").conv_in.weight

@@ -102,6 +102,48 @@ def test_jobs_on_one_machine_take_different_gpus(tmp_path):
         assert job.communicate(timeout=60) == ("", "") and job.returncode == 0
 
 
+def test_jobs_that_may_share_a_gpu_fill_it_and_one_that_may_not_waits_for_an_empty_one(tmp_path):
+    """Two jobs on each of two GPUs, the empty one first; a third pair of processes has to be of different GPUs."""
+    body = """name=${@: -1}; echo "$CUDA_VISIBLE_DEVICES" > $name.new; mv $name.new $name
+        until [[ -e $name.end ]]; do sleep 0.1; done"""
+    write_programs(tmp_path, nvidia_smi="printf '0\\n1\\n'", python=body, accelerate=body)
+    jobs = {}
+
+    def begin(name: str, gpus: int, sharing: int) -> None:
+        surroundings = {"TMPDIR": str(tmp_path), "JOBS_PER_GPU": str(sharing)}
+        jobs[name] = start([1, gpus, "train", tmp_path / name], tmp_path, **surroundings)
+
+    def gpus_of(name: str) -> str:
+        until((tmp_path / name).exists)
+        return (tmp_path / name).read_text().strip()
+
+    def end(*names: str) -> None:
+        for name in names:
+            (tmp_path / f"{name}.end").touch()
+            assert jobs[name].communicate(timeout=60) == ("", "") and jobs[name].returncode == 0
+
+    for name, taken in (("a", "0"), ("b", "1"), ("c", "0"), ("d", "1")):
+        begin(name, 1, sharing=2)
+        assert gpus_of(name) == taken
+    begin("alone", 1, sharing=1)
+    end("a")
+    begin("e", 1, sharing=2)
+    assert gpus_of("e") == "0"
+    time.sleep(0.5)
+    assert jobs["alone"].poll() is None and not (tmp_path / "alone").exists()
+    end("b", "d")
+    assert gpus_of("alone") == "1"
+    begin("both", 2, sharing=2)  # of GPU 0 there is no place, of GPU 1 none for others
+    end("c", "e")
+    time.sleep(0.5)
+    assert not (tmp_path / "both").exists()
+    end("alone")
+    assert gpus_of("both") == "0,1"
+    begin("f", 2, sharing=2)
+    assert gpus_of("f") == "0,1"
+    end("both", "f")
+
+
 def test_gpus_are_those_that_may_be_seen_and_too_few_are_refused(tmp_path):
     write_programs(tmp_path, python='echo "$CUDA_VISIBLE_DEVICES"', nvidia_smi="exit 1")
     seen = {"CUDA_VISIBLE_DEVICES": "5,7", "TMPDIR": str(tmp_path)}

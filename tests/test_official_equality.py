@@ -1,7 +1,7 @@
 """Our model computes what the authors' released code computes: tensors recorded from it, where they are at hand.
 
 The recordings (a tiny random model: inputs, hidden states, conditions, losses, gradients, sampling) lie outside the
-repository; without them these tests are skipped, and `test_golden.py` keeps the proof. Tolerance is 2e-5, absolute.
+repository; without them these tests are skipped, and `test_golden.py` keeps the proof. Tolerance is 2e-5, absolute, but for latents at the end of sampling.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dreamllm.document import Document, Picture, Text
 from dreamllm.layout import IGNORE
 from dreamllm.model import diffusion
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, gather_slots
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
 from dreamllm.model.official import to_ours
+from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.sampling import guided_prediction, sample_latents
 from dreamllm.packing import pack
@@ -124,6 +125,10 @@ class Differences:
         assert ours.shape == theirs.shape, name
         self.largest[name] = (ours.detach() - theirs).abs().max().item() if ours.numel() else 0.0
         assert self.largest[name] <= TOLERANCE, f"{self.case}: {name} differs by {self.largest[name]:.2g}"
+
+    def check_sampled(self, name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+        """By their size: guided steps add up to 26, and what one processor rounds otherwise than another with them."""
+        self.check(f"{name}, as shares of the largest", ours / theirs.abs().max(), theirs / theirs.abs().max())
 
     def report(self) -> None:
         name = max(self.largest, key=self.largest.get)
@@ -304,7 +309,7 @@ def test_drawing_equals_the_official_sampler(monkeypatch):
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(fresh))
     states, null_states = case["prompt_embeds"], case["negative_prompt_embeds"][:1]
     latents = sample_latents(model, states, null_states, case["latents0"], scheduler, facts["guidance_scale"])
-    differences.check("latents", latents, case[f"step{facts['steps'] - 1}.latents"])
+    differences.check_sampled("latents", latents, case[f"step{facts['steps'] - 1}.latents"])
     pixels = model.vae.decode(latents / model.vae.config.scaling_factor).sample / 2 + 0.5
     differences.check("picture", pixels.clamp(0, 1), case["image_01"])
     differences.report()

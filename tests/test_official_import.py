@@ -16,8 +16,8 @@ from transformers import LlamaForCausalLM
 
 from dreamllm.document import Document, Text
 from dreamllm.model import generate
-from dreamllm.model.dreamllm import gather_slots
 from dreamllm.model.official import to_ours
+from dreamllm.model.packed import gather_slots
 from dreamllm.model.sampling import sample_latents
 from dreamllm.train.checkpoint import load_model
 from dreamllm.train.export_official import export_official
@@ -102,7 +102,7 @@ def test_drawing_is_the_recorded_one(loaded, monkeypatch):
     # from the recorded conditions: guidance and six steps magnify rounding in our own beyond the tolerance
     states, null_states = case["prompt_embeds"], case["negative_prompt_embeds"][:1]
     latents = sample_latents(model, states, null_states, case["latents0"], scheduler, facts["guidance_scale"])
-    differences.check("latents", latents, case[f"step{facts['steps'] - 1}.latents"])
+    differences.check_sampled("latents", latents, case[f"step{facts['steps'] - 1}.latents"])
     with torch.no_grad():
         pixels = model.vae.decode(latents / model.vae.config.scaling_factor).sample / 2 + 0.5
     differences.check("picture", pixels.clamp(0, 1), case["image_01"])

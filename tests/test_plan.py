@@ -113,6 +113,17 @@ def test_frozen_parts_cost_less_and_recomputing_more():
     assert adapted["language model"] == 2 * forward
 
 
+def test_the_alignment_loss_costs_clip_and_a_trained_unet_its_gradients():
+    load = Load(100, 30, 5, 2)
+    aligned = stage(loss_weights={"language": 1, "diffusion": 0, "alignment": 1})
+    costs = arithmetic.step_flops(SIZE, aligned, Machine(), load)
+    assert (costs["CLIP"], costs["VAE"], costs["UNet"]) == (35.0 / 5 * 7, 0, 0)
+    decoder = stage(trains=["unet"], loss_weights={"language": 0, "diffusion": 1})
+    assert arithmetic.step_flops(SIZE, decoder, Machine(), load)["UNet"] == 3 * 26.0
+    memory = arithmetic.gpu_memory(SIZE, decoder, Machine(gpus=1), Load(128, 40, 0, 4))
+    assert (memory["weights"], memory["gradients"]) == (4 * 1540, 4 * SIZE.parameters["unet"])
+
+
 def test_hours_of_a_gpu():
     assert arithmetic.gpu_hours(3600 * 312e12, 312e12, 0.5) == 2
 

@@ -134,7 +134,7 @@ def test_predictions_are_the_same_bytes_every_time(world: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("model", "benchmark", "checkpoints", "words"),
     [
-        ("sd", "vqa", [], "'draw' and 'illustrations' and 'latency' only"),
+        ("sd", "vqa", [], "'illustrations' and 'in_context' and 'latency' only"),
         ("llm", "draw", [], "'language' only"),
         ("stage", "vqa", [], "needs the --checkpoints"),
         ("sd_finetuned", "draw", [], "needs the --checkpoints"),

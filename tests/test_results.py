@@ -11,15 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from dreamllm.config import ConfigProblem
-from dreamllm.data.emoji import Scene, render
-from dreamllm.data.world import write_benchmarks
-from dreamllm.evaluate import benchmarks, predictions
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.experiment import World
-from dreamllm.results import cells, figures, forms, measured, tables
+from dreamllm.results import cells, forms, measured, tables
 
 PAPER = Path(__file__).parents[1] / "paper"
 TABLE = cells.read_tables(PAPER / "tables.yaml")
@@ -310,76 +305,3 @@ def test_latex_is_escaped_and_balanced() -> None:
         assert not re.search(r"(?<!\\)[%#_]", text.split("\n", 1)[1].replace(rf"\label{{tab:{name}}}", ""))
         for character in "†‡–*":
             assert character not in text.replace("B*", "")
-
-
-# ---- figures -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Benchmarks, losses of two stages, drawings of a perfect model and its stories."""
-    folder = tmp_path_factory.mktemp("drawn")
-    counts = {"pictures": 12, "draw": 12, "stories": 2, "language": 1}
-    write_benchmarks(World(picture_side=48, benchmarks=counts), "test", folder)
-    for stage, columns in (("align", "{0},,{1}"), ("sft", "{0},{1},{1}")):
-        lines = [columns.format(step, 1 / step) for step in range(1, 40)]
-        (folder / f"{stage}.csv").write_text("\n".join(["step,language_loss,diffusion_loss", *lines]) + "\n")
-    items = benchmarks.load("draw", folder, "test")
-    images = {f"{item.id}.png": render(Scene.from_json(item.scene.scene), 48) for item in items}
-    records = [{"id": item.id, "prompt": item.prompt, "image": f"{item.id}.png"} for item in items]
-    predictions.write(folder / "draw.tar", {"model": "sft", "benchmark": "draw", "split": "test"}, records, images)
-    told = [{"text": "then"}, {"image": "0.png"}, {"text": "the end."}]
-    records = [{"id": "0", "prompt": "a cat.", "parts": told}, {"id": "1", "prompt": "no picture.", "parts": []}]
-    header = {"model": "sft", "benchmark": "stories", "split": "test"}
-    predictions.write(folder / "told.tar", header, records, {"0.png": Image.new("RGB", (48, 48), "red")})
-    return folder
-
-
-def test_equal_data_give_equal_bytes(drawn: Path, tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        losses = [f"{stage}={drawn / stage}.csv" for stage in ("align", "sft")]
-        chosen = {"losses": losses, "drawings": [drawn / "draw.tar"], "stories": drawn / "told.tar"}
-        figures.main(argparse.Namespace(**chosen, benchmarks=drawn, out=tmp_path / name))
-    files = sorted(file.name for file in (tmp_path / "one").iterdir())
-    assert files == sorted(f"{n}.{s}" for n in ("learning_curves", "drawings", "stories") for s in ("png", "pdf"))
-    for file in files:
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
-    pdf = (tmp_path / "one" / "learning_curves.pdf").read_bytes()
-    assert b"FontFile2" in pdf
-    assert b"CreationDate" not in pdf
-
-
-def test_the_grid_shows_each_kind_of_scene_with_a_held_out_one() -> None:
-    scenes = [(kind, held_out) for kind in ("single", "pair") for held_out in (False, False, False, True, True)]
-    items = [
-        benchmarks.DrawItem(str(number), "", "", benchmarks.SceneRecord({}, kind, held_out))
-        for number, (kind, held_out) in enumerate(scenes)
-    ]
-    assert [item.id for item in figures.choose(items)] == ["0", "1", "3", "5", "6", "8"]
-
-
-def test_smoothing_keeps_a_constant_and_the_length() -> None:
-    assert figures.smooth(np.full(90, 2.0)) == pytest.approx(np.full(90, 2.0))
-    assert figures.smooth(np.array([0.0, 1.0, 2.0])) == pytest.approx([0.5, 1.0, 1.5])
-
-
-def test_losses_may_lack_one_kind_and_are_named_where_they_cannot_be_read(tmp_path: Path) -> None:
-    path = tmp_path / "losses.csv"
-    path.write_text("step,loss\n1,2\n")
-    with pytest.raises(
-        BenchmarkProblem, match=r"losses.csv, line 1: should have the columns step and language_loss or"
-    ):
-        figures.read_losses(path)
-    path.write_text("step,diffusion_loss\n1,0.5\n")
-    assert np.isnan(figures.read_losses(path)["language_loss"]).all()
-    path.write_text("step,language_loss,diffusion_loss\n1,much,\n")
-    with pytest.raises(BenchmarkProblem, match="could not convert string to float: 'much'"):
-        figures.read_losses(path)
-
-
-def test_a_model_that_drew_less_than_the_benchmark_is_not_shown_as_if_it_had(drawn: Path, tmp_path: Path) -> None:
-    whole = predictions.read(drawn / "draw.tar")
-    records = list(whole.records.values())[:-1]
-    predictions.write(tmp_path / "less.tar", whole.header, records, {})
-    with pytest.raises(BenchmarkProblem, match="1 of 12 items have no prediction"):
-        figures.drawings([predictions.read(tmp_path / "less.tar")], drawn)

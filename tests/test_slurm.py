@@ -1,4 +1,4 @@
-"""The Slurm profile on a Slurm cluster of two nodes that this machine plays: from nothing to a score.
+"""The Slurm profile on a Slurm cluster of two nodes that this machine plays: from nothing to tables and figures.
 
 Skipped where Debian's packages of Slurm or Snakemake's plugin for it are not installed.
 """
@@ -19,6 +19,7 @@ import pytest
 import repository
 import slurm
 import test_train
+from dreamllm.config import load
 
 CHECKPOINT = "results/checkpoints/smoke/align_creation"
 SCORE = "results/metrics/smoke/alignment/captions.json"
@@ -39,9 +40,9 @@ def cluster() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def house(cluster, tmp_path_factory) -> Path:
-    """A copy of the repository in which jobs of Slurm have made what leads to a score, foundations included."""
+    """A copy of the repository in which jobs of Slurm have made everything, from foundations to tables and figures."""
     folder = repository.copy(tmp_path_factory.mktemp("slurm") / "house")
-    snakemake(folder, cluster, "{gpus: 2, sharding: full_shard, memory_mb: 1000}", "--", SCORE)
+    snakemake(folder, cluster, "{gpus: 1, memory_mb: 1000}", "--", "results/tables", "results/figures")
     return folder
 
 
@@ -67,32 +68,44 @@ def snakemake(folder: Path, cluster: dict[str, str], machine: str, *arguments: s
 
 def jobs(cluster: dict[str, str]) -> dict[str, dict[str, str]]:
     """What Slurm knows of the last job of each rule."""
+    return {re.sub(r"^rule_|_wildcards_.*", "", job["Comment"]): job for job in all_jobs(cluster)}
+
+
+def all_jobs(cluster: dict[str, str]) -> list[dict[str, str]]:
     lines = subprocess.run(["scontrol", "--oneliner", "show", "jobs"], env=cluster, capture_output=True, text=True)
-    found = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines.stdout.splitlines()]
-    return {job["Comment"].removeprefix("rule_"): job for job in found}
+    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines.stdout.splitlines()]
 
 
-def test_slurm_ran_every_rule_with_what_it_asked_for(house, cluster):
+def test_slurm_ran_the_whole_dag_with_what_each_rule_asked_for(house, cluster):
+    made = {path.stem for path in (house / "benchmarks/smoke").glob("*.tsv")}
     ran = jobs(cluster)
-    rules = {"make_world", "train_align_creation", "train_align_comprehension", "train_foundation_sd"}
-    assert rules <= set(ran) and {job["JobState"] for job in ran.values()} == {"COMPLETED"}
+    assert {"make_world", "train_foundation_sd", "predict_text", "score", "figures", "tables"} <= set(ran)
+    assert {f"train_{stage}" for stage in load(house / "config/smoke.yaml").stages} <= made & set(ran)
+    assert {job["JobState"] for job in ran.values()} == {"COMPLETED"}
+    assert len(all_jobs(cluster)) == len(made), "one job of Slurm for each job of the DAG"
     training = ran["train_align_creation"]
-    assert (
-        training["TresPerJob"] == "gres:gpu:2" and training["NumNodes"] == "1" and training["TimeLimit"] == "01:00:00"
-    )
-    assert "mem=1000M" in training["TRES"] and "TresPerJob" not in ran["make_world"]
+    assert training["TresPerJob"] == "gres:gpu:1" and training["NumNodes"] == "1"
+    assert training["TimeLimit"] == "01:00:00" and "mem=1000M" in training["TRES"]
+    assert "TresPerJob" not in ran["make_world"]
     assert {job["Partition"] for job in ran.values()} == {"main"}  # the default one
+    assert (house / "results/tables/table1.md").exists() and (house / "results/figures/drawings.png").exists()
     assert json.loads((house / SCORE).read_text())["benchmark"] == "captions"
 
 
-def test_a_training_runs_on_two_nodes_to_the_same_losses(house, cluster):
+def test_a_training_runs_on_two_gpus_and_on_two_nodes_to_the_same_losses(house, cluster):
     """Through srun and accelerate, with FSDP; another number of nodes trains nothing again, unless it is forced."""
-    on_one_node = test_train.losses(house / CHECKPOINT)
-    machine = "{gpus: 1, nodes: 2, sharding: full_shard, memory_mb: 1000}"
-    assert "Nothing to be done" in snakemake(house, cluster, machine, "--", CHECKPOINT)
-    other = {"SBATCH_PARTITION": "other"}
-    snakemake(house, cluster, machine, "--forcerun", "train_align_creation", "--", CHECKPOINT, **other)
-    job = jobs(cluster)["train_align_creation"]
-    assert job["NumNodes"] == "2" and job["TresPerNode"] == "gres:gpu:1" and job["Partition"] == "other"
-    for found, wanted in zip(test_train.losses(house / CHECKPOINT), on_one_node, strict=True):
-        assert found == pytest.approx(wanted, rel=1e-4, nan_ok=True)
+    alone = test_train.losses(house / CHECKPOINT)
+    two = {"{gpus: 2, sharding: full_shard, memory_mb: 1000}": "main"}
+    two["{gpus: 1, nodes: 2, sharding: full_shard, memory_mb: 1000}"] = "other"
+    for machine, partition in two.items():
+        assert "Nothing to be done" in snakemake(house, cluster, machine, "--", CHECKPOINT)
+        forced = ("--forcerun", "train_align_creation", "--", CHECKPOINT)
+        snakemake(house, cluster, machine, *forced, SBATCH_PARTITION=partition)
+        job = jobs(cluster)["train_align_creation"]
+        if "nodes" in machine:
+            assert job["NumNodes"] == "2" and job["TresPerNode"] == "gres:gpu:1"
+        else:
+            assert job["NumNodes"] == "1" and job["TresPerJob"] == "gres:gpu:2"
+        assert job["Partition"] == partition
+        for found, wanted in zip(test_train.losses(house / CHECKPOINT), alone, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-4, nan_ok=True)

@@ -61,9 +61,9 @@ def experiment(**changes) -> Experiment:
     )
 
 
-def write_world(folder: Path) -> Path:
+def write_world(folder: Path, **changes) -> Path:
     """Foundations and shard sets of every kind of document."""
-    tiny.foundations(folder / "foundations")
+    tiny.foundations(folder / "foundations", **changes)
     makers = {"pairs": tiny.pair, "stories": tiny.story, "instructions": tiny.conversation, "text": tiny.text}
     for name, make in makers.items():
         shards.write((make(seed) for seed in range(8)), folder / "data" / name, per_shard=4)

@@ -81,8 +81,16 @@ def llm_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**options | changes)
 
 
-def foundations(folder: str | Path, llm: PretrainedConfig | None = None, prediction_type: str = "epsilon") -> Path:
-    """Write random foundations into llm/, clip/ and sd/ of `folder`: pictures of 16 patches are read, 16 px drawn."""
+def foundations(
+    folder: str | Path,
+    llm: PretrainedConfig | None = None,
+    prediction_type: str = "epsilon",
+    condition_width: int = 20,
+) -> Path:
+    """Write random foundations into llm/, clip/ and sd/ of `folder`: pictures of 16 patches are read, 16 px drawn.
+
+    condition_width: of what the UNet is conditioned on; CLIP's features have 24 numbers
+    """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -114,7 +122,7 @@ def foundations(folder: str | Path, llm: PretrainedConfig | None = None, predict
             layers_per_block=1,
             norm_num_groups=4,
             attention_head_dim=(2, 2),
-            cross_attention_dim=20,
+            cross_attention_dim=condition_width,
         ).save_pretrained(folder / "sd" / "unet")
         DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
@@ -127,10 +135,11 @@ def build(
     prediction_type: str = "epsilon",
     num_dream_queries: int = 4,
     template: str = "plain",
+    condition_width: int = 20,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """A model with random weights in eval mode, and its processor; each call builds its own."""
     with tempfile.TemporaryDirectory() as name:
-        folder = foundations(name, llm, prediction_type)
+        folder = foundations(name, llm, prediction_type, condition_width)
         return build_from_foundations(
             folder / "llm", folder / "clip", folder / "sd", num_dream_queries=num_dream_queries, template=template
         )

@@ -2,10 +2,12 @@
 # launch.sh NODES GPUS VERB ...   `dreamllm VERB ...` in one process per GPU, on NODES nodes of a Slurm job, GPUS on each
 #
 # A job of Slurm sees its own GPUs only. On a machine without Slurm, where Snakemake counts GPUs and does not say which,
-# this takes free ones until VERB ends: of CUDA_VISIBLE_DEVICES if that is set, else of all.
+# this takes free ones until VERB ends: of CUDA_VISIBLE_DEVICES if that is set, else of all. JOBS_PER_GPU jobs may share
+# each of them; 1, which is the default, waits until it has a GPU for itself.
 set -euo pipefail
 export NODES=$1 GPUS=$2 CONFIG=${BASH_SOURCE[0]%/*}/accelerate.yaml
 shift 2
+JOBS_PER_GPU=${JOBS_PER_GPU:-1}
 THREADS=${OMP_NUM_THREADS:-1} # of this job on each node; Snakemake sets it to the rule's `threads`
 
 gpus_here() { # the numbers or names of GPUs that may be taken, with commas between; nothing on a machine without any
@@ -16,8 +18,20 @@ gpus_here() { # the numbers or names of GPUs that may be taken, with commas betw
     fi
 }
 
+take_place() { # place $2 of GPU $1, at once or not at all: the GPU with others or alone, and the place alone
+    local gpu place with=--exclusive file=${TMPDIR:-/tmp}/dreamllm-$UID-gpu-$1
+    ((JOBS_PER_GPU == 1)) || with=--shared
+    exec {gpu}> "$file.lock" {place}> "$file-$2.lock"
+    if flock --nonblock "$with" "$gpu" && flock --nonblock "$place"; then
+        locks+=("$gpu" "$place")
+    else
+        exec {gpu}>&- {place}>&-
+        return 1
+    fi
+}
+
 take_gpus() { # lock GPUS of them, all or none; this process holds the locks, and the system frees them when it ends
-    local lock here
+    local lock here gpu place
     IFS=, read -ra here <<< "$(gpus_here)"
     ((${#here[@]})) || return 0 # CPU processes, as in the tests
     if ((${#here[@]} < GPUS)); then
@@ -26,11 +40,11 @@ take_gpus() { # lock GPUS of them, all or none; this process holds the locks, an
     fi
     while true; do
         local taken=() locks=()
-        for gpu in "${here[@]}"; do
-            exec {lock}> "${TMPDIR:-/tmp}/dreamllm-$UID-gpu-$gpu.lock"
-            locks+=("$lock")
-            if flock --nonblock "$lock"; then taken+=("$gpu"); fi
-            ((${#taken[@]} == GPUS)) && break 2
+        for ((place = 0; place < JOBS_PER_GPU; place++)); do # the first place of every GPU before the second of any
+            for gpu in "${here[@]}"; do
+                if [[ " ${taken[*]} " != *" $gpu "* ]] && take_place "$gpu" "$place"; then taken+=("$gpu"); fi
+                ((${#taken[@]} == GPUS)) && break 3
+            done
         done
         for lock in "${locks[@]}"; do exec {lock}>&-; done
         sleep $((1 + RANDOM % 5)) # somebody else holds them

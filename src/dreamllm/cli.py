@@ -35,7 +35,7 @@ VERBS = {  # verb: (module, what it does)
     "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
     "item-scores": ("dreamllm.evaluate.items", "write the scores of single items, to pair models by"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),
-    "figures": ("dreamllm.results.figures", "draw learning curves, pictures and stories"),
+    "figures": ("dreamllm.results.figures", "draw the paper's figures from stored predictions"),
     "site": ("dreamllm.report.site", "write the report of a run: a static site, REPORT.md, model and data cards"),
     "crate": ("dreamllm.report.crate", "write what a run was made from as RO-Crate, and the CODECHECK manifest"),
     "human-page": ("dreamllm.human.page", "build a page on which people judge model and real documents, unmarked"),

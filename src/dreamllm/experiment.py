@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dreamllm.sections.base import Count, Name, Positive, Section, Share
+from dreamllm.sections.base import Count, Name, Number, Positive, Section, Share
 from dreamllm.sections.benchmarks import WORLD_TASKS, AnswerJudge, BenchmarkUse, problems_of
 from dreamllm.sections.foundations import (
     FetchedFoundations,
@@ -22,11 +22,11 @@ from dreamllm.sections.foundations import (
     TrainedFoundations,
 )
 from dreamllm.sections.machine import Machine
-from dreamllm.sections.pictures import Latency, PictureProtocol
+from dreamllm.sections.pictures import Attention, Latency, PictureProtocol
 from dreamllm.sections.sources import InstructionWriter, SourceUse
 
-Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector"]
-WORLD_SETS = ("pairs", "stories", "instructions", "text")
+Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
+WORLD_SETS = ("pairs", "stories", "instructions", "text", "contexts")
 """Shard sets of the emoji world. A mixture names them, or sets of the section `sources`."""
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
@@ -46,6 +46,8 @@ class WorldTraining(Section):
     """Drawing, describing and question-answering instructions."""
     text: Count = 12000
     """Text-only documents."""
+    contexts: Number = 0
+    """Pictures, a sentence and the picture that follows from both: editing, subject-driven, compositional; 0 = none."""
 
 
 class WorldBenchmarks(Section):
@@ -59,6 +61,8 @@ class WorldBenchmarks(Section):
     """Openings of stories to go on with in text and pictures."""
     language: Count = 200
     """Text-only items of each kind, PIQA and BoolQ."""
+    in_context: Number = 0
+    """Pictures to draw from other pictures and a sentence (docs/figures.md); 0 = none."""
 
 
 class World(Section):
@@ -89,10 +93,13 @@ class Model(Section):
 
 
 class LossWeights(Section):
-    """Weights of the two losses (official code: 1 and 10)."""
+    """Weights of the losses (official code: language 1 and diffusion 10)."""
 
     language: Annotated[float, Field(ge=0)] = 1.0
     diffusion: Annotated[float, Field(ge=0)] = 10.0
+    alignment: Annotated[float, Field(ge=0)] = 0.0
+    """Of regressing the conditions onto CLIP's features of the picture to draw: for arms of comparison (paper Figure 1
+    and last row of Table 3, docs/training.md); 0 = off."""
 
 
 class Lora(Section):
@@ -112,14 +119,15 @@ class Stage(Section):
     init: list[Name] = []
     """Earlier stages whose trained parts are loaded, in order; [] = the foundations alone."""
     trains: Annotated[list[Part], Field(min_length=1)]
-    """Parts that are trained, all others are frozen. CLIP, VAE and UNet always are (paper section 3.2)."""
+    """Parts that are trained, all others are frozen. CLIP and VAE always are, and in the paper the UNet, too (section
+    3.2); an arm that regresses conditions onto CLIP trains it in a second stage, as Emu does."""
     lora: Lora | None = None
     """Train the language model through low-rank adapters; null = all of it, as the paper does."""
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
     mixture: Annotated[dict[Name, Positive], Field(min_length=1)]
-    """Weight of each shard set: pairs, stories, instructions and text of the emoji world, and those of `sources`.
-    Weights need not sum to one."""
+    """Weight of each shard set: pairs, stories, instructions, text and contexts of the emoji world, and those of
+    `sources`. Weights need not sum to one."""
     read_share: Share = 0.5
     """Share of the pairs that are read in joint mode; the others are drawn (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()
@@ -154,8 +162,8 @@ class Stage(Section):
     """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
     them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
     num_dream_queries: Count | None = None
-    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. The stages
-    that it starts from need the same."""
+    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. Stages
+    that it starts from need the same, unless they train neither dream_queries nor condition_projector."""
 
 
 class SdFinetuning(Recipe):
@@ -216,6 +224,7 @@ class EvaluationSettings(Section):
     pictures: PictureProtocol | None = None
     """Also measure drawn pictures as the paper does (docs/pictures.md); null = not."""
     latency: Latency = Latency()
+    attention: Attention = Attention()
 
 
 class Evaluation(Section):
@@ -227,8 +236,8 @@ class Evaluation(Section):
     stages: list[Name] = []
     """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1)]
-    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency), and
-    those of the section `benchmarks`."""
+    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency,
+    in_context, attention), and those of the section `benchmarks`."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
 
@@ -277,6 +286,8 @@ class Experiment(Section):
             for key in stage.mixture:
                 if key not in sets:
                     problems.append(f"stages.{name}.mixture: no shard set {key!r}{near(key, sets)}")
+                if key == "contexts" and not self.world.training.contexts:
+                    problems.append(f"stages.{name}.mixture: there are no contexts, world.training.contexts is 0")
             if stage.lora and "language_model" not in stage.trains:
                 problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
             if name in (*FOUNDATION_MODELS, RELEASED):
@@ -305,12 +316,14 @@ class Experiment(Section):
                 problems.append(
                     f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
                 )
+            if "in_context" in evaluation.benchmarks and not self.world.benchmarks.in_context:
+                problems.append(f"{where}.benchmarks: there is no in_context, world.benchmarks.in_context is 0")
             tasks = [self.benchmark(name).task for name in evaluation.benchmarks if name in known]
             if evaluation.rewrite and {*tasks} - {"draw"}:
                 problems.append(f"{where}.rewrite: rewritten prompts are for benchmarks of the task draw alone")
             if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
                 problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
-        if problems:
+        if problems := problems or self._unfit_queries():  # of names that are all there
             raise ValueError("\n".join(problems))
         return self
 
@@ -327,6 +340,28 @@ class Experiment(Section):
     def benchmark(self, name: str) -> BenchmarkUse:
         """What a benchmark is, by its name. Raises KeyError where there is none of that name."""
         return BenchmarkUse(task=name) if name in WORLD_TASKS else self.benchmarks[name]  # type: ignore[arg-type]
+
+    def queries(self, stage: str) -> int:
+        """Number of dream queries of a stage's model."""
+        own = None if stage == RELEASED else self.stages[stage].num_dream_queries
+        return own or self.model.num_dream_queries
+
+    def _unfit_queries(self) -> list[str]:
+        """A line for each checkpoint that is loaded into a model with another number of dream queries than its own."""
+        loaded = {f"stages.{name}.init": (name, self.lineage(*stage.init)) for name, stage in self.stages.items()}
+        for index, evaluation in enumerate(self.evaluations):
+            stages = self.lineage(*(s for s in evaluation.stages or [evaluation.model] if s not in FOUNDATION_MODELS))
+            if drawn_by := [stage for stage in stages if self._trains_queries(stage)]:
+                loaded[f"evaluations[{index}]"] = (drawn_by[-1], stages)
+        return [
+            f"{where}: {stage} was trained for {self.queries(stage)} dream queries, {name} has {self.queries(name)}"
+            for where, (name, stages) in loaded.items()
+            for stage in stages
+            if self._trains_queries(stage) and self.queries(stage) != self.queries(name)
+        ]
+
+    def _trains_queries(self, stage: str) -> bool:
+        return stage == RELEASED or not {"dream_queries", "condition_projector"}.isdisjoint(self.stages[stage].trains)
 
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.

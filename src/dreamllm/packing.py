@@ -39,6 +39,8 @@ class Batch:
     document_ids: list[list[str]]  # per row, in order
     read_features: torch.Tensor | None = None  # (N, P, Dv), of CLIP
     draw_moments: torch.Tensor | None = None  # (M, 2C, h, w), of the VAE
+    target_pixels: torch.Tensor | None = None  # (M, 3, Hc, Wc), pictures to draw for CLIP: for the alignment loss
+    target_features: torch.Tensor | None = None  # (M, P, Dv), of CLIP
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -81,11 +83,13 @@ def collate(
     vocabulary: Vocabulary,
     read_pixels: Callable[[list[Image.Image]], torch.Tensor],
     draw_pixels: Callable[[list[Image.Image]], torch.Tensor] | None,
+    align: bool = False,
 ) -> Batch:
     """Tensors of some packed rows, padded to the longest of them.
 
     `read_pixels` and `draw_pixels` prepare pictures for CLIP and for the VAE (`DreamLLMProcessor` has both). For
     prompts, whose last picture does not exist yet, pass None for `draw_pixels`: the queries are placed all the same.
+    align: prepare pictures that are drawn for CLIP, too.
     """
     length = max(sum(map(len, row)) for row in rows)
     input_ids = torch.full((len(rows), length), vocabulary.pad)
@@ -113,6 +117,7 @@ def collate(
         read_pixels=read_pixels(_pictures(reads)) if reads else None,
         draw_pixels=draw_pixels(_pictures(draws)) if draws and draw_pixels else None,
         document_ids=[[sequence.document.id for sequence in row] for row in rows],
+        target_pixels=read_pixels(_pictures(draws)) if draws and align else None,
     )
 
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def closure(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def _file(name: str, package: Path) -> Path | None:
     top, *rest = name.split(".")
     if top != package.name:
@@ -68,7 +70,7 @@ def _imports(file: Path, module: str) -> tuple[str, ...]:
     """Dotted names that may be modules: for `from a import b` both a and a.b."""
     names = []
     here = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _statements(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -82,10 +84,21 @@ def _imports(file: Path, module: str) -> tuple[str, ...]:
 def _tree(file: Path) -> str:
     """The module's syntax tree as text, without docstrings."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [statement for statement in node.body if not _is_string(statement)] or [ast.Pass()]
     return ast.dump(tree)
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """The tree's root and all statements in it. Expressions, nine nodes of ten, hold none: every start of Snakemake
+    takes this walk, so that it counts."""
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo += getattr(node, field, [])
+        yield node
 
 
 def _is_string(statement: ast.stmt) -> bool:

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, gather_slots
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.sampling import make_scheduler, sample_latents
 from dreamllm.packing import Batch, Row, pack

@@ -7,6 +7,7 @@ import yaml
 from dreamllm.config import ConfigProblem, digest, load
 from dreamllm.experiment import FOUNDATION_MODELS, RELEASED, WORLD_SETS
 from dreamllm.provenance import code_digest
+from dreamllm.results.captions import CAPTIONS
 from dreamllm.sections.benchmarks import DRAWN
 from dreamllm.sections.sources import SourceUse
 
@@ -26,7 +27,7 @@ try:
 except ConfigProblem as problem:
     raise WorkflowError(str(problem))
 config.clear()
-config.update(EXPERIMENT.model_dump(mode="json"))  # for the captions of the report
+config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # for the captions of the report
 
 # Big tensors come and go at every step; told not to give their memory back each time, glibc spends 1 % of a CPU job in
 # page faults instead of 28 %. Other C libraries ignore these.
@@ -45,7 +46,7 @@ MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", 
 FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_TASKS = (*DRAWN, "stories")  # their predictions hold pictures and are tar files
+PICTURE_TASKS = (*DRAWN, "stories", "in_context")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -76,6 +77,11 @@ def seed_flag(wildcards):
     return ["--seed", str(RUNS[wildcards.run].seed)] if EXPERIMENT.seeds else []
 
 
+def stage_settings(stage):
+    """Digest of what a stage is trained by, as a function of the run."""
+    return lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.model, EXPERIMENT.stages[stage])
+
+
 def configfile(wildcards, output):
     """The path of the configuration: a function of the output, so that renaming the file runs nothing again.
 
@@ -88,12 +94,14 @@ def launch(wildcards, output):
     """How training processes are started: a function of the output, so that another machine trains nothing again."""
     if MACHINE.gpus * MACHINE.nodes == 0:
         return "python -m dreamllm"
-    return f"bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
+    return f"JOBS_PER_GPU={MACHINE.jobs_per_gpu} bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
 
 
 def launch_one(wildcards, output):
-    """The same for jobs that use one GPU at most."""
-    return "bash workflow/launch.sh 1 1" if MACHINE.gpus else "python -m dreamllm"
+    """The same for jobs that use one GPU at most; what times pictures has it for itself."""
+    timed = "benchmark" in wildcards.keys() and EXPERIMENT.benchmark(wildcards.benchmark).task == "latency"
+    jobs = 1 if timed else MACHINE.jobs_per_gpu
+    return f"JOBS_PER_GPU={jobs} bash workflow/launch.sh 1 1" if MACHINE.gpus else "python -m dreamllm"
 
 
 # GPUs and nodes of a training, in the words of the Slurm plugin. `gpu` would be dealt out over the nodes as Slurm likes,

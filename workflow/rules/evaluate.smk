@@ -46,6 +46,11 @@ use rule predict_text as predict_pictures with:
         predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.tar",
 
 
+use rule predict_text as predict_attention with:
+    output:
+        predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.safetensors",
+
+
 rule score:
     input:
         predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark, wildcards.run),

@@ -2,7 +2,8 @@
 
 
 def predictions(model, benchmark, run="{run}"):
-    suffix = "tar" if EXPERIMENT.benchmark(benchmark).task in PICTURE_TASKS else "jsonl"
+    task = EXPERIMENT.benchmark(benchmark).task
+    suffix = "tar" if task in PICTURE_TASKS else "safetensors" if task == "attention" else "jsonl"
     return f"results/predictions/{run}/{model}/{benchmark}.{suffix}"
 
 
@@ -27,6 +28,15 @@ def checkpoints_of(model, run):
     return [checkpoint(stage, run) for stage in EXPERIMENT.lineage(*stages)]
 
 
+def learnt_in_context(*stages):
+    """Whether one of the stages, or of those that they start from, learns from documents with pictures in context."""
+    return any(
+        "contexts" in EXPERIMENT.stages[stage].mixture or learnt_in_context(*EXPERIMENT.stages[stage].init)
+        for stage in stages
+        if stage in EXPERIMENT.stages
+    )
+
+
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
     task = EXPERIMENT.benchmark(wildcards.benchmark).task
@@ -34,6 +44,8 @@ def evaluation_settings(wildcards):
     seen = {"split", "limit", "prompts", "seed"} | {
         "stories": {"text", "drawing", "stories"},
         "latency": {"drawing", "latency"},
+        "in_context": {"drawing"},
+        "attention": {"drawing", "attention"},
         **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
     }.get(task, {"text"})
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]

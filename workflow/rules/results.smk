@@ -68,8 +68,11 @@ rule tables:
 rule figures:
     input:
         checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
-        drawings=[predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "draw"],
-        stories=[predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "stories"][-1:],
+        drawings=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "draw"],
+        stories=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "stories"][-1:],
+        answers=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "vqa"],
+        in_context=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "in_context"],
+        attention=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "attention"][-1:],
         benchmarks=WORLD["benchmarks"],
     output:
         figures=report(
@@ -92,8 +95,10 @@ rule figures:
         runtime=MACHINE.minutes,
     params:
         experiment=NAME,
+        trained=[e.model for e in EXPERIMENT.evaluations if learnt_in_context(*(e.stages or [e.model]))],
         losses=lambda wildcards, input: [f"{Path(c).name}={c}/losses.csv" for c in input.checkpoints],
         code=code_digest("dreamllm.results.figures"),
     shell:
         "python -m dreamllm figures --losses {params.losses:q} --drawings {input.drawings:q}"
-        " --stories {input.stories:q} --benchmarks {input.benchmarks:q} --out {output.figures:q} > {log:q} 2>&1"
+        " --stories {input.stories:q} --answers {input.answers:q} --in-context {input.in_context:q}"
+        " --trained {params.trained:q} --attention {input.attention:q} --benchmarks {input.benchmarks:q} --out {output.figures:q} > {log:q} 2>&1"

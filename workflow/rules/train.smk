@@ -1,12 +1,6 @@
 # DreamLLM's stages, one rule each, and the fine-tuned Stable Diffusion of Table 2.
 # Resume state is in scratch/, which neither Snakemake nor DVC looks at: a killed training goes on where it was.
 
-
-def stage_settings(stage):
-    """Digest of what a stage is trained by, as a function of the run."""
-    return lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.model, EXPERIMENT.stages[stage])
-
-
 for STAGE in EXPERIMENT.stages:
 
     rule:

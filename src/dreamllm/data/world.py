@@ -19,7 +19,7 @@ from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.config import load
-from dreamllm.data import corpus, grammar, shards
+from dreamllm.data import contexts, corpus, grammar, shards
 from dreamllm.data.emoji import NAMES, Names, Scene, Split, names_of, render, sample_split
 from dreamllm.data.pictures import encode_png
 from dreamllm.document import Document, Picture, Text
@@ -78,10 +78,11 @@ def text(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Docume
 
 
 def write_training(world: World, folder: Path) -> None:
-    """Write the four shard sets of `world.training` below `folder`."""
+    """Write the shard sets of `world.training` below `folder`; contexts only where some are asked for."""
     makers: dict[str, Callable[[str, random.Random, int, Names], Document]]
     names = names_of(world.pictograms)
     makers = {"pairs": pair, "stories": story, "instructions": instruction, "text": text}
+    makers |= {"contexts": contexts.document} if world.training.contexts else {}
     for name, make in makers.items():
         rng = random.Random(seed_of(world.seed, "emoji world", name))
         count = getattr(world.training, name)
@@ -143,6 +144,8 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     _write_language(folder, split, world.benchmarks.language, rng, objects)
     _write_illustrations(folder, split, world)
     _write_narratives(folder, split, world, scenes)
+    if count := world.benchmarks.in_context:
+        contexts.write_benchmark(folder, split, world.seed, count, world.picture_side, objects)
 
 
 def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[Scene], side: int) -> None:

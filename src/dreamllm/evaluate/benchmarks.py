@@ -5,11 +5,12 @@
     pope      POPE: JSON lines {"question_id", "image", "text", "label"}, one file per way of choosing absent objects
     language  PIQA (JSON lines and a file of labels) and BoolQ (JSON lines)
     draw      JSON lines {"id", "prompt", "image_id"}: the picture of that id is the real one for the prompt
-              "captions", if there, are all captions of that picture; the benchmark latency reads the same file
+              "captions", if there, are all captions of that picture; latency and attention read the same file
     narratives  as draw, the same pictures told of at length
     stories   JSON lines {"id", "opening", "sentences", "scenes"}: an interleaved story to be continued from its opening
     illustrations  JSON lines {"id", "sentences", "image_ids"}: a document with its pictures, null where a sentence has
               none; each picture is to be drawn from the text before it
+    in_context  pictures, a sentence, and the picture to be drawn from both (`in_context.py`)
     mmbench   MMBench's table (`mmbench.py`)
     mm_vet    MM-Vet's JSON (`mm_vet.py`)
 
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_json, read_jsonl, read_text
+from dreamllm.evaluate.groups import SceneRecord
+from dreamllm.evaluate.in_context import InContextItem, context_pictures, read_in_context
 from dreamllm.evaluate.mm_vet import MmVetItem, read_mm_vet
 from dreamllm.evaluate.mmbench import MmbenchItem, first_questions, read_mmbench
 
@@ -38,24 +41,11 @@ FILES = {
     "stories": ["stories_{split}.jsonl"],
     "illustrations": ["illustrations_{split}.jsonl"],
     "latency": ["draw_{split}.jsonl"],
+    "in_context": ["in_context_{split}.jsonl"],
+    "attention": ["draw_{split}.jsonl"],
     "mmbench": ["mmbench_{split}.tsv"],
     "mm_vet": ["mm_vet_{split}.json"],
 }
-
-
-@dataclass(frozen=True)
-class SceneRecord:
-    """What a picture shows, and the groups under which results are reported."""
-
-    scene: dict[str, Any]
-    kind: str
-    held_out: bool
-
-    @property
-    def groups(self) -> list[str]:
-        """Names of the groups, kinds and held-out combinations crossed."""
-        seen = "held_out" if self.held_out else "seen"
-        return [self.kind, seen, f"{self.kind}/{seen}"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +129,8 @@ class StoryItem:
     scenes: tuple[dict[str, Any], ...]
 
 
-Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | IllustrationItem | StoryItem | MmbenchItem | MmVetItem
+Item = CaptionItem | VqaItem | PopeItem | ChoiceItem | DrawItem | IllustrationItem | StoryItem | InContextItem
+Item |= MmbenchItem | MmVetItem
 
 
 def files(benchmark: str, folder: Path, split: str) -> list[Path]:
@@ -169,6 +160,8 @@ def load(benchmark: str, folder: Path, split: str, limit: int | None = None) -> 
         sets = [read_stories(paths[0])]
     elif benchmark == "illustrations":
         sets = [read_illustrations(paths[0], pictures(folder, split))]
+    elif benchmark == "in_context":
+        sets = [read_in_context(paths[0], context_pictures(folder, split))]
     elif benchmark == "pope":
         shown = pictures(folder, split)
         sets = [read_pope(path, subset, shown) for path, subset in zip(paths, POPE_SUBSETS, strict=True)]
@@ -178,8 +171,7 @@ def load(benchmark: str, folder: Path, split: str, limit: int | None = None) -> 
     elif benchmark == "mm_vet":
         sets = [read_mm_vet(paths[0], pictures(folder, split))]
     else:
-        drawn = dict.fromkeys(("draw", "narratives", "latency"), read_draw)
-        read = ({"captions": read_captions, "vqa": read_vqa} | drawn)[benchmark]
+        read = {"captions": read_captions, "vqa": read_vqa}.get(benchmark, read_draw)
         sets = [read(*paths, pictures(folder, split), scenes)]  # type: ignore[operator]
     if not all(sets):
         raise BenchmarkProblem(folder, f"{benchmark}, split {split}", "a set has no items")

@@ -59,12 +59,13 @@ def draw(
     processor: DreamLLMProcessor,
     wanted: Sequence[Wanted],
     settings: DrawingSettings,
+    document: Callable[[Wanted], Document] = lambda one: prompts.opening(one.item.id, one.prompt),
 ) -> Iterator[tuple[Wanted, Image.Image]]:
-    """Draw each prompt by itself."""
+    """Draw each prompt by itself. document: what a picture is drawn from, the prompt alone unless told otherwise."""
     from dreamllm.model import generate
 
     for batch in _batches(wanted, settings.batch_size):
-        documents = [prompts.opening(one.item.id, one.prompt) for one in batch]
+        documents = [document(one) for one in batch]
         pictures = generate.draw(model, processor, documents, [one.seed for one in batch], how(settings))
         yield from zip(batch, pictures, strict=True)
 

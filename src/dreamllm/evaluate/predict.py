@@ -16,9 +16,9 @@ from PIL import Image
 
 from dreamllm.config import ConfigProblem, load
 from dreamllm.digests import content_files, digest, sha256_of_file
-from dreamllm.evaluate import answer, benchmarks, harness, predict_pictures, prompts
+from dreamllm.evaluate import answer, attention, benchmarks, drawing, harness, predict_pictures, prompts
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.predictions import write
+from dreamllm.evaluate.predictions import write, write_tensors
 from dreamllm.experiment import EvaluationSettings, near
 from dreamllm.layout import TEMPLATES, Vocabulary, lay_out_prompt
 from dreamllm.provenance import versions
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
 
-PICTURES = ("draw", "narratives", "illustrations", "latency")  # tasks of one picture per item, in `predict_pictures.py`
+PICTURES = ("draw", "narratives", "illustrations", "in_context", "latency")  # by `predict_pictures.py`
 Records = list[dict[str, Any]]
 Images = dict[str, Image.Image]
 
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=Path, help="folder of the benchmark files that worked examples are from")
     parser.add_argument("--sample", type=int, default=0, help="which of several pictures per prompt, from 0 on")
     parser.add_argument("--work", type=Path, help="folder from which a run of pictures that was killed goes on")
-    parser.add_argument("--out", required=True, type=Path, help=".jsonl; for pictures and stories .tar")
+    parser.add_argument(
+        "--out", required=True, type=Path, help=".jsonl; pictures and stories .tar; attention .safetensors"
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -68,7 +70,8 @@ def main(args: argparse.Namespace) -> None:
         problem = "is a foundation, without any" if args.checkpoints else "needs the"
         raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints it is made of")
     settings = experiment.evaluation
-    limit = settings.latency.pictures if use.task == "latency" else settings.limit
+    own_limits = {"latency": settings.latency.pictures, "attention": settings.attention.prompts}
+    limit = own_limits.get(use.task, settings.limit)
     items = [] if use.task == "harness" else benchmarks.load(use.task, args.benchmarks, args.split, limit)
     images: Images | None = None
     about: dict[str, Any] = {}
@@ -82,6 +85,9 @@ def main(args: argparse.Namespace) -> None:
     }
     if use.task in PICTURES:
         predict_pictures.predict(args, experiment, use.task, items, header)
+        return
+    if use.task == "attention":
+        attend(args, items, settings, header)
         return
     if use.task == "harness":
         records, about = by_harness(args, use, settings, experiment.model.template)
@@ -113,6 +119,22 @@ def run(
         clip = args.foundations / "clip"
         return answer.answer_with_examples(model, processor, use, items, shown, settings, folder, split, clip), None
     return answer.answer(model, processor, use, items, shown, settings), None
+
+
+def attend(
+    args: argparse.Namespace, items: Sequence[Any], settings: EvaluationSettings, header: dict[str, Any]
+) -> None:
+    """Write where the UNet of a DreamLLM attends to its queries while it draws."""
+    from dreamllm.model import precision
+    from dreamllm.train.checkpoint import load_model
+
+    model, processor = load_model(args.foundations, args.checkpoints)
+    precision.for_inference(model, _device())
+    header["protocol"]["layers"] = list(attention.cross_attention(model.unet))
+    wanted = drawing.plan(items, settings.seed, 0)
+    tensors = attention.measure(model, processor, wanted, settings.drawing)
+    records = [_record(one.item.id, one.prompt, one.seed) for one in wanted]
+    write_tensors(args.out, header, records, tensors)
 
 
 def by_harness(
@@ -245,7 +267,7 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
     """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
     wanted = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
-        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency"}),
+        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency", "attention"}),
         "foundations": {name: digest(args.foundations / name) for name in wanted},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),

@@ -1,4 +1,4 @@
-"""The part of `dreamllm predict` that draws: tasks draw, illustrations, latency.
+"""The part of `dreamllm predict` that draws: tasks draw, illustrations, in_context, latency.
 
 Pictures go to a folder as they are drawn, from which a run that was killed goes on: 30,000 pictures of 512 pixels fit
 no memory and no patience.
@@ -19,7 +19,7 @@ from PIL import Image
 from dreamllm.atomic import new_file
 from dreamllm.config import digest
 from dreamllm.data.pictures import decode, encode_png
-from dreamllm.evaluate import drawing, latency
+from dreamllm.evaluate import drawing, in_context, latency
 from dreamllm.evaluate.predictions import write
 from dreamllm.experiment import Experiment
 from dreamllm.provenance import code_digest
@@ -48,6 +48,9 @@ def predict(
             texts = drawing.rewrite(model, processor, items, settings.prompts, settings.text)
             header["protocol"]["rewritten"] = {"prompts": len(texts), "empty": sum(not text for text in texts)}
             draw_these = partial(sd, None)
+        if task == "in_context":
+            shown = in_context.context_pictures(args.benchmarks, args.split)
+            draw_these = partial(draw_these, document=lambda one: in_context.document(one.item, shown))
     if texts is not None or args.model in ("sd", "sd_finetuned"):
         seen = [item.prompt for item in items] if texts is None else texts
         header["protocol"]["text_encoder"] = drawing.cut_off(args.foundations / "sd", seen)

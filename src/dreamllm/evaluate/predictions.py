@@ -1,12 +1,13 @@
 """Prediction files: what a model said or drew, before anything is judged.
 
     NAME.jsonl   a header, then one record per item in benchmark order
+    NAME.safetensors   the same as metadata, beside tensors (attention)
     NAME.tar     the same as its first member `index.jsonl`, then the pictures that its records name, as PNG
 
     {"header": {"model": ..., "benchmark": ..., "split": ..., "limit": ..., "protocol": {...}}}
     {"id": ..., "prompt": ..., "seed": ..., "output": ...}                                captions, vqa, pope
     {"id": ..., "prompt": ..., "seed": ..., "options": [...], "loglikelihoods": [...]}    language
-    {"id": ..., "prompt": ..., "seed": ..., "image": "000000.png"}                        draw, illustrations
+    {"id": ..., "prompt": ..., "seed": ..., "image": "000000.png"}               draw, illustrations, in_context
     {"id": ..., "prompt": ..., "seed": ..., "seconds": {"50": ...}}                       latency, by steps
     {"id": ..., "prompt": ..., "seed": ..., "parts": [{"text"} | {"image"}], "stopped": "end"}   stories
 
@@ -19,11 +20,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from dreamllm.atomic import new_file
@@ -51,6 +54,13 @@ class Predictions:
         except ValueError as error:
             raise BenchmarkProblem(self.path, f"picture {name}", str(error)) from None
 
+    def tensor(self, name: str) -> np.ndarray:
+        """A tensor of a safetensors file. Raises BenchmarkProblem when there is none of this name."""
+        with _tensors(self.path) as file:
+            if name not in file.keys():  # noqa: SIM118, a safe_open is no mapping
+                raise BenchmarkProblem(self.path, "", f"has no tensor {name!r}")
+            return file.get_tensor(name)
+
     def get(self, id_: str, name: str, kind: type | tuple[type, ...]) -> Any:
         """A field of an item's record. Raises BenchmarkProblem when it is missing or of another type."""
         return field(self.records[id_], name, kind, self.path, f"item {id_}")
@@ -63,8 +73,7 @@ def write(
     images: Mapping[str, Image.Image | Path] | None = None,
 ) -> None:
     """Write a prediction file; a tar archive when there are pictures (an empty mapping, too), or paths of PNG files."""
-    lines = [{"header": dict(header)}, *records]
-    index = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines).encode()
+    index = _index(header, records).encode()
     with new_file(path) as temporary:
         if images is None:
             temporary.write_bytes(index)
@@ -75,6 +84,21 @@ def write(
                 _add(archive, name, image.read_bytes() if isinstance(image, Path) else encode_png(image))
 
 
+def write_tensors(
+    path: Path, header: Mapping[str, Any], records: Sequence[Mapping[str, Any]], tensors: Mapping[str, Any]
+) -> None:
+    """Write a prediction file whose predictions are torch tensors; their first dimension goes over the records."""
+    from safetensors.torch import save_file
+
+    with new_file(path) as temporary:
+        save_file(dict(tensors), temporary, metadata={INDEX: _index(header, records)})
+
+
+def _index(header: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    lines = [{"header": dict(header)}, *records]
+    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # its defaults are mtime 0, mode 644, no owner
     member.size = len(content)
@@ -82,7 +106,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def read(path: Path) -> Predictions:
-    """Read a prediction file of either form.
+    """Read a prediction file of any of the forms.
 
     Raises BenchmarkProblem, naming file and record, for a damaged archive, malformed lines, doubled ids or no header.
     """
@@ -92,6 +116,9 @@ def read(path: Path) -> Predictions:
         if INDEX not in images:
             raise BenchmarkProblem(path, "", f"has no member {INDEX}")
         lines = parse_jsonl(_bytes_at(path, *images.pop(INDEX)).decode(), path)
+    elif path.suffix == ".safetensors":
+        with _tensors(path) as file:
+            lines = parse_jsonl((file.metadata() or {}).get(INDEX, ""), path)
     else:
         lines = read_jsonl(path)
     if not lines or "header" not in lines[0][1]:
@@ -101,6 +128,19 @@ def read(path: Path) -> Predictions:
         field(header, name, str, path, "header")
     records = [(field(record, "id", str, path, place), record) for place, record in lines[1:]]
     return Predictions(path, header, keyed(records, path, "item"), images)
+
+
+@contextmanager
+def _tensors(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except FileNotFoundError:
+        raise BenchmarkProblem(path, "", "no such file") from None
+    except SafetensorError as error:
+        raise BenchmarkProblem(path, "", f"is no whole safetensors file ({error})") from None
 
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:

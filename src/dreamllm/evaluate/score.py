@@ -21,6 +21,7 @@ from dreamllm.data.emoji import Scene
 from dreamllm.data.grammar import parse_caption
 from dreamllm.digests import digest, sha256_of_file
 from dreamllm.evaluate import (
+    attention,
     attributes,
     benchmarks,
     captions,
@@ -28,6 +29,7 @@ from dreamllm.evaluate import (
     exams,
     fid,
     harness,
+    in_context,
     latency,
     pope,
     shots,
@@ -103,6 +105,12 @@ def score(
         result = {"metrics": {"fid": undefined(MEASURED_APART)}, "groups": {}}
     elif task in DRAWN:
         result = score_draw(items, predictions, benchmarks.pictures(folder, header["split"]), foundations)
+    elif task == "in_context":
+        shown = in_context.context_pictures(folder, header["split"])
+        judging = _judge(foundations / "judge", [Scene.from_json(item.scene.scene) for item in items])
+        result = in_context.score(items, predictions, shown, judging)
+    elif task == "attention":
+        result = attention.score(predictions)
     elif task == "stories":
         result = score_stories(items, predictions, foundations)
     elif task == "mmbench":

@@ -92,6 +92,7 @@ def train(
     latents, drawn = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
     model = torch.nn.ModuleList([unet.train(), text_encoder.train()])
     average = copy.deepcopy(model).eval().requires_grad_(False)
+    means, weights = list(average.parameters()), [parameter.detach() for parameter in model.parameters()]
 
     def loss_of_step(step: int) -> torch.Tensor:
         chosen = torch.randint(len(drawn), (recipe.batch_size,))
@@ -107,8 +108,7 @@ def train(
 
     def average_weights(step: int) -> None:
         decay = min(0.999, (1 + step) / (10 + step))
-        for mean, now in zip(average.parameters(), model.parameters(), strict=True):
-            mean.lerp_(now.detach(), 1 - decay)
+        torch._foreach_lerp_(means, weights, 1 - decay)
 
     optimise("sd", list(model.parameters()), loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
     pipeline.unet.load_state_dict(average[0].state_dict())

@@ -108,7 +108,10 @@ def optimise(
 
     Raises FloatingPointError when the loss is not finite.
     """
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    fused = device().type == "cuda" or None  # on a CPU as it has always been, to the same bytes
+    optimiser = torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused
+    )
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))

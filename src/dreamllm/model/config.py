@@ -15,6 +15,7 @@ class DreamLLMConfig(PreTrainedConfig):
     vision_feature_layer: index into CLIP's hidden states, as in transformers (-2: the output of the last layer but one)
     bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
     language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
+    alignment_loss_weight: of the regression of conditions onto CLIP (`alignment.py`); 0 but in arms of comparison
     noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: of the diffusion loss, all off in
         the paper
     condition_dropout: share of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
@@ -44,6 +45,7 @@ class DreamLLMConfig(PreTrainedConfig):
     dream_end_token_id: int | None = None
     language_loss_weight: float = 1.0
     diffusion_loss_weight: float = 10.0
+    alignment_loss_weight: float = 0.0
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     stratified_timesteps: bool = False

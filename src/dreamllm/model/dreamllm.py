@@ -9,7 +9,7 @@ This module tokenises nothing (`layout.py`), samples nothing (`generate.py`), re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,20 +18,19 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
 from dreamllm.layout import IGNORE
 from dreamllm.model import diffusion
+from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.packed import fill_slots, gather_slots, in_parts, packed_attention_mask, packed_lengths
 from dreamllm.model.vision import patch_features
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
@@ -45,6 +44,7 @@ class DreamLLMOutput(ModelOutput):
     loss: torch.Tensor | None = None
     language_loss: torch.Tensor | None = None
     diffusion_loss: torch.Tensor | None = None
+    alignment_loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None  # (B, T, V)
     last_hidden_state: torch.Tensor | None = None  # (B, T, D)
     past_key_values: Cache | None = None
@@ -99,6 +99,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         draw_slots: torch.Tensor | None = None,
         read_features: torch.Tensor | None = None,
         draw_moments: torch.Tensor | None = None,
+        target_pixels: torch.Tensor | None = None,
+        target_features: torch.Tensor | None = None,
         noise: diffusion.DiffusionNoise | None = None,
         generator: torch.Generator | None = None,
         num_targets: int | None = None,
@@ -114,6 +116,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         each of draw_slots (M, 2); draw_pixels (M, 3, Hd, Wd) in [-1, 1] is what the diffusion loss compares with. Its
         random numbers are `noise`, or else drawn from `generator`. Where CLIP and the VAE have already been at the
         pictures, `patch_features` (N, P, Dv) and `latent_moments` (M, 2C, h, w) take the place of their pixels.
+        target_pixels (M, 3, Hc, Wc), or their `patch_features`, are the pictures to draw as CLIP sees them, which the
+        alignment loss alone needs.
 
         num_targets, num_pictures: what the losses are divided by when this is a part of a larger batch, of which other
         parts are computed elsewhere or later: the whole batch's numbers. The parts' losses then add up to the batch's,
@@ -149,6 +153,11 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 states, draw_pixels, noise, generator, num_pictures=num_pictures, moments=draw_moments
             )
             weighted = self.config.diffusion_loss_weight * result.diffusion_loss
+            result.loss = weighted if result.loss is None else result.loss + weighted
+        if draw_slots is not None and self.config.alignment_loss_weight:
+            states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
+            result.alignment_loss = self.alignment_loss(states, target_pixels, num_pictures, target_features)
+            weighted = self.config.alignment_loss_weight * result.alignment_loss
             result.loss = weighted if result.loss is None else result.loss + weighted
         return result
 
@@ -213,9 +222,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         drops = self.training and config.condition_dropout > 0
         if drops and null_states is None:  # also for no pictures: where parameters are sharded, all processes must
             null_states = self.null_states()  # go through the language model equally often
-        if pixels is None and moments is None:  # zero, with the projector in the graph
-            unused = 0 if null_states is None else 0 * null_states.sum()
-            return self.condition_projector(states[:0]).sum() + unused
+        if pixels is None and moments is None:  # zero, with all in the graph that a picture trains
+            unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+            unused += [] if null_states is None else [null_states]
+            return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
         if moments is None:
             moments = in_parts(self.latent_moments, self.pictures_at_a_time, pixels)
         mean, std = moments.chunk(2, dim=1)
@@ -236,6 +246,28 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if config.snr_gamma is not None:
             weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
         return diffusion.squared_error(prediction, target, weights, num_pictures)
+
+    def alignment_loss(
+        self,
+        states: torch.Tensor,
+        pixels: torch.Tensor | None,
+        num_pictures: int | None = None,
+        features: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean squared error of the conditions from query states (M, Q, D) as CLIP's features of the pictures to draw.
+
+        pixels (M, 3, Hc, Wc), or their `patch_features`; zero for no pictures. The conditions are the pictures' own,
+        also where the diffusion loss drops them. Raises ValueError where pictures are missing.
+        """
+        conditions = self.condition_projector(states)  # (M, Q, Dc)
+        if not len(states):
+            return conditions.sum()
+        if features is None and pixels is None:
+            raise ValueError("the alignment loss needs target_pixels: collate the batch with align=True")
+        if features is None:
+            features = in_parts(self.patch_features, self.pictures_at_a_time, pixels)
+        targets = alignment_targets(features, self.config.num_dream_queries)
+        return diffusion.squared_error(conditions, targets, count=num_pictures)
 
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
         """The random numbers of the diffusion loss of `count` pictures, as this model's options want them."""
@@ -332,67 +364,6 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             init.normal_(self.dream_queries, std=getattr(self.config.text_config, "initializer_range", 0.02))
         elif module in (self.visual_projector, self.condition_projector):
             module.reset_parameters()
-
-
-def packed_attention_mask(
-    config: PreTrainedConfig, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
-) -> torch.Tensor | None:
-    """The mask (B, 1, T, T) that keeps packed documents apart, by transformers, which finds them by their position_ids.
-
-    None where it needs no mask, or makes its own: for flash attention, and for sliding windows, which this mask would
-    undo. It is made here because older models of the library do not hand their position_ids on to the mask.
-    """
-    if getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        return None
-    return create_causal_mask(
-        config=config,
-        inputs_embeds=inputs_embeds,
-        attention_mask=None,
-        past_key_values=None,
-        position_ids=position_ids,
-    )
-
-
-def packed_lengths(position_ids: torch.Tensor) -> dict[str, Any]:
-    """Where the documents of position_ids (B, T) begin and end, as flash attention wants it: rows one after another.
-
-    Without these transformers finds packed documents by itself only in a batch of one row.
-    """
-    flat = position_ids.flatten()
-    starts = (flat == 0).nonzero().flatten().to(torch.int32)
-    ends = F.pad(starts, (0, 1), value=len(flat))  # (number of documents + 1,)
-    longest = position_ids.shape[1]  # an upper bound will do, and the true one would have to be waited for
-    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
-
-
-def in_parts(
-    function: Callable[..., torch.Tensor], size: int | None, *tensors: torch.Tensor, recompute: bool = False
-) -> torch.Tensor:
-    """function(*tensors) for at most `size` entries at a time (None: all at once), joined again.
-
-    recompute: keep no activations of a part; the backward pass computes the part once more.
-    """
-    if size is None or len(tensors[0]) <= size:
-        return function(*tensors)
-    parts = zip(*(tensor.split(size) for tensor in tensors), strict=True)
-    if recompute:
-        return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
-    return torch.cat([function(*part) for part in parts])
-
-
-def fill_slots(embeds: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Put values (N, L, D) at the L positions from each slot (N, 2), (row, first position), of embeds (B, T, D)."""
-    return embeds.index_put(_positions(slots, values.shape[1]), values.to(embeds.dtype))
-
-
-def gather_slots(hidden: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:
-    """The hidden states (N, length, D) at the positions from each slot (N, 2) of hidden (B, T, D)."""
-    return hidden[_positions(slots, length)]
-
-
-def _positions(slots: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row and column indices of the slots, broadcasting to (N, length)."""
-    return slots[:, :1], slots[:, 1:] + torch.arange(length, device=slots.device)
 
 
 AutoModel.register(DreamLLMConfig, DreamLLMForConditionalGeneration)

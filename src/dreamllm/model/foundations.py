@@ -20,7 +20,8 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration, packed_attention_mask
+from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
+from dreamllm.model.packed import packed_attention_mask
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
 
 

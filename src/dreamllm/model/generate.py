@@ -22,7 +22,8 @@ from transformers import DynamicCache
 
 from dreamllm.document import Document, Part, Picture, Text
 from dreamllm.layout import Mode
-from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, gather_slots
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
 from dreamllm.model.sampling import Drawing, draw_states
 from dreamllm.packing import collate

@@ -88,9 +88,9 @@ class DreamLLMProcessor(ProcessorMixin):
         """`layout.lay_out` with this processor's vocabulary."""
         return lay_out(document, self.vocabulary, mode, context)
 
-    def collate(self, rows: list[Row]) -> Batch:
+    def collate(self, rows: list[Row], align: bool = False) -> Batch:
         """`packing.collate` of training rows with this processor's vocabulary and pictures."""
-        return collate(rows, self.vocabulary, self.read_pixels, self.draw_pixels)
+        return collate(rows, self.vocabulary, self.read_pixels, self.draw_pixels, align)
 
     def lay_out_prompt(self, document: Document, mode: Mode, *, draw: bool = False) -> Sequence:
         """`layout.lay_out_prompt` with this processor's vocabulary and the language model's context."""

@@ -136,8 +136,9 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
 
     Language model: forward, the gradient of its inputs (always: projectors and queries are on their other side), the
     gradient of its weights when all of them are trained, and the forward pass once more with gradient checkpointing.
-    Head: the same at the targets alone. UNet: forward, the gradient of its inputs, and the forward pass once more where
-    its activations are computed again. CLIP and VAE: forward.
+    Head: the same at the targets alone. UNet: forward, the gradient of its inputs, that of its weights when they are
+    trained, and the forward pass once more where its activations are computed again. CLIP and VAE: forward; for the
+    alignment loss CLIP also of drawn pictures.
     """
     whole = "language_model" in stage.trains and stage.lora is None
     again = machine.gradient_checkpointing
@@ -147,9 +148,9 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     return {
         "language model": language_forward(size, load.tokens, stage.context) * (2 + whole + again),
         "head": head * (2 + ("language_model" in stage.trains)),
-        "CLIP": size.clip * load.read,
+        "CLIP": size.clip * (load.read + (load.drawn if stage.loss_weights.alignment else 0.0)),
         "VAE": size.vae * drawn,
-        "UNet": size.unet * drawn * (2 + unet_again),
+        "UNet": size.unet * drawn * (2 + ("unet" in stage.trains) + unet_again),
     }
 
 
@@ -189,8 +190,8 @@ def layer_activations(size: Size) -> float:
 def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[str, float]:
     """Bytes on each GPU at the worst moment of a step of `load` (the whole batch), by what takes them.
 
-    S: parameters of the language model and of what is new; E: of CLIP, VAE and UNet, whole on every GPU in fp32; A: the
-    trained ones; N: GPUs.
+    S: parameters of the language model and of what is new; E: of CLIP, VAE and UNet, whole on every GPU in fp32 (a
+    trained UNet is of S); A: the trained ones; N: GPUs.
         sharding none             4 S weights, 4 A gradients, 8 A optimiser state
         shard_grad_op             the same / N, and 2 S: weights in bf16, gathered from forward to backward
         full_shard                the same / N, and 2 S x 2 / layers: two layers gathered at a time
@@ -201,7 +202,7 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     """
     processes = max(1, machine.gpus) * machine.nodes
     parameters = size.parameters
-    encoders = sum(parameters[part] for part in ("vision_model", "vae", "unet"))
+    encoders = sum(parameters[part] for part in {"vision_model", "vae", "unet"} - {*stage.trains})
     shared = sum(parameters.values()) - encoders
     trained = sum(trained_parameters(size, stage).values())
     adapters = lora_parameters(size, stage.lora.rank) if stage.lora else 0
@@ -224,7 +225,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     elif machine.gradient_checkpointing:
         copies = BF16 * trained
     else:
-        copies = BF16 * (shared + adapters + (parameters["unet"] if stage.loss_weights.diffusion else 0))
+        frozen_unet = parameters["unet"] if stage.loss_weights.diffusion and "unet" not in stage.trains else 0
+        copies = BF16 * (shared + adapters + frozen_unet)
     return {
         "weights": FP32 * (encoders + (shared + adapters) / parts),
         "gradients": FP32 * trained / parts,

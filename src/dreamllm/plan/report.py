@@ -8,6 +8,7 @@ paper/assumptions.yaml and printed with the plan. What evaluation costs is not c
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,15 @@ def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumption
 
 
 def lines(
-    experiment: Experiment, size: Size, assumptions: Assumptions, gpu: str, utilisation: float, path: Path
+    experiment: Experiment,
+    sizes: Mapping[int, Size],
+    assumptions: Assumptions,
+    gpu: str,
+    utilisation: float,
+    path: Path,
 ) -> list[str]:
-    """The plan, ready to print."""
+    """The plan, ready to print. sizes: of the model with each number of dream queries that the experiment has."""
+    size = sizes[experiment.model.num_dream_queries]
     card, machine = assumptions.gpus[gpu], experiment.machine
     processes = max(1, machine.gpus) * machine.nodes
     sets = kinds(experiment, assumptions, path)
@@ -154,7 +161,7 @@ def lines(
     text += [f"  {'all':<22} {sum(size.parameters.values()):>15,}"]
     stages, hours = [], 0.0
     for name in experiment.stages:
-        stage = plan_stage(experiment, name, size, sets, assumptions.fill.value)
+        stage = plan_stage(experiment, name, sizes[experiment.queries(name)], sets, assumptions.fill.value)
         stages.append(stage)
         of_stage = arithmetic.gpu_hours(stage.steps * sum(stage.flops.values()), card.flops, utilisation)
         hours += of_stage
@@ -240,5 +247,6 @@ def main(args: argparse.Namespace) -> None:
 
     from dreamllm.plan.architecture import build, configurations, measure  # torch, only when it is needed
 
-    size = measure(build(configurations(experiment), experiment.model.num_dream_queries))
-    print("\n".join(lines(experiment, size, assumptions, args.gpu, utilisation, args.assumptions)))
+    numbers = {experiment.model.num_dream_queries, *map(experiment.queries, experiment.stages)}
+    sizes = {number: measure(build(configurations(experiment), number)) for number in numbers}
+    print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions)))

@@ -30,7 +30,7 @@ from dreamllm.audit.chain import Link, walk
 from dreamllm.page import STOPPED
 from dreamllm.report import cost, gallery, written
 from dreamllm.report.evidence import Report, gather
-from dreamllm.results import figures, forms
+from dreamllm.results import forms, pictures
 from dreamllm.results.cells import Table
 from dreamllm.results.forms import Block, Cell
 
@@ -127,10 +127,10 @@ def render(report: Report, folder: Path) -> str:
         world=forms.WORLD,
         shares=_shares(report.statuses),
         shelves=[_shelf(table, blocks) for table, blocks in report.tables],
-        models=[figures.NAMES.get(model, model.replace("_", " ")) for model in models],
+        models=[pictures.NAMES.get(model, model.replace("_", " ")) for model in models],
         prompts=prompts,
         told=told,
-        names=figures.NAMES,
+        names=pictures.NAMES,
         stopped=STOPPED,
         plots=_plots(house.root / "results/figures", folder),
         ways={source: _way(link) for source, link in report.links.items()},

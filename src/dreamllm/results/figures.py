@@ -1,10 +1,16 @@
 """Figures of the results: `dreamllm figures`.
 
-    learning_curves   losses of every training stage
-    drawings          the real picture and what each model draws, prompt by prompt
-    stories           freely interleaved stories, the given first sentence in bold
+    learning_curves      losses of every training stage
+    drawings             the real picture and what each model draws, prompt by prompt
+    figure3_documents    freely interleaved stories, the given first sentence in bold
+    figure4_questions    questions that two models answer differently
+    figure5_in_context   pictures drawn from pictures and a sentence, beside Stable Diffusion's from the sentence
+    figure6_attention    where the UNet attends to each dream query, for two prompts
+    figure8_subject      subject-driven pictures of a model that was trained for it
 
-Each as PNG and PDF, made for a printed page. Equal data give equal bytes: no dates, fixed metadata, embedded fonts.
+Numbers are the paper's. Each as PNG and PDF, made for a printed page. Equal data give equal bytes: no dates, fixed
+metadata, embedded fonts. README.md says of each what it shows, or why it is not there. What is shown is chosen by rule,
+never by hand (`pictures.py`).
 """
 
 from __future__ import annotations
@@ -12,8 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -25,9 +30,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dreamllm.atomic import new_folder
-from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate.files import BenchmarkProblem, read_text
-from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.evaluate.predictions import read
+from dreamllm.results import pictures
+from dreamllm.results.captions import CAPTIONS
+from dreamllm.results.pictures import PAGE, NoData
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -38,44 +45,60 @@ STYLE = {
     "savefig.dpi": 200,
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
-NAMES = {
-    "sd": "Stable Diffusion",
-    "sd_finetuned": "SD fine-tuned",
-    "alignment": "after alignment",
-    "igpt": "after I-GPT",
-    "sft": "DreamLLM, final",
-    "creation_only": "creation-only",
+LOSSES = {  # columns of losses.csv
+    "language_loss": "language loss",
+    "diffusion_loss": "diffusion loss",
+    "alignment_loss": "alignment loss",
 }
-LOSSES = {"language_loss": "language loss", "diffusion_loss": "diffusion loss"}  # columns of losses.csv
-PAGE = 6.9  # inches between the margins
-DRAWN_SEEN, DRAWN_HELD_OUT = 2, 1  # prompts shown of each kind of scene
-TOLD, PICTURES_TOLD = 5, 4  # stories shown, and pictures of each at most
+ABOUT = (
+    "Written by `dreamllm figures`; each figure is there as PNG and as PDF. Numbers are the paper's (docs/figures.md)."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm figures`."""
+    files = {"nargs": "*", "default": [], "type": Path}
     parser.add_argument("--losses", nargs="*", default=[], metavar="STAGE=CSV", help="losses.csv of the stages")
-    parser.add_argument("--drawings", nargs="*", default=[], type=Path, help="predictions on the benchmark draw")
+    parser.add_argument("--drawings", **files, help="predictions on the benchmark draw")
     parser.add_argument("--stories", nargs="?", type=Path, help="predictions of one model on the benchmark stories")
+    parser.add_argument("--answers", **files, help="predictions on the benchmark vqa")
+    parser.add_argument("--in-context", **files, help="predictions on the benchmark in_context")
+    parser.add_argument("--trained", nargs="*", default=[], metavar="MODEL", help="those that were trained on contexts")
+    parser.add_argument("--attention", nargs="?", type=Path, help="one model's maps, of the benchmark attention")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:
     """Draw the figures that there is data for into a folder, whole or not at all."""
+    losses = {name: read_losses(Path(path)) for name, path in (named.split("=", 1) for named in args.losses)}
+    drawn, answers = [read(path) for path in args.drawings], [read(path) for path in args.answers]
+    in_context = [read(path) for path in args.in_context]
+    told, maps = (read(path) if path else None for path in (args.stories, args.attention))
+    figures: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: learning_curves(losses),
+        "drawings": lambda: pictures.drawings(drawn, args.benchmarks),
+        "figure3_documents": lambda: pictures.stories(told),
+        "figure4_questions": lambda: pictures.questions(answers, args.benchmarks),
+        "figure5_in_context": lambda: pictures.in_context(in_context, args.benchmarks),
+        "figure6_attention": lambda: pictures.attention(maps, args.benchmarks),
+        "figure8_subject": lambda: pictures.subject(in_context, args.trained, args.benchmarks),
+    }
+    lines = ["# Figures", "", ABOUT, "", "| figure | shows |", "|---|---|"]
     with new_folder(args.out) as folder, plt.rc_context(STYLE):
-        if args.losses:
-            curves = dict(named.split("=", 1) for named in args.losses)
-            losses = {name: read_losses(Path(path)) for name, path in curves.items()}
-            save(learning_curves(losses), folder / "learning_curves")
-        if args.drawings:
-            save(drawings([read(path) for path in args.drawings], args.benchmarks), folder / "drawings")
-        if args.stories:
-            save(stories(read(args.stories)), folder / "stories")
+        for name, draw in figures.items():
+            try:
+                save(draw(), folder / name)
+                lines.append(f"| [{name}]({name}.png) | {CAPTIONS[name]} |")
+            except NoData as reason:
+                lines.append(f"| {name} | not drawn: {reason} |")
+        (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def save(figure: Figure, stem: Path) -> None:
     """Write a figure as PNG and PDF without anything that changes from run to run, and close it."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once for both
     figure.savefig(stem.with_suffix(".png"), metadata={"Software": None})
     figure.savefig(stem.with_suffix(".pdf"), metadata={"Creator": None, "Producer": None, "CreationDate": None})
     plt.close(figure)
@@ -97,9 +120,16 @@ def read_losses(path: Path) -> dict[str, np.ndarray]:
 
 
 def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """Both losses of every stage over its steps: thin as measured, thick smoothed."""
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.8), layout="constrained")
-    for axis, (name, title) in zip(axes, LOSSES.items(), strict=True):
+    """The losses of every stage over its steps, that of alignment if any has it: thin as measured, thick smoothed.
+
+    Raises NoData without a stage.
+    """
+    if not losses:
+        raise NoData("no stage was trained")
+    aligned = any(not np.isnan(columns["alignment_loss"]).all() for columns in losses.values())
+    shown = {name: title for name, title in LOSSES.items() if aligned or name != "alignment_loss"}
+    figure, axes = plt.subplots(1, len(shown), figsize=(PAGE, 2.8), layout="constrained")
+    for axis, (name, title) in zip(axes, shown.items(), strict=True):
         smoothed: list[np.ndarray] = []
         for number, (stage, columns) in enumerate(losses.items()):
             has_loss = ~np.isnan(columns[name]) & (columns[name] > 0)
@@ -128,85 +158,3 @@ def smooth(values: np.ndarray) -> np.ndarray:
     indices = np.arange(len(values))
     low, high = np.maximum(indices - reach, 0), np.minimum(indices + reach + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)
-
-
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
-def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
-    """A column per prompt: its words, the real picture, and what each model drew. The first prompts of each kind."""
-    header = models[0].header
-    items = benchmarks.load("draw", folder, header["split"], header.get("limit"))
-    for model in models:
-        check_complete(model, [item.id for item in items])
-    chosen = choose(items)
-    real = benchmarks.pictures(folder, header["split"])
-    side = PAGE / (len(chosen) + 1.1)
-    figure, axes = plt.subplots(
-        1 + len(models),
-        1 + len(chosen),
-        figsize=(PAGE, 0.75 + (1 + len(models)) * side),
-        squeeze=False,
-        width_ratios=[1.1, *[1] * len(chosen)],
-        layout="constrained",
-    )
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.02, wspace=0.0, hspace=0.0)
-    for axis in axes.flat:
-        axis.axis("off")
-    for row, name in enumerate(["real", *(model.header["model"] for model in models)]):
-        words = textwrap.fill(NAMES.get(name, name), 12)
-        axes[row, 0].text(1.0, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=7)
-    for column, item in enumerate(chosen, 1):
-        held_out = "\n(held out)" if item.scene and item.scene.held_out else ""
-        axes[0, column].set_title(textwrap.fill(item.prompt, 13) + held_out, fontsize=6)
-        axes[0, column].imshow(real.read(item.picture), interpolation="nearest")
-        for row, model in enumerate(models, 1):
-            drawn = model.image(model.get(item.id, "image", str), f"item {item.id}")
-            axes[row, column].imshow(drawn, interpolation="nearest")
-    return figure
-
-
-def choose(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
-    """The first items of every kind of scene, held-out combinations last; the first ones where scenes are unknown."""
-    kinds: dict[str, list[benchmarks.DrawItem]] = {}
-    for item in items:
-        kinds.setdefault(item.scene.kind if item.scene else "", []).append(item)
-    chosen = []
-    for of_kind in kinds.values():
-        held_out = [item for item in of_kind if item.scene and item.scene.held_out]
-        seen = [item for item in of_kind if item not in held_out]
-        chosen += seen[: DRAWN_SEEN if held_out else 9] + held_out[:DRAWN_HELD_OUT]
-    return chosen
-
-
-def stories(model: Predictions) -> Figure:
-    """The first stories with pictures: one row each, sentences over the pictures that follow them."""
-    told = [_panels(record) for record in model.records.values()]
-    told = [panels[:PICTURES_TOLD] for panels in told if any(image for _, image in panels)][:TOLD]
-    rows, columns = max(len(told), 1), max((len(panels) for panels in told), default=1)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.4 * columns, 1.75 * rows), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat:
-        axis.axis("off")
-    if not told:
-        axes[0, 0].set_title("no story has a picture", loc="left")
-    for row, panels in zip(axes, told, strict=False):
-        for column, (axis, (words, image)) in enumerate(zip(row, panels, strict=False)):
-            axis.set_title(textwrap.fill(words, 20), fontsize=7, fontweight="bold" if column == 0 else "normal")
-            if image:
-                axis.imshow(model.image(image, "story"), interpolation="nearest")
-    return figure
-
-
-def _panels(record: dict) -> list[tuple[str, str]]:
-    """A story as (words, picture after them); words without a picture at its end have ""."""
-    panels: list[tuple[str, str]] = []
-    words = record["prompt"]
-    for part in record["parts"]:
-        if "text" in part:
-            words = f"{words} {part['text']}".strip()
-        else:
-            panels.append((words, part["image"]))
-            words = ""
-    return [*panels, (words, "")] if words else panels

@@ -10,6 +10,7 @@ from dreamllm.sections.base import Count, Name, Section
 from dreamllm.sections.sources import Service
 
 WORLD_TASKS = ("captions", "vqa", "pope", "draw", "narratives", "stories", "language", "illustrations", "latency")
+WORLD_TASKS += ("in_context", "attention")
 """Benchmarks of the emoji world; each is also the name of its task."""
 DRAWN = ("draw", "narratives", "illustrations")
 """Tasks with one picture per item, which `evaluation.pictures` measures (docs/pictures.md)."""
@@ -23,6 +24,8 @@ Task = Literal[
     "language",
     "illustrations",
     "latency",
+    "in_context",
+    "attention",
     "mmbench",
     "mm_vet",
     "harness",
@@ -62,7 +65,7 @@ def problems_of(name: str, use: BenchmarkUse, split: str) -> list[str]:
     where, problems = f"benchmarks.{name}", []
     if name in WORLD_TASKS:
         problems.append(f"{where}: this name is taken by the emoji world")
-    if use.source and use.task in ("narratives", "stories", "language"):
+    if use.source and use.task in ("narratives", "stories", "language", "in_context"):
         problems.append(f"{where}.source: the task {use.task} is of the emoji world only")
     if not use.source and use.task not in WORLD_TASKS:
         problems.append(f"{where}.source: missing; the emoji world has no {use.task}")

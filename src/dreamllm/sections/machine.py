@@ -16,6 +16,8 @@ class Machine(Section):
     """GPUs of each node for a training job, 1 of which a sampling job gets; 0 = CPU."""
     nodes: Count = 1
     """Nodes for a training job; more than one needs Slurm."""
+    jobs_per_gpu: Count = 1
+    """Jobs that may share a GPU at a time, for models that fill it only in part (docs/cluster.md); not on Slurm."""
     sharding: Literal["none", "shard_grad_op", "full_shard"] = "none"
     """What FSDP splits over the GPUs of a training: nothing (every GPU holds all, DDP); gradients and optimiser state,
     with the parameters gathered from forward to backward; or these too, gathered layer by layer."""

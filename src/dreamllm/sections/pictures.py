@@ -29,3 +29,10 @@ class Latency(Section):
     """Numbers of denoising steps (paper: these)."""
     pictures: Count = 10
     """Pictures that are timed for each, one after the other, after one that is not."""
+
+
+class Attention(Section):
+    """Where the UNet attends to each dream query (paper Figure 6): benchmark `attention`."""
+
+    prompts: Annotated[int, Field(ge=2)] = 24
+    """The first prompts of the benchmark `draw`, whose maps are stored and compared."""

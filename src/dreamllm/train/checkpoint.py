@@ -28,6 +28,7 @@ from dreamllm.train import lora
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
+OF_THE_QUERIES = ("dream_queries", "condition_projector")  # parts that are trained for one number of dream queries
 
 
 class CheckpointProblem(ValueError):
@@ -79,16 +80,20 @@ def load_model(
     """Build DreamLLM from its foundations and load the trained parameters of checkpoints, in order, later ones on top.
 
     options: what DreamLLM adds to its foundations (arguments of `build_from_foundations`); by default as the last
-    checkpoint has it.
+    checkpoint has it, with as many dream queries as the last one that trained them.
     Raises CheckpointProblem when a checkpoint was trained on other foundations, with other options, or when a tensor
-    does not fit the model.
+    does not fit the model. Another number of dream queries is no matter to a checkpoint that trained neither them nor
+    the condition projector: nothing else depends on it, not even in its first random values.
     """
     found = foundation_digests(foundations)
     metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
     if options is None:
         if not metadata:
             raise ValueError("without a checkpoint the model's options must be given")
-        options = metadata[-1][1]["model"]
+        of_queries = [about["model"] for folder, about in metadata if trained_queries(folder)]
+        options = {**metadata[-1][1]["model"]}
+        if of_queries:
+            options["num_dream_queries"] = of_queries[-1]["num_dream_queries"]
     for folder, about in metadata:
         for name in FOUNDATIONS:
             if (trained_on := about["foundations"].get(name)) != found[name]:
@@ -96,13 +101,20 @@ def load_model(
                     f"{folder}: was trained on another {name} foundation (digest {str(trained_on)[:12]}) than "
                     f"{Path(foundations) / name} (digest {found[name][:12]}); fetch that one, or train again"
                 )
-        if differing := sorted(key for key in options if about["model"].get(key) != options[key]):
+        compared = options.keys() if trained_queries(folder) else options.keys() - {"num_dream_queries"}
+        if differing := sorted(key for key in compared if about["model"].get(key) != options[key]):
             pairs = ", ".join(f"{key} {about['model'].get(key)!r}, not {options[key]!r}" for key in differing)
             raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
     model, processor = build_from_foundations(*(Path(foundations) / name for name in FOUNDATIONS), **options)
     for folder in checkpoints:
         load_trained(model, folder)
     return model, processor
+
+
+def trained_queries(folder: str | Path) -> bool:
+    """Whether a checkpoint holds parts that fit one number of dream queries. Raises CheckpointProblem for none."""
+    with _tensors(folder) as file:
+        return any(name.split(".")[0] in OF_THE_QUERIES for name in file.keys())  # noqa: SIM118, it is no mapping
 
 
 def outline(
@@ -118,11 +130,8 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
 
     Raises CheckpointProblem naming each tensor that the model lacks or holds in another shape; nothing is copied then.
     """
-    path = Path(folder) / TENSORS
-    if not path.is_file():
-        raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {TENSORS}")
     parameters = dict(model.named_parameters())
-    with safe_open(path, framework="pt") as file:
+    with _tensors(folder) as file:
         names = list(file.keys())
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         for name in [name for name in names if name.endswith(lora.A)]:  # an adapter has the shape of its product
@@ -134,10 +143,20 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
                 problems.append(f"{name} is {list(shapes[name])} there and {list(shape)} in the model")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise CheckpointProblem(f"{path}: does not fit the model: {'; '.join(problems[:5])}{more}")
+            raise CheckpointProblem(
+                f"{Path(folder) / TENSORS}: does not fit the model: {'; '.join(problems[:5])}{more}"
+            )
         for name, target in targets.items():
             if name.endswith(lora.A):
                 other = file.get_tensor(name.removesuffix(lora.A) + lora.B)
                 lora.merge(parameters[target], file.get_tensor(name), other)
             else:
                 parameters[target].data.copy_(file.get_tensor(name))
+
+
+def _tensors(folder: str | Path) -> Any:
+    """The tensors of a checkpoint, opened. Raises CheckpointProblem when they are missing."""
+    path = Path(folder) / TENSORS
+    if not path.is_file():
+        raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {TENSORS}")
+    return safe_open(path, framework="pt")

@@ -4,7 +4,7 @@ Nothing here changes what is computed, beyond rounding. The processes are starte
 without one of them there is one process, and these functions have nothing to do.
 
 A model is either held whole by every process (DDP), or its trained parts and the language model are sharded by FSDP2.
-CLIP, VAE and UNet are frozen and stay whole: they are small beside the language model, and how often a process calls
+CLIP, VAE and UNet, while frozen, stay whole: they are small beside the language model, and how often a process calls
 them may then depend on its pictures.
 """
 
@@ -91,6 +91,7 @@ def place(
     precision.for_training(model, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     if machine.sharding == "none" or accelerator.num_processes == 1:
         receive(model, accelerator.device)
+        precision.channels_last(model)
         return accelerator.prepare_model(model)
     options: dict[str, Any] = {
         "mesh": distributed.device_mesh.init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
@@ -103,8 +104,9 @@ def place(
             receive(module, accelerator.device)  # layer by layer: no device ever holds the whole language model
             fully_shard(module, **options)
     receive(model, accelerator.device)
+    precision.channels_last(model)
     encoders = (model.vision_model, model.vae, model.unet)
-    options["ignored_params"] = {parameter for encoder in encoders for parameter in encoder.parameters()}
+    options["ignored_params"] = {p for encoder in encoders for p in encoder.parameters() if not p.requires_grad}
     return fully_shard(model, **options)
 
 

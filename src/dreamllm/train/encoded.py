@@ -80,19 +80,21 @@ class Store:
             parts.append(part)
         return replace(document, parts=tuple(parts))
 
-    def collate(self, rows: list[Row], processor: DreamLLMProcessor) -> Batch:
+    def collate(self, rows: list[Row], processor: DreamLLMProcessor, align: bool = False) -> Batch:
         """In place of `DreamLLMProcessor.collate`, for rows of documents from `load`."""
 
         def stacked(encoder: str):
             return lambda pictures: torch.stack([picture.tensor(encoder) for picture in pictures])
 
-        batch = packing.collate(rows, processor.vocabulary, stacked("clip"), stacked("vae"))
+        batch = packing.collate(rows, processor.vocabulary, stacked("clip"), stacked("vae"), align)
         return replace(
             batch,
             read_pixels=None,
             draw_pixels=None,
             read_features=batch.read_pixels,
             draw_moments=batch.draw_pixels,
+            target_pixels=None,
+            target_features=batch.target_pixels,
         )
 
 

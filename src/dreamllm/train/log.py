@@ -20,11 +20,12 @@ from dreamllm.layout import IGNORE
 from dreamllm.model.dreamllm import DreamLLMOutput
 from dreamllm.packing import Row
 
-# The columns of losses.csv after the step. `loss` is weighted, its two parts are not; a part is empty where the stage
-# or the batch does not have it. The gradient's norm is the one before clipping.
-MEASURED = ("loss", "language_loss", "diffusion_loss", "gradient_norm")
+# The columns of losses.csv after the step. `loss` is weighted, its parts are not; a part is empty where the stage or
+# the batch does not have it. The gradient's norm is the one before clipping.
+MEASURED = ("loss", "language_loss", "diffusion_loss", "alignment_loss", "gradient_norm")
 COUNTED = ("learning_rate", "tokens", "targets", "pictures_read", "pictures_drawn")
 COLUMNS = (*MEASURED, *COUNTED)
+LOSSES = MEASURED[:-1]
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -33,7 +34,7 @@ class NonFiniteLoss(ArithmeticError):
 
 @dataclass(frozen=True)
 class Measured:
-    """A step: its batch, the MEASURED values (4,) on their device, and the COUNTED ones."""
+    """A step: its batch, the MEASURED values (5,) on their device, and the COUNTED ones."""
 
     prepared: Prepared
     values: torch.Tensor
@@ -66,9 +67,9 @@ def count(rows: Iterable[Row]) -> Counts:
 
 
 def losses(output: DreamLLMOutput) -> torch.Tensor:
-    """Loss, language loss and diffusion loss (3,), left on their device; NaN for one that the stage does not have."""
+    """The LOSSES (4,), unfetched from their device; NaN for one that the stage does not have."""
     nothing = torch.full_like(output.loss.detach(), math.nan)
-    values = (output.loss, output.language_loss, output.diffusion_loss)
+    values = (output.get(name) for name in LOSSES)
     return torch.stack([nothing if value is None else value.detach().float() for value in values])
 
 
@@ -95,7 +96,7 @@ def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter | None) 
         if not row["targets"]:
             row["language_loss"] = math.nan  # the model says 0, which would look like a very good step
         if not row["pictures_drawn"]:
-            row["diffusion_loss"] = math.nan
+            row["diffusion_loss"] = row["alignment_loss"] = math.nan
         for key, value in row.items() if board else ():
             if not math.isnan(value):
                 board.add_scalar(key, value, number)
@@ -104,10 +105,16 @@ def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter | None) 
 
 
 def losses_csv(log: Sequence[Sequence[float]]) -> str:
-    """losses.csv: a line per step, numbered from 1; empty where a step has no such loss."""
-    lines = [",".join(("step", *COLUMNS))]
+    """losses.csv: a line per step, numbered from 1; empty where a step has no such loss.
+
+    The alignment loss has a column in the files of those stages alone that have it.
+    """
+    aligned = any(not math.isnan(row[COLUMNS.index("alignment_loss")]) for row in log)
+    shown = [index for index, name in enumerate(COLUMNS) if aligned or name != "alignment_loss"]
+    lines = [",".join(("step", *(COLUMNS[index] for index in shown)))]
     for number, row in enumerate(log, 1):
-        lines.append(",".join([str(number), *("" if math.isnan(value) else f"{value:.6g}" for value in row)]))
+        values = (row[index] for index in shown)
+        lines.append(",".join([str(number), *("" if math.isnan(value) else f"{value:.6g}" for value in values)]))
     return "\n".join(lines) + "\n"
 
 
@@ -125,5 +132,5 @@ def totals(log: Sequence[Sequence[float]], last: Prepared) -> dict[str, Any]:
         "documents": last.position.drawn,
         "skipped_documents": last.position.skipped,
         **{key: int(sum(columns[key])) for key in COUNTED[1:]},
-        "final": {key: mean(columns[key][-tail:]) for key in MEASURED[:3]},
+        "final": {key: mean(columns[key][-tail:]) for key in LOSSES},
     }

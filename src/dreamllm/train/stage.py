@@ -108,10 +108,11 @@ def train(
             accelerator.print(f"going on after step {state.step} of {stage.steps}")
         first, position, log = (state.step, state.position, state.log.tolist()) if state else (0, start(mixture), [])
         share = devices.share(stage, accelerator)
-        collate, load = processor.collate, shards.load
+        align = stage.loss_weights.alignment > 0
+        collate, load = partial(processor.collate, align=align), shards.load
         if stage.precompute:
             store = encoded.prepare(encoded_pictures, model, processor, sets, stage.mode, accelerator)
-            collate, load = partial(store.collate, processor=processor), store.load
+            collate, load = partial(store.collate, processor=processor, align=align), store.load
         rows_at_a_time = experiment.machine.rows_at_a_time or stage.rows_per_batch
         stream = Stream(
             mixture,
@@ -232,17 +233,25 @@ def batched(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     """Set what the stage trains and how its losses are made. Frozen parts run without dropout.
 
-    Raises ValueError for a stage without any loss.
+    Raises ValueError for a stage without any loss, and for an alignment loss between vectors of different lengths.
     """
-    if not (stage.loss_weights.language or stage.loss_weights.diffusion):
-        raise ValueError("both loss weights of the stage are 0: there is nothing to train")
+    weights = stage.loss_weights
+    if not (weights.language or weights.diffusion or weights.alignment):
+        raise ValueError("all loss weights of the stage are 0: there is nothing to train")
+    clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
+    if weights.alignment and clip != condition:
+        raise ValueError(
+            f"loss_weights.alignment: CLIP's features have {clip} numbers, the UNet's conditions {condition}: "
+            "they cannot be regressed onto the other; take foundations where they are equal, or set the weight to 0"
+        )
     model.train_only(stage.trains)
     model.train()
     for part in set(TRAINABLE) - set(stage.trains):
         if isinstance(module := getattr(model, part), torch.nn.Module):
             module.eval()
-    model.config.language_loss_weight = stage.loss_weights.language
-    model.config.diffusion_loss_weight = stage.loss_weights.diffusion
+    model.config.language_loss_weight = weights.language
+    model.config.diffusion_loss_weight = weights.diffusion
+    model.config.alignment_loss_weight = weights.alignment
     options = ("noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift", "snr_gamma")
     for option in (*options, "condition_dropout"):
         setattr(model.config, option, getattr(stage, option))
@@ -274,10 +283,11 @@ def summary(name: str, stage: Stage, model: DreamLLMForConditionalGeneration, mi
     def listed(parts: dict[str, int]) -> str:
         return f"{sum(parts.values()):,} (" + ", ".join(f"{part} {number:,}" for part, number in parts.items()) + ")"
 
+    aligned = f" + {stage.loss_weights.alignment:g} alignment" if stage.loss_weights.alignment else ""
     documents = [f"{size:,} {key} (weight {mixture.weights[key]:g})" for key, size in mixture.sizes().items()]
     lines = [
         f"stage {name}: {stage.mode}, loss = {stage.loss_weights.language:g} language "
-        f"+ {stage.loss_weights.diffusion:g} diffusion",
+        f"+ {stage.loss_weights.diffusion:g} diffusion{aligned}",
         f"  trained parameters: {listed(trained)}",
         f"  frozen parameters:  {listed(frozen)}",
         f"  {stage.rows_per_batch} rows x {stage.context} tokens = {tokens:,} tokens per step, "

@@ -1,0 +1,35 @@
+"""The alignment loss as pure functions: conditions regressed onto what CLIP sees in the picture to be drawn.
+
+The paper compares with such a loss (Table 3, last row) and with models that have nothing else, GILL and Emu (Figure 1);
+neither the paper nor the official code defines it. This one is Emu's, the squared error of continuous image embeddings
+(arXiv 2307.05222), on the embeddings of Emu2, CLIP's patches averaged to a small grid (arXiv 2312.13286): each dream
+query has one of them to reach. GILL's, on the states of Stable Diffusion's text encoder for the caption (arXiv
+2305.17216), needs a caption for each picture, which interleaved documents do not have.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def grid(number: int) -> tuple[int, int]:
+    """Rows and columns, as nearly a square as the number allows: 64 is 8 x 8, 32 is 4 x 8, a prime is one row."""
+    rows = max(divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0)
+    return rows, number // rows
+
+
+def alignment_targets(features: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """What the conditions of M pictures shall be: CLIP's patch features, averaged to one vector per dream query.
+
+    Each vector is normalised to mean 0 and variance 1 (without weights), so that conditions of 0 have a loss of 1
+    whatever the scale of a CLIP's features: a weight means the same for all of them.
+
+    features (M, P, Dv) of a square picture in raster order -> (M, Q, Dv) in fp32, in raster order
+    """
+    side = math.isqrt(features.shape[1])
+    patches = features.float().transpose(1, 2).unflatten(2, (side, side))  # (M, Dv, side, side)
+    pooled = F.adaptive_avg_pool2d(patches, grid(num_queries)).flatten(2).transpose(1, 2)  # (M, Q, Dv)
+    return F.layer_norm(pooled, pooled.shape[2:])
