@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tables foundations test lint bench downloader audit restore record lock clean
+.PHONY: help setup tables report foundations test lint bench downloader audit restore record lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ $(READY):
 
 tables: setup ## from nothing to results/tables and results/figures
 	snakemake --cores $(CORES) results/tables
+
+report: setup ## results/report/index.html with all that the tables show and where it is from, RO-Crate, CODECHECK manifest
+	snakemake --cores $(CORES) report
 
 foundations: setup ## train the foundation models from nothing instead of fetching them
 	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations
@@ -62,5 +65,5 @@ lock: setup ## write requirements.lock from what is installed in .venv
 	PYTHON=$(PYTHON) bash workflow/lock.sh
 
 clean: ## remove what the default run made; foundations, environment and DVC's cache stay
-	rm -rf results/checkpoints results/predictions results/metrics results/tables results/figures
+	rm -rf results/checkpoints results/predictions results/metrics results/tables results/figures results/report ro-crate-metadata.json codecheck.yml
 	rm -rf data/emoji scratch logs benchmarks/*/

@@ -37,6 +37,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/pictures.smk"
 include: "workflow/rules/human.smk"
 include: "workflow/rules/results.smk"
+include: "workflow/rules/report.smk"
 
 
 rule all:
@@ -62,6 +63,13 @@ rule data:
 rule checkpoints:
     input:
         of_all_runs([checkpoint(stage) for stage in TRAINED]),
+
+
+rule report:
+    input:
+        "results/report",
+        "ro-crate-metadata.json",
+        "codecheck.yml",
 
 
 rule evaluate:

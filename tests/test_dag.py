@@ -93,6 +93,13 @@ def test_every_trained_stage_hands_its_parameters_to_dvc():
     assert {"world", "foundations", "seed", "model", "sd_finetuned", "evaluation", "evaluations"} <= seen
 
 
+def test_the_report_is_made_of_results_and_is_no_stage(house, jobs):
+    report = [job for job in repository.jobs(house, "report") if job[0] != "report"]
+    of_its_own = {rule for rule, _, _ in report} - {rule for rule, _, _ in jobs}
+    assert of_its_own == {"site", "crate"}
+    assert not [stage for stage in STAGES if of_its_own & allowed(stage)]
+
+
 def test_snakemake_lint_has_no_findings(house):
     for config in ("embedded", "smoke", "foundations"):
         result = repository.run(house, "snakemake", "--lint", "--configfile", f"config/{config}.yaml", check=False)

@@ -34,7 +34,7 @@ BASES = {  # stages that repeat the recipe of another one, and what of it they c
     "queries_double": ("sft", {"num_dream_queries", "init", "steps"}),
 }
 OF_THE_MACHINE = {"machine", "evaluation.text.batch_size", "evaluation.drawing.batch_size"}  # change no result
-OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories"}  # the paper has no counterpart
+OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories", "evaluation.attention"}  # no counterpart is published
 
 
 def plain(name: str) -> dict[str, Any]:

@@ -39,6 +39,8 @@ VERBS = {  # verb: (module, what it does)
     "audit": ("dreamllm.audit.run", "check what can be trusted: every number against what it was made from"),
     "compare": ("dreamllm.audit.compare", "say of each number of two result folders how well it was reproduced"),
     "figures": ("dreamllm.results.figures", "draw the paper's figures from stored predictions"),
+    "site": ("dreamllm.report.site", "write the report of a run: a static site, REPORT.md, model and data cards"),
+    "crate": ("dreamllm.report.crate", "write what a run was made from as RO-Crate, and the CODECHECK manifest"),
     "human-page": ("dreamllm.human.page", "build a page on which people judge model and real documents, unmarked"),
     "human-score": ("dreamllm.human.score", "turn people's judgements into metrics"),
     "generate": ("dreamllm.page", "continue a prompt with text and pictures, as a small HTML page"),

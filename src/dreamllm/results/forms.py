@@ -97,16 +97,16 @@ def to_csv(table: Table, blocks: Sequence[Block]) -> str:
 
 def to_markdown(table: Table, blocks: Sequence[Block]) -> str:
     """GitHub tables with footnotes."""
-    blocks = [_shown(block) for block in blocks]
-    notes = _notes(blocks)
-    lines = [f"# {_title(table)}", "", _about(table, blocks), ""]
+    blocks = [for_readers(block) for block in blocks]
+    notes = notes_of(blocks)
+    lines = [f"# {caption_of(table)}", "", _about(table, blocks), ""]
     for block in blocks:
         lines += [f"**{block.heading}**", ""]
         if not (block.rows and block.columns):
             lines += ["No numbers.", ""]
             continue
         lines += [f"| | {' | '.join(block.columns)} |", "|---|" + "--:|" * len(block.columns)]
-        for label, cells in _with_counts(block):
+        for label, cells in with_counts(block):
             shown = [_in_words(cell, notes, str, " <sub>{}–{}</sub>", "<sup>{}</sup>") for cell in cells]
             lines.append(f"| {' | '.join([label, *shown])} |")
         lines.append("")
@@ -116,14 +116,14 @@ def to_markdown(table: Table, blocks: Sequence[Block]) -> str:
 
 def to_latex(table: Table, blocks: Sequence[Block]) -> str:
     """A `table` environment, with tabulars for booktabs."""
-    blocks = [_shown(block) for block in blocks]
-    notes = _notes(blocks)
+    blocks = [for_readers(block) for block in blocks]
+    notes = notes_of(blocks)
     about = " ".join(_about(table, blocks).replace("*", "").split())
     lines = [
         "% needs booktabs and adjustbox",
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_escape(_title(table))}. {_escape(about)}}}",
+        rf"\caption{{{_escape(caption_of(table))}. {_escape(about)}}}",
         rf"\label{{tab:{table.name}}}",
     ]
     for block in blocks:
@@ -137,7 +137,7 @@ def to_latex(table: Table, blocks: Sequence[Block]) -> str:
             rf"\emph{{{_escape(block.heading)}}} & {' & '.join(columns)} \\",
             r"\midrule",
         ]
-        for label, cells in _with_counts(block):
+        for label, cells in with_counts(block):
             shown = [
                 _in_words(cell, notes, _escape, r" {{\scriptsize {}--{}}}", r"\textsuperscript{{{}}}") for cell in cells
             ]
@@ -151,7 +151,7 @@ def to_latex(table: Table, blocks: Sequence[Block]) -> str:
 def index(tables: Collection[Table], runs: Runs) -> str:
     """README.md of the folder: what there is, and how it came about."""
     split = next((content["split"] for metrics in runs.values() for content in metrics.values()), "none")
-    rows = [f"| [{_title(t)}]({t.name}.md) | [csv]({t.name}.csv) | [tex]({t.name}.tex) |" for t in tables]
+    rows = [f"| [{caption_of(t)}]({t.name}.md) | [csv]({t.name}.csv) | [tex]({t.name}.tex) |" for t in tables]
     lines = [
         f"| {run} | {model} | {benchmark} | {content['protocol'].get('n', '')} |"
         for run, metrics in runs.items()
@@ -184,7 +184,8 @@ def index(tables: Collection[Table], runs: Runs) -> str:
     )
 
 
-def _title(table: Table) -> str:
+def caption_of(table: Table) -> str:
+    """What stands above a table."""
     return f"Table {table.paper}: {table.title}" if table.paper[:1].isdigit() else table.title
 
 
@@ -199,21 +200,21 @@ def _about(table: Table, blocks: Sequence[Block]) -> str:
     return f"{text}\n\n{WORLD}" if any(column.miniature for column in table.columns) else text
 
 
-def _shown(block: Block) -> Block:
+def for_readers(block: Block) -> Block:
     """The block without the columns that are left out for readers."""
     keep = [index for index, column in enumerate(block.columns) if column not in block.left_out]
     rows = [(label, [cells[index] for index in keep]) for label, cells in block.rows]
     return replace(block, columns=[block.columns[index] for index in keep], rows=rows)
 
 
-def _notes(blocks: Sequence[Block]) -> dict[str, str]:
+def notes_of(blocks: Sequence[Block]) -> dict[str, str]:
     """A mark for each reason why a cell is empty, in reading order: a to z, then aa to az."""
     cells = [cell for block in blocks for _, row in block.rows for cell in row]
     marks = [*ascii_lowercase, *(f"a{letter}" for letter in ascii_lowercase)]
     return dict(zip(dict.fromkeys(cell.note for cell in cells if not cell.text), marks, strict=False))
 
 
-def _with_counts(block: Block) -> list[tuple[str, list[Cell]]]:
+def with_counts(block: Block) -> list[tuple[str, list[Cell]]]:
     """The block's rows, ours with their numbers of items: below a column, or in its cells where they differ."""
     if block.source != "ours":
         return block.rows

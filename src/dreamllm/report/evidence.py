@@ -1,0 +1,110 @@
+"""Everything that a report tells of a run, read once: numbers, claims, the way of each number, costs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from dreamllm.audit import chain
+from dreamllm.config import load
+from dreamllm.evaluate.files import read_json
+from dreamllm.report import cost
+from dreamllm.results import claims, tables
+from dreamllm.results.cells import Table, read_published, read_tables
+from dreamllm.results.claims import Verdict
+from dreamllm.results.forms import Block
+from dreamllm.results.measured import Runs, read_runs
+
+STATUSES = ("reproduced", "partly", "not reproduced", "external", "not attempted")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run, and what came of it.
+
+    metrics: the metrics file of MODEL/BENCHMARK in this run, relative to the repository
+    """
+
+    house: chain.House
+    tables: list[tuple[Table, list[Block]]]
+    verdicts: list[Verdict]
+    runs: Runs
+    metrics: dict[str, str]
+    timings: list[cost.Timing]
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """How many claims have which status, those without any left out."""
+        counts = Counter(verdict.status for verdict in self.verdicts)
+        return {status: counts[status] for status in STATUSES if counts[status]}
+
+    @cached_property
+    def links(self) -> dict[str, chain.Link]:
+        """The way below each metrics file of this run, by MODEL/BENCHMARK."""
+        return {source: chain.metric_link(self.house, source, path) for source, path in sorted(self.metrics.items())}
+
+    @cached_property
+    def checkpoints(self) -> dict[str, dict[str, Any]]:
+        """checkpoint.json of every stage of the configuration whose checkpoint is there."""
+        found = {}
+        experiment = self.house.experiment
+        for stage in [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]:
+            path = self.house.root / self.house.checkpoint(stage) / "checkpoint.json"
+            if path.exists():
+                found[stage] = read_json(path)
+        return found
+
+    @property
+    def commits(self) -> list[str]:
+        """Commits that the checkpoints were trained at, the most frequent one first."""
+        counts = Counter(about.get("commit") or "unknown" for about in self.checkpoints.values())
+        return [commit for commit, _ in counts.most_common()]
+
+    def predictions(self, benchmark: str) -> list[Path]:
+        """Prediction files that are there, of all models of the configuration on a benchmark, in its order."""
+        root, evaluations = self.house.root, self.house.experiment.evaluations
+        paths = [self.house.predictions(e.model, benchmark) for e in evaluations if benchmark in e.benchmarks]
+        return [root / path for path in paths if path]
+
+
+def house_at(root: Path, config: Path) -> chain.House:
+    """The repository at `root` with the run of a configuration; of several seeds, the first one's.
+
+    Snakemake gives the configuration as an absolute path: here it is said relative to the repository.
+    Raises ConfigProblem for a configuration that cannot be used.
+    """
+    here, there = root.resolve(), (root / config).resolve()
+    house = chain.House.at(root, there.relative_to(here) if here in there.parents else there)
+    name, run = next(iter(house.experiment.runs().items()))
+    return replace(house, experiment=run.model_copy(update={"name": name}))
+
+
+def timings(house: chain.House, runs: Iterable[str]) -> list[cost.Timing]:
+    """What Snakemake measured of the jobs of the experiment and of its runs."""
+    names = dict.fromkeys([load(house.root / house.config).name, house.name, *runs])
+    return [one for name in names for one in cost.read_timings(house.root / f"benchmarks/{name}", house.experiment)]
+
+
+def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items: Sequence[Path]) -> Report:
+    """Read it all. Raises the problems of what it reads, as `dreamllm tables` does."""
+    house = house_at(root, config)
+    definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
+    runs = read_runs(metrics)
+    evidence = claims.Evidence(definitions, published, runs, claims.read_items(items))
+    here, below = root.resolve(), (root / f"results/metrics/{house.name}").resolve()
+    of_this_run = [path for path in map(Path.resolve, metrics) if below in path.parents]
+    return Report(
+        house=house,
+        tables=[(table, tables.fill(table, runs, published)) for table in definitions.values()],
+        verdicts=claims.judge(claims.read_claims(paper / "claims.yaml", definitions, published), evidence),
+        runs=runs,
+        metrics={
+            f"{content['model']}/{content['benchmark']}": path.relative_to(here).as_posix()
+            for path, content in zip(of_this_run, map(read_json, of_this_run), strict=True)
+        },
+        timings=timings(house, runs),
+    )
