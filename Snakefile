@@ -5,18 +5,15 @@
 #   snakemake --cores all --dry-run                                         what would run, and why
 #
 # Rules are in workflow/rules, paths and digests in common.smk and measure.smk there. docs/workflow.md explains the house.
-import os
-
 from snakemake.utils import min_version
 
-from dreamllm.records import refusal, sweep
+from dreamllm.records import refusal_under_dvc, sweep
 
 min_version("9.27")
 
 # DVC takes what a stage leaves for its result, so a stage does not begin on files of which nobody knows how they came.
-if "DVC_STAGE" in os.environ and workflow.is_main_process:
-    if reason := refusal("dvc.yaml", [os.environ["DVC_STAGE"].rpartition(":")[2]]):
-        raise WorkflowError(reason)
+if workflow.is_main_process and (reason := refusal_under_dvc("dvc.yaml")):
+    raise WorkflowError(reason)
 
 
 onstart:

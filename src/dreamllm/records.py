@@ -62,6 +62,12 @@ def refusal(pipeline: str | Path, stages: Iterable[str] | None = None) -> str | 
     )
 
 
+def refusal_under_dvc(pipeline: str | Path) -> str | None:
+    """`refusal` of the stage that DVC runs just now, which it names in DVC_STAGE; None where nobody runs a stage."""
+    stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    return refusal(pipeline, [stage]) if stage else None
+
+
 def sweep(folder: str | Path) -> list[Path]:
     """Remove what `atomic` could not after a SIGKILL: files and folders named .NAME.PID. Returns those it removed.
 
