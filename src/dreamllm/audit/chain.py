@@ -31,6 +31,7 @@ Kind = Literal[
     "cell", "metric", "items", "judgements", "features", "predictions", "checkpoint", "configuration", "foundations",
     "data", "commit", "environment",
 ]  # fmt: skip
+FORMS = ("jsonl", "tar", "safetensors")  # of prediction files
 TABLES, LOCK, ENVIRONMENT = "results/tables", "dvc.lock", "requirements.lock"
 
 
@@ -118,7 +119,7 @@ class House:
     def predictions(self, model: str, benchmark: str) -> str:
         """The prediction file of a model on a benchmark, whichever form it has."""
         stem = f"results/predictions/{self.name}/{model}/{benchmark}"
-        return next((f"{stem}.{end}" for end in ("jsonl", "tar") if (self.root / f"{stem}.{end}").exists()), "")
+        return next((f"{stem}.{end}" for end in FORMS if (self.root / f"{stem}.{end}").exists()), "")
 
     def checkpoint(self, stage: str) -> str:
         """The folder of a stage's checkpoint; a released one is of no run but the experiment's."""
@@ -207,7 +208,7 @@ def metric_link(house: House, source: str, path: str) -> Link:
 def _input(house: House, model: str, benchmark: str, name: str, recorded: str) -> Link:
     """A file that a metric was made from, by the name and the digest in the metric's protocol."""
     base = f"results/{{}}/{house.name}/{model}"
-    if name.rpartition(".")[2] in ("jsonl", "tar") and (house.root / base.format("predictions") / name).exists():
+    if name.rpartition(".")[2] in FORMS and (house.root / base.format("predictions") / name).exists():
         return prediction_link(house, f"{base.format('predictions')}/{name}", recorded)
     if name.endswith(".safetensors"):
         folder = f"results/features/{house.name}" + ("" if name.startswith("real_") else f"/{model}")
@@ -262,7 +263,11 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
     import tarfile
 
     try:
-        if path.suffix == ".tar":
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                index = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            line = index["__metadata__"]["index.jsonl"].partition("\n")[0].encode()
+        elif path.suffix == ".tar":
             with tarfile.open(path, "r:") as archive:
                 member = archive.next()
                 file = archive.extractfile(member) if member and member.name == "index.jsonl" else None

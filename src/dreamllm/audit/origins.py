@@ -17,7 +17,7 @@ from dreamllm.audit.evidence import Evidence
 from dreamllm.audit.findings import AuditProblem, Fault, Result, absent, judged
 from dreamllm.seeds import seed_of
 
-NOT_IN_A_HEADER = {"split", "limit", "pictures", "latency"}  # of `evaluation`; predict.py leaves them out
+NOT_IN_A_HEADER = {"split", "limit", "pictures", "latency", "attention"}  # of `evaluation`; predict.py leaves them out
 RUN_BY = {"sd_finetuned": "dreamllm.foundations.finetune"}  # all other stages by train.stage
 
 
