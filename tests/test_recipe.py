@@ -20,21 +20,9 @@ ROOT = Path(__file__).parent.parent
 RECIPE = yaml.safe_load((ROOT / "paper/recipe.yaml").read_text(encoding="utf-8"))
 ENTRIES = {f"{group}: {name}": entry for group, entries in RECIPE.items() for name, entry in entries.items()}
 CONFIGS = {"paper": "paper", "as released": "paper-as-released"}
-BASES = {  # stages that repeat the recipe of another one, and what of it they change
-    "sft_665k": ("sft", {"mixture", "steps"}),
-    "pretrain_creation": ("pretrain", {"init", "trains", "mode", "rows_per_batch", "context"}),
-    "sft_creation": ("sft", {"init", "trains", "mode", "context"}),
-    "pretrain_comprehension": ("pretrain", {"init", "trains", "mode", "context"}),
-    "sft_comprehension": ("sft", {"init", "trains", "mode", "context"}),
-    "align_creation_half": ("align_creation", {"num_dream_queries", "context"}),
-    "align_creation_double": ("align_creation", {"num_dream_queries", "context"}),
-    "pretrain_half": ("pretrain", {"num_dream_queries", "init", "context"}),
-    "pretrain_double": ("pretrain", {"num_dream_queries", "init", "steps"}),
-    "queries_half": ("sft", {"num_dream_queries", "init", "context"}),
-    "queries_double": ("sft", {"num_dream_queries", "init", "steps"}),
-}
+BASES = surroundings.ARMS
 OF_THE_MACHINE = {"machine", "evaluation.text.batch_size", "evaluation.drawing.batch_size"}  # change no result
-OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories", "evaluation.attention"}  # no counterpart is published
+OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories"}  # the paper has no counterpart
 
 
 def plain(name: str) -> dict[str, Any]:
