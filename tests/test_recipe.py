@@ -22,7 +22,7 @@ ENTRIES = {f"{group}: {name}": entry for group, entries in RECIPE.items() for na
 CONFIGS = {"paper": "paper", "as released": "paper-as-released"}
 BASES = surroundings.ARMS
 OF_THE_MACHINE = {"machine", "evaluation.text.batch_size", "evaluation.drawing.batch_size"}  # change no result
-OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories"}  # the paper has no counterpart
+OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories", "evaluation.attention"}  # no counterpart is published
 
 
 def plain(name: str) -> dict[str, Any]:
