@@ -200,6 +200,8 @@ def subject(models: Sequence[Predictions], trained: Sequence[str], folder: Path)
     if not any(model.header["model"] in trained for model in models):
         raise NoData("no model that was trained on contexts ran the benchmark in_context")
     items = [item for item in _items("in_context", models, folder) if item.scene.kind == "subject"]
+    if not items:
+        raise NoData("the benchmark in_context is too small to have a subject-driven item")
     ordered = sorted(models, key=lambda model: (model.header["model"] in trained, model.header["model"] != "sd"))
     return _contexts(ordered[-MODELS:], items[:SUBJECTS], folder)
 
