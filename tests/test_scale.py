@@ -90,7 +90,7 @@ def assert_same_training(folder: Path, reference: Path) -> None:
     for name, gradient in wanted.items():
         assert (found[name] - gradient).abs().max() <= 1e-5 * max(1, gradient.abs().max()), name
     about, other = (json.loads((path / "out" / "checkpoint.json").read_text()) for path in (folder, reference))
-    not_compared = {"totals": None, "commit": None}
+    not_compared = {"totals": None, "commit": None, "tensors": None}  # the last: a digest of rounded numbers
     assert {**about, **not_compared} == {**other, **not_compared}
     assert about["totals"]["documents"] == other["totals"]["documents"]
 
