@@ -18,7 +18,6 @@ import tiny
 from dreamllm.config import load
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.sections.benchmarks import DRAWN
-from dreamllm.sources import manifest
 
 CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
 
@@ -26,8 +25,6 @@ CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> Path:
     folder = repository.copy(tmp_path_factory.mktemp("paper") / "house")
-    (folder / "data").mkdir()
-    shutil.copy(repository.ROOT / manifest.MANIFEST, folder / manifest.MANIFEST)
     return folder
 
 

@@ -20,7 +20,6 @@ from dreamllm.config import ConfigProblem, load
 from dreamllm.foundations import fetch as store
 from dreamllm.foundations import judge
 from dreamllm.foundations.released import ReleasedProblem, fetch, read_entry
-from dreamllm.sources import manifest
 
 REPO = "authors/dreamllm"
 MANIFEST = repository.ROOT / "paper/released.yaml"
@@ -189,8 +188,6 @@ def test_training_can_go_on_from_the_released_checkpoint(tmp_path):
 
 def test_the_whole_dag_trains_nothing(tmp_path):
     house = repository.copy(tmp_path / "house")
-    (house / "data").mkdir()
-    shutil.copy(repository.ROOT / manifest.MANIFEST, house / manifest.MANIFEST)
     planned = repository.planned(house, "--configfile=config/released.yaml", "results/tables")
     assert planned == {
         "fetch_released": 3,

@@ -79,8 +79,6 @@ formats.img2dataset(Path(flags["--output_folder"]) / "00000.tar", samples)
 def house(tmp_path_factory) -> Path:
     folder = repository.copy(tmp_path_factory.mktemp("sources") / "house")
     (folder / "config/real.yaml").write_text(CONFIG)
-    (folder / "data").mkdir()
-    shutil.copy(repository.ROOT / manifest.MANIFEST, folder / manifest.MANIFEST)
     return folder
 
 
