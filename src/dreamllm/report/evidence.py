@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dreamllm.audit import chain
-from dreamllm.config import load
 from dreamllm.evaluate.files import read_json
 from dreamllm.report import cost
 from dreamllm.results import claims, tables
@@ -78,14 +77,12 @@ def house_at(root: Path, config: Path) -> chain.House:
     Raises ConfigProblem for a configuration that cannot be used.
     """
     here, there = root.resolve(), (root / config).resolve()
-    house = chain.House.at(root, there.relative_to(here) if here in there.parents else there)
-    name, run = next(iter(house.experiment.runs().items()))
-    return replace(house, experiment=run.model_copy(update={"name": name}))
+    return chain.House.at(root, there.relative_to(here) if here in there.parents else there)
 
 
 def timings(house: chain.House, runs: Iterable[str]) -> list[cost.Timing]:
     """What Snakemake measured of the jobs of the experiment and of its runs."""
-    names = dict.fromkeys([load(house.root / house.config).name, house.name, *runs])
+    names = dict.fromkeys([house.experiment.name, house.name, *runs])
     return [one for name in names for one in cost.read_timings(house.root / f"benchmarks/{name}", house.experiment)]
 
 

@@ -108,7 +108,7 @@ def model_card(report: Report, stage: str) -> str:
         library_name="dreamllm",
         tags=["dreamllm", "image-text-to-text", "text-to-image", "interleaved"],
         datasets=list(about.get("data", {})),
-        model_name=f"{experiment.name} {stage}",
+        model_name=f"{report.house.name} {stage}",
         eval_results=_results(report, stage) or None,
     )
     models = [e.model for e in experiment.evaluations if (e.stages or [e.model])[-1] == stage]
@@ -116,7 +116,7 @@ def model_card(report: Report, stage: str) -> str:
         ModelCard.from_template(
             data,
             template_str=(TEMPLATES / "model-card.md").read_text(encoding="utf-8"),
-            run=experiment.name,
+            run=report.house.name,
             stage=stage,
             about=about,
             begins=experiment.stages[stage].init if stage in experiment.stages else ["sd"],
