@@ -32,6 +32,9 @@ WORLD_SETS = ("pairs", "stories", "instructions", "text", "contexts")
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
 """Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
 
+OF_THE_QUERIES = ("dream_queries", "condition_projector")
+"""Parts that are trained for one number of dream queries."""
+
 RELEASED = "released"  # the checkpoint that `foundations.source: import` makes, named like a stage
 
 
@@ -361,7 +364,7 @@ class Experiment(Section):
         ]
 
     def _trains_queries(self, stage: str) -> bool:
-        return stage == RELEASED or not {"dream_queries", "condition_projector"}.isdisjoint(self.stages[stage].trains)
+        return stage == RELEASED or not {*OF_THE_QUERIES}.isdisjoint(self.stages[stage].trains)
 
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
 from dreamllm.digests import digest
+from dreamllm.experiment import OF_THE_QUERIES
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
@@ -28,7 +29,6 @@ from dreamllm.train import lora
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
-OF_THE_QUERIES = ("dream_queries", "condition_projector")  # parts that are trained for one number of dream queries
 
 
 class CheckpointProblem(ValueError):
