@@ -385,7 +385,7 @@ def test_an_error_in_one_process_ends_the_others(world, tmp_path, where):
         if rank == 1:
             owner = {"collate": DreamLLMProcessor, "draw_noise": DreamLLMForConditionalGeneration}[where]
 
-            def fail(*_):
+            def fail(*_, **__):
                 raise OSError("the disk is gone")
 
             setattr(owner, where, fail)

@@ -184,7 +184,8 @@ def train(
                 log += look(waiting, len(log), board)
                 waiting = []
                 progress.update(step + 1 - progress.n)
-                progress.set_postfix({key: f"{value:.3g}" for key, value in zip(MEASURED, log[-1], strict=False)})
+                shown = {key: f"{value:.3g}" for key, value in zip(MEASURED, log[-1], strict=False) if value == value}
+                progress.set_postfix(shown)  # without the losses of what the stage does not train, which are NaN
                 since = time.monotonic() - last_save
                 pause = max(save_every, saving / SAVING_SHARE) if save_every else 0.0
                 if not is_last and devices.from_first(since > pause):
