@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import os
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -128,3 +130,23 @@ def commit() -> str | None:
     if head.returncode:
         return None
     return head.stdout.strip() + ("-modified" if git("status", "--porcelain", "--", str(PACKAGE)).stdout else "")
+
+
+def machine() -> str:
+    """The processor, how many of its cores torch uses here, and the GPUs: "AMD EPYC, 1 of 2 cores, 8 x NVIDIA H100"."""
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return ", ".join(
+        [
+            name,
+            f"{torch.get_num_threads()} of {os.cpu_count()} cores",
+            *(f"{number} x {gpu}" for gpu, number in gpus.items()),
+        ]
+    )

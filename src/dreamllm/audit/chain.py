@@ -251,6 +251,7 @@ def prediction_link(house: House, path: str, recorded: str) -> Link:
     facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
         "settings": protocol.get("settings"),
         "versions": protocol.get("libraries"),
+        "machine": protocol.get("machine"),
         "cost": cost(house, f"predict_{name.replace('/', '_')}"),
     }
     link = Link("predictions", path, name, house.digest(path), recorded, tuple(below), facts, problem)

@@ -43,12 +43,3 @@ def score(items: Sequence[benchmarks.DrawItem], predictions: Predictions) -> dic
         f"steps/{steps}": {"seconds": mean_bootstrap([of_item[steps] for of_item in times])} for steps in times[0]
     }
     return {"metrics": {}, "groups": groups}
-
-
-def machine() -> str:
-    """What the seconds were measured on."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"

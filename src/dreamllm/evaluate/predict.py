@@ -21,7 +21,7 @@ from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import write, write_tensors
 from dreamllm.experiment import EvaluationSettings, near
 from dreamllm.layout import TEMPLATES, Vocabulary, lay_out_prompt
-from dreamllm.provenance import versions
+from dreamllm.provenance import machine, versions
 from dreamllm.sections.benchmarks import WORLD_TASKS, BenchmarkUse
 
 if TYPE_CHECKING:
@@ -271,6 +271,7 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
         "foundations": {name: digest(args.foundations / name) for name in wanted},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
+        "machine": machine(),
     }
 
 

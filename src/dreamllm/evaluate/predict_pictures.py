@@ -55,7 +55,6 @@ def predict(
         seen = [item.prompt for item in items] if texts is None else texts
         header["protocol"]["text_encoder"] = drawing.cut_off(args.foundations / "sd", seen)
     if task == "latency":
-        header["protocol"]["machine"] = latency.machine()
         return write(args.out, header, latency.measure(items, draw_these, settings))
     header["sample"] = args.sample
     wanted = drawing.plan(items, settings.seed, args.sample, texts)

@@ -92,6 +92,7 @@ def main(args: argparse.Namespace) -> None:
             "code": provenance.code_digest(__name__),
             "versions": provenance.versions(),
             "commit": provenance.commit(),
+            "machine": provenance.machine(),
             "tensors": digest(folder / "unet"),
         }
         text = json.dumps(about, indent=2, sort_keys=True) + "\n"

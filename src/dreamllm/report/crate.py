@@ -214,20 +214,24 @@ def _usage(crate: ROCrate, action: str, timing: cost.Timing) -> list[ContextEnti
 
 
 def _requirements(crate: ROCrate, house: House, workflow: Any) -> None:
-    """Software by the versions that checkpoints recorded, and what a job may use of a machine."""
+    """Software by the versions that checkpoints recorded, and what a job may use of a machine, and
+    on which machines the stages trained."""
     versions: dict[tuple[str, str], None] = {}
     commits: dict[str, None] = {}
+    machines: dict[str, None] = {}
     for stage in house.experiment.stages:
         path = house.root / house.checkpoint(stage) / "checkpoint.json"
         about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         versions |= dict.fromkeys(about.get("versions", {}).items())
         commits |= dict.fromkeys([about["commit"]] if about.get("commit") else [])
+        machines |= dict.fromkeys([about["machine"]] if about.get("machine") else [])
     machine = house.experiment.machine
     workflow["softwareRequirements"] = [
         _software(crate, f"#software-{quote(name)}-{quote(number)}", name, number) for name, number in versions
     ]
     workflow["processorRequirements"] = (
         f"{machine.threads} CPU threads a job, {machine.gpus} GPUs on each of {machine.nodes} nodes for training"
+        + (f"; trained on {'; '.join(machines)}" if machines else "")
     )
     workflow["memoryRequirements"] = f"{machine.memory_mb} MB a job"
     if commits:

@@ -202,7 +202,8 @@ def train(
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
         if first_process:
-            metadata = {**identity, "commit": provenance.commit(), "totals": totals(log, prepared)}
+            made = {"commit": provenance.commit(), "machine": provenance.machine()}
+            metadata = {**identity, **made, "totals": totals(log, prepared)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
             resume.clear(work)
         accelerator.wait_for_everyone()  # so that no process reports an end before there is a checkpoint
