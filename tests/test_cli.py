@@ -57,6 +57,16 @@ def test_wrong_input_is_one_line_and_a_bug_is_a_traceback(monkeypatch):
         cli.main(flags)
 
 
+def test_prompts_may_follow_the_pictures_and_checkpoints(monkeypatch):
+    seen = []
+    monkeypatch.setattr(page, "main", seen.append)
+    cli.main(["generate", "--image", "a.png", "--image", "b.png", "--checkpoints", "c", "<image> and <image>", "2"])
+    [arguments] = seen
+    assert arguments.prompts == ["<image> and <image>", "2"]
+    assert [path.name for path in arguments.image] == ["a.png", "b.png"]
+    assert [path.name for path in arguments.checkpoints] == ["c"]
+
+
 def test_the_page_holds_text_pictures_and_the_reason_for_stopping(tmp_path):
     prompt = Document("p", "interleaved", (Text("A <ship> & more"), Picture(tiny.picture(1))))
     drawn = [Picture(tiny.picture(2)), Text("It ends."), Picture(tiny.picture(3))]

@@ -7,9 +7,11 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from dreamllm.audit import compare
 from dreamllm.audit.compare import LEVELS, level
@@ -125,6 +127,15 @@ def test_answers_are_the_same_whatever_their_header_says(tmp_path):
     a, b = (results(tmp_path / name, accuracy=number(0.5)) for name in "ab")
     [one] = compare.compare(compare.read(a), compare.read(b))
     assert one.predictions == "same"
+
+
+def test_maps_of_attention_are_answers_too_whatever_their_header_says(tmp_path):
+    for name, commit, value in (("a", "1", 0.5), ("b", "2", 0.5), ("c", "1", 0.6)):
+        (tmp_path / name).mkdir()
+        maps = {"0": np.full((2, 3), value, dtype=np.float32)}
+        save_file(maps, tmp_path / name / "attention.safetensors", {"header": json.dumps({"commit": commit})})
+    a, b, c = (compare.answers(tmp_path / name, "attention") for name in "abc")
+    assert a == b != c
 
 
 def test_experiments_of_other_names_are_compared_by_their_folders_of_metrics(tmp_path):

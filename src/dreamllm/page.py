@@ -20,6 +20,7 @@ from dreamllm.document import Document, Part, Picture, Text
 if TYPE_CHECKING:
     from dreamllm.model.generate import Continuation
 
+CHECKPOINT = Path("results/checkpoints/embedded/sft")
 STOPPED = {
     "end": "the model ended here",
     "tokens": "stopped at the wanted number of tokens",
@@ -80,11 +81,13 @@ def _write(path: Path, data: bytes) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm generate`."""
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to say to the model, or how a story begins")
-    parser.add_argument("--image", type=Path, nargs="*", default=[], help="a file for each <image> in the prompts")
+    image = "file for an <image> in the prompts; once for each"  # nargs would take the prompts for files
+    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=image)
     parser.add_argument("--as", dest="kind", choices=["conversation", "story"], default="conversation")
-    foundations, checkpoints = Path("data/foundations"), [Path("results/checkpoints/embedded/sft")]
+    foundations = Path("data/foundations")
     parser.add_argument("--foundations", type=Path, default=foundations, help="folder with llm/, clip/ and sd/")
-    parser.add_argument("--checkpoints", type=Path, nargs="+", default=checkpoints, help="in loading order")
+    checkpoint = f"folder of a checkpoint; once for each, in loading order (default: {CHECKPOINT})"
+    parser.add_argument("--checkpoints", type=Path, action="append", metavar="FOLDER", help=checkpoint)
     parser.add_argument("--out", type=Path, default=Path("scratch/generated"), help="for index.html and the pictures")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count on from it")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always writes the likeliest token")
@@ -121,7 +124,7 @@ def main(arguments: argparse.Namespace) -> None:
     writing = Writing(arguments.temperature, arguments.top_p, arguments.max_new_tokens, arguments.max_pictures)
     drawing = Drawing(arguments.scheduler, arguments.steps, arguments.guidance)
     seeds = [arguments.seed + index for index in range(len(prompts))]
-    model, processor = load_model(arguments.foundations, arguments.checkpoints)
+    model, processor = load_model(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
     precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
     continuations = interleave(model, processor, prompts, seeds, writing, drawing)
     save(continuations, arguments.out)
