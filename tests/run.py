@@ -93,6 +93,7 @@ def _checkpoint(root: Path, stage: str) -> None:
         "data": {"pairs": {"pairs-00000.tar": sha256_of_file(root / SET / "pairs-00000.tar")}},
         "foundations": {part: digest(root / "data/foundations_smoke" / part) for part in ("llm", "clip", "sd")},
         "init": [],
+        "machine": "a processor, 1 of 2 cores",
         "totals": {"steps": 2, "final": {"language_loss": 1.5, "diffusion_loss": None}},
         "versions": {"python": "3.11", "torch": "2.13.0"},
     }
@@ -102,7 +103,12 @@ def _checkpoint(root: Path, stage: str) -> None:
 def _predictions(root: Path, model: str, benchmark: str, records: list[Any], images: dict | None = None) -> None:
     stages = [] if model == "sd" else [model]
     checkpoints = {stage: digest(root / f"results/checkpoints/{NAME}/{stage}") for stage in stages}
-    protocol = {"checkpoints": checkpoints, "settings": {"prompts": HOSTILE}, "libraries": {"torch": HOSTILE}}
+    protocol = {
+        "checkpoints": checkpoints,
+        "settings": {"prompts": HOSTILE},
+        "libraries": {"torch": HOSTILE},
+        "machine": HOSTILE,
+    }
     header = {"model": model, "benchmark": benchmark, "split": "test", "limit": None, "protocol": protocol}
     path = _prediction_path(root, model, benchmark)
     path.parent.mkdir(parents=True, exist_ok=True)

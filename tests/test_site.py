@@ -87,6 +87,13 @@ def test_pictures_stand_beside_the_real_one_and_stories_keep_their_order(folder)
     assert story.index("&lt;script&gt;") < story.index("<img src=") < story.index("the end")
 
 
+def test_the_way_of_a_number_and_the_written_report_name_the_machines(folder) -> None:
+    way = (folder / "index.html").read_text(encoding="utf-8").split('id="way-sft-vqa"')[1].partition("</article>")[0]
+    assert '<span class="quiet">on &lt;/p&gt;&lt;script&gt;' in way, "that of the predictions, escaped"
+    assert "on a processor, 1 of 2 cores" in way, "that of the checkpoint"
+    assert "\nTrained on a processor, 1 of 2 cores.\n" in (folder / "REPORT.md").read_text(encoding="utf-8")
+
+
 def test_a_digest_that_is_not_the_recorded_one_is_shown(tmp_path) -> None:
     root = run.make(tmp_path / "run")
     path = root / "results/predictions/smoke/sft/vqa.jsonl"

@@ -63,6 +63,11 @@ class Report:
         counts = Counter(about.get("commit") or "unknown" for about in self.checkpoints.values())
         return [commit for commit, _ in counts.most_common()]
 
+    @property
+    def machines(self) -> list[str]:
+        """Processors and GPUs that the checkpoints were trained on."""
+        return sorted({about["machine"] for about in self.checkpoints.values() if about.get("machine")})
+
     def predictions(self, benchmark: str) -> list[Path]:
         """Prediction files that are there, of all models of the configuration on a benchmark, in its order."""
         root, evaluations = self.house.root, self.house.experiment.evaluations
