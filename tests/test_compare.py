@@ -136,6 +136,10 @@ def test_maps_of_attention_are_answers_too_whatever_their_header_says(tmp_path):
         save_file(maps, tmp_path / name / "attention.safetensors", {"header": json.dumps({"commit": commit})})
     a, b, c = (compare.answers(tmp_path / name, "attention") for name in "abc")
     assert a == b != c
+    path = tmp_path / "c/attention.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AuditProblem, match="attention.safetensors: is no whole safetensors file"):
+        compare.answers(tmp_path / "c", "attention")
 
 
 def test_experiments_of_other_names_are_compared_by_their_folders_of_metrics(tmp_path):

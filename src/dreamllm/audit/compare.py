@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from dreamllm.atomic import new_folder
 from dreamllm.audit.findings import AuditProblem
@@ -175,10 +175,13 @@ def answers(folder: Path, benchmark: str) -> str | None:
                 digest.update(line)
         return digest.hexdigest()
     if (maps := folder / f"{benchmark}.safetensors").is_file():
-        with safe_open(maps, framework="np") as file:  # the header is metadata, which is left out
-            for name in sorted(file.keys()):
-                tensor = file.get_tensor(name)
-                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
+        try:
+            with safe_open(maps, framework="np") as file:  # the header is metadata, which is left out
+                for name in sorted(file.keys()):
+                    tensor = file.get_tensor(name)
+                    digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
+        except SafetensorError as error:
+            raise AuditProblem(f"{maps}: is no whole safetensors file ({error})") from None
         return digest.hexdigest()
     if not (pictures := folder / f"{benchmark}.tar").is_file():
         return None
