@@ -122,6 +122,12 @@ def parts(model: Model, pictures: int) -> str:
     return f"{pictures} pictures: {told}"
 
 
+def lay_in_memory(model: Model, layout: torch.memory_format) -> None:
+    """Keep the convolutions of UNet and VAE so."""
+    for network in (model.unet, model.vae):
+        network.to(memory_format=layout)
+
+
 def trained(model: Model) -> list[torch.nn.Parameter]:
     """The parameters that take gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -152,7 +158,7 @@ def model_operations(model: Model, batch: Batch) -> float:
     return operations + counter.get_total_flops()
 
 
-def pictures(model: Model, count: int) -> None:
+def pictures(model: Model, count: int) -> str:
     """The same networks, conditions and scheduler by `draw_states` and by plain diffusers, in bfloat16."""
     model = model.eval().to(torch.bfloat16)
     shape = (count, model.config.num_dream_queries, model.config.text_config.hidden_size)
@@ -181,7 +187,7 @@ def pictures(model: Model, count: int) -> None:
         ),
         3,
     )
-    print(f"pictures per second: house {count / house:.2f}, plain diffusers {count / plain:.2f}")
+    return f"pictures per second: house {count / house:.2f}, plain diffusers {count / plain:.2f}"
 
 
 def timed(run: Callable[[], object], turns: int) -> float:
@@ -230,12 +236,17 @@ def main() -> None:
                 torch.cuda.empty_cache()
                 told = f"{rows} rows: do not fit ({str(error).split('.')[0]})"
             print(f"compiled: {compiled}, {told}", flush=True)
-    with accelerator.autocast():
-        print(parts(model, 16), flush=True)
+    layouts = (torch.contiguous_format, torch.channels_last) * 2  # twice: what differs by turn is noise
+    for layout in layouts:
+        lay_in_memory(model, layout)
+        with accelerator.autocast():
+            print(f"{layout}: {parts(model, 16)}", flush=True)
     del optimizer
     torch.cuda.empty_cache()
     if arguments.pictures:
-        pictures(model, arguments.pictures)
+        for layout in layouts:
+            lay_in_memory(model, layout)
+            print(f"{layout}: {pictures(model, arguments.pictures)}", flush=True)
 
 
 if __name__ == "__main__":
