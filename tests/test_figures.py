@@ -87,6 +87,20 @@ def test_equal_data_give_equal_bytes(made: Path, tmp_path: Path) -> None:
     assert b"CreationDate" not in pdf
 
 
+def test_many_stages_get_rows_of_panels_on_the_same_axes_and_each_is_named_once() -> None:
+    stages = [f"stage_{number}" for number in range(20)]
+    columns = {"step": np.arange(3.0), "language_loss": np.ones(3), "diffusion_loss": np.ones(3)}
+    figure = figures.learning_curves({stage: columns | {"alignment_loss": np.full(3, np.nan)} for stage in stages})
+    assert len(figure.axes) == 6  # three rows: no more stages in a row than there are colours
+    assert len({axis.get_ylim() for axis in figure.axes[::2]}) == 1
+    legends = [axis.get_legend() for axis in figure.axes if axis.get_legend()]
+    named = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert [name for row in named for name in row] == [stage.replace("_", " ") for stage in stages]
+    for axis, names in zip(figure.axes[1::2], named, strict=True):
+        assert len({line.get_color() for line in axis.get_lines()}) == len(names)
+    figures.plt.close(figure)
+
+
 def test_a_figure_without_data_is_not_drawn_and_the_index_says_why(made: Path, tmp_path: Path) -> None:
     nothing = {"losses": [], "drawings": [], "stories": None, "answers": [made / "sft_vqa.jsonl"], "attention": None}
     figures.main(given(made, tmp_path / "some", **nothing, trained=[]))

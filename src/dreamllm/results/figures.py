@@ -18,7 +18,8 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -27,7 +28,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate.files import BenchmarkProblem, read_text
@@ -44,7 +47,8 @@ STYLE = {
     "pdf.fonttype": 42,  # embedded as outlines that stay text
     "savefig.dpi": 200,
 }
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")  # Okabe and Ito
+# Okabe and Ito, and a ninth of Tol: rows of more curves cannot be told apart.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#882255")
 LOSSES = {  # columns of losses.csv
     "language_loss": "language loss",
     "diffusion_loss": "diffusion loss",
@@ -122,33 +126,46 @@ def read_losses(path: Path) -> dict[str, np.ndarray]:
 def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
     """The losses of every stage over its steps, that of alignment if any has it: thin as measured, thick smoothed.
 
+    A row of panels for as many stages as there are colours, in the order given; rows share their axes.
     Raises NoData without a stage.
     """
     if not losses:
         raise NoData("no stage was trained")
     aligned = any(not np.isnan(columns["alignment_loss"]).all() for columns in losses.values())
     shown = {name: title for name, title in LOSSES.items() if aligned or name != "alignment_loss"}
-    figure, axes = plt.subplots(1, len(shown), figsize=(PAGE, 2.8), layout="constrained")
-    for axis, (name, title) in zip(axes, shown.items(), strict=True):
+    rows = [list(stages) for stages in np.array_split(list(losses), math.ceil(len(losses) / len(COLOURS)))]
+    shape = {"figsize": (PAGE, 0.6 + 1.9 * len(rows)), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(len(rows), len(shown), sharex="col", sharey="col", **shape)
+    for panels, (name, title) in zip(axes.T, shown.items(), strict=True):
         smoothed: list[np.ndarray] = []
-        for number, (stage, columns) in enumerate(losses.items()):
-            has_loss = ~np.isnan(columns[name]) & (columns[name] > 0)
-            if has_loss.any():
-                colour = COLOURS[number % len(COLOURS)]
-                line = "-" if number < len(COLOURS) else "--"
-                steps, values = columns["step"][has_loss], columns[name][has_loss]
-                axis.plot(steps, values, color=colour, linewidth=0.4, alpha=0.25)
-                smoothed.append(smooth(values))
-                axis.plot(steps, smoothed[-1], line, color=colour, linewidth=1.4, label=stage.replace("_", " "))
-        axis.set(title=title, xlabel="step", yscale="log")
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-        axis.grid(axis="y", which="both", linewidth=0.3, alpha=0.5)
+        for axis, stages in zip(panels, rows, strict=True):
+            smoothed += _curves(axis, [losses[stage] for stage in stages], name)
+        panels[0].set(title=title, yscale="log")
+        panels[0].yaxis.set_major_formatter("{x:g}")
+        panels[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+        panels[-1].set(xlabel="step")
         if smoothed:  # a single step may lie far out
             every = np.concatenate(smoothed)
-            axis.set_ylim(every.min() / 1.5, every.max() * 1.5)
-            axis.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+            panels[0].set_ylim(every.min() / 1.5, every.max() * 1.5)
+    for axis, stages in zip(axes[:, -1], rows, strict=True):
+        names = [stage.replace("_", " ") for stage in stages]
+        key = [Line2D([], [], color=colour, label=name) for name, colour in zip(names, COLOURS, strict=False)]
+        axis.legend(handles=key, frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def _curves(axis: Axes, stages: Sequence[Mapping[str, np.ndarray]], name: str) -> list[np.ndarray]:
+    """Draw one loss of the stages that have it, each in its colour; the smoothed curves."""
+    smoothed = []
+    for colour, columns in zip(COLOURS, stages, strict=False):
+        has_loss = ~np.isnan(columns[name]) & (columns[name] > 0)
+        if has_loss.any():
+            steps, values = columns["step"][has_loss], columns[name][has_loss]
+            axis.plot(steps, values, color=colour, linewidth=0.4, alpha=0.25)
+            smoothed.append(smooth(values))
+            axis.plot(steps, smoothed[-1], color=colour, linewidth=1.4)
+    axis.grid(axis="y", which="both", linewidth=0.3, alpha=0.5)
+    return smoothed
 
 
 def smooth(values: np.ndarray) -> np.ndarray:

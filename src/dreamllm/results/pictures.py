@@ -31,9 +31,13 @@ NAMES = {
     "sft": "DreamLLM, final",
     "sft_contexts": "trained on contexts",
     "creation_only": "creation-only",
+    "creation_only_pairs": "creation-only, pairs",
     "joint_aligned": "with alignment loss",
     "clip_space": "CLIP regressed",
     "comprehension_only": "comprehension-only",
+    "queries_half": "half the queries",
+    "queries_double": "twice the queries",
+    "rewrite": "rewritten prompt",
 }
 DRAWN_SEEN, DRAWN_HELD_OUT = 2, 1  # prompts shown of each kind of scene
 TOLD, PICTURES_TOLD = 5, 4  # stories shown, and pictures of each at most
@@ -69,7 +73,7 @@ def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
     for axis in axes.flat:
         axis.axis("off")
     for row, name in enumerate(["real", *(model.header["model"] for model in models)]):
-        words = textwrap.fill(NAMES.get(name, name), 12)
+        words = textwrap.fill(NAMES.get(name, name), 13)
         axes[row, 0].text(1.0, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=7)
     for column, item in enumerate(chosen, 1):
         held_out = "\n(held out)" if item.scene and item.scene.held_out else ""
