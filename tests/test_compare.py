@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from dreamllm.audit import compare
 from dreamllm.audit.compare import LEVELS, level
 from dreamllm.audit.findings import AuditProblem
+from dreamllm.evaluate.files import BenchmarkProblem
 
 finite = st.floats(-1e6, 1e6)
 half = st.floats(0, 1e3)
@@ -138,7 +139,7 @@ def test_maps_of_attention_are_answers_too_whatever_their_header_says(tmp_path):
     assert a == b != c
     path = tmp_path / "c/attention.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(AuditProblem, match="attention.safetensors: is no whole safetensors file"):
+    with pytest.raises(BenchmarkProblem, match="attention.safetensors: is no whole safetensors file"):
         compare.answers(tmp_path / "c", "attention")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -194,6 +196,19 @@ def test_cider_of_the_only_reference_itself_is_ten() -> None:
 def test_cider_wants_a_caption_for_each_picture() -> None:
     with pytest.raises(ValueError, match="every caption needs references"):
         captions.cider({"1": "a"}, {"1": ["a"], "2": ["b"]})
+
+
+def test_cider_says_nothing_of_the_speed_of_its_tokenizer(capfd: pytest.CaptureFixture[str]) -> None:
+    captions.cider({"1": "a red cat"}, {"1": ["a red cat"]})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tokenizer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "java").write_text("#!/bin/sh\necho 'Could not reserve enough space' >&2\nexit 1\n")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(RuntimeError, match="does `java` run\\? It said: Could not reserve enough space"):
+        captions.cider({"1": "a red cat"}, {"1": ["a red cat"]})
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------------

@@ -30,12 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
 from dreamllm.atomic import new_folder
 from dreamllm.audit.findings import AuditProblem
 from dreamllm.audit.numbers import SAME_NUMBER, flat
 from dreamllm.digests import sha256_of_file
+from dreamllm.evaluate.predictions import open_tensors
 
 Level = Literal["same bytes", "same number", "within tolerance", "not"]
 LEVELS: tuple[Level, ...] = ("same bytes", "same number", "within tolerance", "not")
@@ -144,7 +143,8 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     """Metrics files of a result folder, or of results/metrics/NAME, by where they are and what they are of.
 
     The digest of the raw answers, without their header (it names commit and versions), is added as `answers` where the
-    prediction file is there. Raises AuditProblem for a folder without metrics, and for a malformed file.
+    prediction file is there. Raises AuditProblem for a folder without metrics and for a malformed file, and
+    BenchmarkProblem for damaged maps of attention.
     """
     whole = path / "metrics"
     folders = sorted(one for one in whole.iterdir() if one.is_dir()) if whole.is_dir() else [path]
@@ -166,7 +166,10 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def answers(folder: Path, benchmark: str) -> str | None:
-    """Digest of the raw answers of a model to a benchmark, header left out; None where they are not there."""
+    """Digest of the raw answers of a model to a benchmark, header left out; None where they are not there.
+
+    Raises AuditProblem for a damaged archive, BenchmarkProblem for a damaged safetensors file.
+    """
     digest = hashlib.sha256()
     if (lines := folder / f"{benchmark}.jsonl").is_file():
         with lines.open("rb") as file:
@@ -175,13 +178,10 @@ def answers(folder: Path, benchmark: str) -> str | None:
                 digest.update(line)
         return digest.hexdigest()
     if (maps := folder / f"{benchmark}.safetensors").is_file():
-        try:
-            with safe_open(maps, framework="np") as file:  # the header is metadata, which is left out
-                for name in sorted(file.keys()):
-                    tensor = file.get_tensor(name)
-                    digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
-        except SafetensorError as error:
-            raise AuditProblem(f"{maps}: is no whole safetensors file ({error})") from None
+        with open_tensors(maps) as file:  # the header is metadata, which is left out
+            for name in sorted(file.keys()):
+                tensor = file.get_tensor(name)
+                digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
         return digest.hexdigest()
     if not (pictures := folder / f"{benchmark}.tar").is_file():
         return None

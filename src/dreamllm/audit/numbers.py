@@ -6,10 +6,7 @@ import csv
 import io
 import json
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -214,16 +211,14 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
     fix = f"score again: {evidence.command}"
     try:
         raw = read(answered)
-        with _java_is_quiet():
-            wanted = score.score(raw, benchmark, folder, evidence.root / instruments.folder)
+        wanted = score.score(raw, benchmark, folder, evidence.root / instruments.folder)
         faults = [
             Fault(f"{name} is {now}, the predictions give {right}", path, fix)
             for name, now, right in _other_numbers(evidence.json(path), wanted)
         ]
         file = f"results/items/{house.name}/{source}.json"
         if benchmark in items.TASKS and (evidence.root / file).is_file():
-            with _java_is_quiet():
-                right = json.loads(json.dumps(items.score_items(raw, folder)))
+            right = json.loads(json.dumps(items.score_items(raw, folder)))
             if not _alike({key: evidence.json(file).get(key) for key in right}, right):
                 faults.append(Fault("scores of single items are not what the predictions give", file, fix))
     except ValueError as error:
@@ -231,20 +226,6 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
             raise
         return [Fault(str(error), path, fix)], True
     return faults, True
-
-
-@contextmanager
-def _java_is_quiet() -> Iterator[None]:
-    """The tokenizer of captions tells its speed on standard error, where an audit has one line for each check."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _other_numbers(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO
 
 import numpy as np
 
@@ -35,11 +39,32 @@ def _tokenize(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
     # The tokenizer works by lines: an empty caption, or a line break in one, would shift all later captions.
     one_line = {id_: [{"caption": " ".join(text.split()) or "."} for text in group] for id_, group in texts.items()}
-    tokens = PTBTokenizer().tokenize(one_line)
+    last = object()  # a caption of ours, by which lines that did not come back cannot pass for an empty caption
+    with _standard_error() as said:
+        tokens = PTBTokenizer().tokenize({**one_line, last: [{"caption": "end"}]})
+        said.seek(0)
+        complaint = said.read().decode(errors="replace").strip()
+    whole = tokens.pop(last, None) == ["end"]
     lengths = {id_: len(group) for id_, group in tokens.items()}
-    if lengths != {id_: len(group) for id_, group in texts.items()}:
-        raise RuntimeError("the PTB tokenizer returned another number of captions than it was given; does `java` run?")
+    if not whole or lengths != {id_: len(group) for id_, group in texts.items()}:
+        what = "the PTB tokenizer did not return the captions that it was given; does `java` run?"
+        raise RuntimeError(f"{what} It said: {complaint or 'nothing'}")
     return tokens
+
+
+@contextmanager
+def _standard_error() -> Iterator[IO[bytes]]:
+    """A file that gets what programs write to standard error: the tokenizer tells its speed each time, on two lines."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield file
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def ensure_java() -> None:

@@ -56,7 +56,7 @@ class Predictions:
 
     def tensor(self, name: str) -> np.ndarray:
         """A tensor of a safetensors file. Raises BenchmarkProblem when there is none of this name."""
-        with _tensors(self.path) as file:
+        with open_tensors(self.path) as file:
             if name not in file.keys():  # noqa: SIM118, a safe_open is no mapping
                 raise BenchmarkProblem(self.path, "", f"has no tensor {name!r}")
             return file.get_tensor(name)
@@ -117,7 +117,7 @@ def read(path: Path) -> Predictions:
             raise BenchmarkProblem(path, "", f"has no member {INDEX}")
         lines = parse_jsonl(_bytes_at(path, *images.pop(INDEX)).decode(), path)
     elif path.suffix == ".safetensors":
-        with _tensors(path) as file:
+        with open_tensors(path) as file:
             lines = parse_jsonl((file.metadata() or {}).get(INDEX, ""), path)
     else:
         lines = read_jsonl(path)
@@ -131,7 +131,8 @@ def read(path: Path) -> Predictions:
 
 
 @contextmanager
-def _tensors(path: Path) -> Iterator[Any]:
+def open_tensors(path: Path) -> Iterator[Any]:
+    """An open safetensors file, for numpy arrays. Raises BenchmarkProblem when it is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -31,14 +31,6 @@ def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: tor
     kept = set(model.vae.parameters()) if hasattr(model, "vae") else set()
     cast((parameter for parameter in model.parameters() if parameter not in kept), dtype or compute_dtype(device))
     model.to(device).eval()
-    channels_last(model)
-
-
-def channels_last(model: torch.nn.Module) -> None:
-    """Keep UNet and VAE as a GPU's convolutions like them best, with the channels of a place side by side in memory."""
-    for part in ("unet", "vae"):
-        if isinstance(module := getattr(model, part, None), torch.nn.Module) and module.device.type == "cuda":
-            module.to(memory_format=torch.channels_last)
 
 
 def unet_in(unet: torch.nn.Module, dtype: torch.dtype) -> None:

@@ -31,7 +31,7 @@ from dreamllm.audit.chain import House
 from dreamllm.config import load
 from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.report import cost
-from dreamllm.report.evidence import house_at, timings
+from dreamllm.report.evidence import house_at, read_checkpoints, timings
 from dreamllm.report.jobs import Job, read_jobs
 from dreamllm.results.cells import read_tables
 from dreamllm.results.forms import caption_of
@@ -219,9 +219,7 @@ def _requirements(crate: ROCrate, house: House, workflow: Any) -> None:
     versions: dict[tuple[str, str], None] = {}
     commits: dict[str, None] = {}
     machines: dict[str, None] = {}
-    for stage in house.experiment.stages:
-        path = house.root / house.checkpoint(stage) / "checkpoint.json"
-        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for about in read_checkpoints(house).values():
         versions |= dict.fromkeys(about.get("versions", {}).items())
         commits |= dict.fromkeys([about["commit"]] if about.get("commit") else [])
         machines |= dict.fromkeys([about["machine"]] if about.get("machine") else [])

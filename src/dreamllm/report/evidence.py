@@ -49,13 +49,7 @@ class Report:
     @cached_property
     def checkpoints(self) -> dict[str, dict[str, Any]]:
         """checkpoint.json of every stage of the configuration whose checkpoint is there."""
-        found = {}
-        experiment = self.house.experiment
-        for stage in [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]:
-            path = self.house.root / self.house.checkpoint(stage) / "checkpoint.json"
-            if path.exists():
-                found[stage] = read_json(path)
-        return found
+        return read_checkpoints(self.house)
 
     @property
     def commits(self) -> list[str]:
@@ -83,6 +77,14 @@ def house_at(root: Path, config: Path) -> chain.House:
     """
     here, there = root.resolve(), (root / config).resolve()
     return chain.House.at(root, there.relative_to(here) if here in there.parents else there)
+
+
+def read_checkpoints(house: chain.House) -> dict[str, dict[str, Any]]:
+    """checkpoint.json of every stage of the configuration whose checkpoint is there."""
+    experiment = house.experiment
+    stages = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
+    paths = {stage: house.root / house.checkpoint(stage) / "checkpoint.json" for stage in stages}
+    return {stage: read_json(path) for stage, path in paths.items() if path.exists()}
 
 
 def timings(house: chain.House, runs: Iterable[str]) -> list[cost.Timing]:

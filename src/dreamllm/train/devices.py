@@ -91,7 +91,6 @@ def place(
     precision.for_training(model, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     if machine.sharding == "none" or accelerator.num_processes == 1:
         receive(model, accelerator.device)
-        precision.channels_last(model)
         return accelerator.prepare_model(model)
     options: dict[str, Any] = {
         "mesh": distributed.device_mesh.init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
@@ -104,7 +103,6 @@ def place(
             receive(module, accelerator.device)  # layer by layer: no device ever holds the whole language model
             fully_shard(module, **options)
     receive(model, accelerator.device)
-    precision.channels_last(model)
     encoders = (model.vision_model, model.vae, model.unet)
     options["ignored_params"] = {p for encoder in encoders for p in encoder.parameters() if not p.requires_grad}
     return fully_shard(model, **options)

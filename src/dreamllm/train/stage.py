@@ -11,6 +11,7 @@ parts where the machine cannot hold them at once, and every part's loss is divid
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -184,8 +185,8 @@ def train(
                 log += look(waiting, len(log), board)
                 waiting = []
                 progress.update(step + 1 - progress.n)
-                shown = {key: f"{value:.3g}" for key, value in zip(MEASURED, log[-1], strict=False) if value == value}
-                progress.set_postfix(shown)  # without the losses of what the stage does not train, which are NaN
+                latest = dict(zip(MEASURED, log[-1], strict=False))  # a loss that the stage does not train is NaN
+                progress.set_postfix({name: f"{value:.3g}" for name, value in latest.items() if not math.isnan(value)})
                 since = time.monotonic() - last_save
                 pause = max(save_every, saving / SAVING_SHARE) if save_every else 0.0
                 if not is_last and devices.from_first(since > pause):
