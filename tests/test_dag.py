@@ -158,7 +158,7 @@ def test_a_wrong_configuration_is_explained(house, tmp_path):
     assert "model.num_dream_query: unknown key; did you mean num_dream_queries?" in result.stdout
 
 
-def test_a_rule_starts_the_launcher_only_for_several_gpus(house, tmp_path):
+def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(house, tmp_path):
     text = (repository.ROOT / "config" / "smoke.yaml").read_text()
     (tmp_path / "many.yaml").write_text(text + "\nmachine: {gpus: 8, nodes: 2}\n")
     target = "results/checkpoints/smoke/align_creation"
@@ -171,6 +171,11 @@ def test_a_rule_starts_the_launcher_only_for_several_gpus(house, tmp_path):
     assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 train --stage sft " in shared
     assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 predict --model sft --benchmark captions" in shared
     assert "JOBS_PER_GPU=1 bash workflow/launch.sh 1 1 predict --model sft --benchmark latency" in shared
+    small = ("--cores", "3", "--configfile=config/smoke.yaml")
+    alone = repository.run(house, "snakemake", "-n", "-p", *small, *timed).stdout
+    captions, latency = (alone.split(f"output: {path}")[1].split("--out")[0] for path in reversed(timed))
+    assert "threads: 3" in latency and "OMP_NUM_THREADS=1 python -m dreamllm predict" in latency
+    assert "threads" not in captions and "python -m dreamllm predict" in captions
     one = repository.run(house, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
     assert "python -m dreamllm train --stage align_creation" in one and "mpi" not in one
 

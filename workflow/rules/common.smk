@@ -97,11 +97,22 @@ def launch(wildcards, output):
     return f"JOBS_PER_GPU={MACHINE.jobs_per_gpu} bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
 
 
+def is_timed(wildcards):
+    """Whether a prediction times pictures: nothing else may run beside it."""
+    return "benchmark" in wildcards.keys() and EXPERIMENT.benchmark(wildcards.benchmark).task == "latency"
+
+
 def launch_one(wildcards, output):
     """The same for jobs that use one GPU at most; what times pictures has it for itself."""
-    timed = "benchmark" in wildcards.keys() and EXPERIMENT.benchmark(wildcards.benchmark).task == "latency"
-    jobs = 1 if timed else MACHINE.jobs_per_gpu
-    return f"JOBS_PER_GPU={jobs} bash workflow/launch.sh 1 1" if MACHINE.gpus else "python -m dreamllm"
+    if MACHINE.gpus:
+        return f"JOBS_PER_GPU={1 if is_timed(wildcards) else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 1"
+    return f"OMP_NUM_THREADS={MACHINE.threads} python -m dreamllm" if is_timed(wildcards) else "python -m dreamllm"
+
+
+def cores(wildcards):
+    """Cores that a prediction asks for; without a GPU, what times pictures keeps all of them from other jobs."""
+    alone = is_timed(wildcards) and not MACHINE.gpus
+    return max(MACHINE.threads, workflow.resource_settings.cores or 0) if alone else MACHINE.threads
 
 
 # GPUs and nodes of a training, in the words of the Slurm plugin. `gpu` would be dealt out over the nodes as Slurm likes,

@@ -17,7 +17,7 @@ rule predict_text:
         f"benchmarks/{{run}}/predict_{{model}}_{{benchmark}}.tsv"
     conda:
         ENVIRONMENT
-    threads: MACHINE.threads
+    threads: cores
     resources:
         gpu=min(1, MACHINE.gpus),
         mem_mb=MACHINE.memory_mb,
