@@ -174,7 +174,7 @@ def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(hou
     small = ("--cores", "3", "--configfile=config/smoke.yaml")
     alone = repository.run(house, "snakemake", "-n", "-p", *small, *timed).stdout
     captions, latency = (alone.split(f"output: {path}")[1].split("--out")[0] for path in reversed(timed))
-    assert "threads: 3" in latency and "OMP_NUM_THREADS=1 python -m dreamllm predict" in latency
+    assert "threads: 3" in latency and "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m dreamllm predict" in latency
     assert "threads" not in captions and "python -m dreamllm predict" in captions
     one = repository.run(house, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
     assert "python -m dreamllm train --stage align_creation" in one and "mpi" not in one

@@ -106,7 +106,8 @@ def launch_one(wildcards, output):
     """The same for jobs that use one GPU at most; what times pictures has it for itself."""
     if MACHINE.gpus:
         return f"JOBS_PER_GPU={1 if is_timed(wildcards) else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 1"
-    return f"OMP_NUM_THREADS={MACHINE.threads} python -m dreamllm" if is_timed(wildcards) else "python -m dreamllm"
+    few = f"OMP_NUM_THREADS={MACHINE.threads} MKL_NUM_THREADS={MACHINE.threads} "  # torch listens to both
+    return f"{few if is_timed(wildcards) else ''}python -m dreamllm"
 
 
 def cores(wildcards):
