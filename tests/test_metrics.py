@@ -203,12 +203,17 @@ def test_cider_says_nothing_of_the_speed_of_its_tokenizer(capfd: pytest.CaptureF
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_tokenizer_that_fails_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "java").write_text("#!/bin/sh\necho 'Could not reserve enough space' >&2\nexit 1\n")
+@pytest.mark.parametrize("returned", [0, 1, 2, 3])
+def test_a_tokenizer_that_fails_is_heard_however_many_captions_came_back(
+    returned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "echo a red cat\n" * returned
+    (tmp_path / "java").write_text(f"#!/bin/sh\n{lines}echo 'Could not reserve enough space' >&2\nexit 1\n")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    texts = {"1": "a red cat", "2": "a red cat", "3": "a red cat"}
     with pytest.raises(RuntimeError, match="does `java` run\\? It said: Could not reserve enough space"):
-        captions.cider({"1": "a red cat"}, {"1": ["a red cat"]})
+        captions.cider(texts, {id_: [text] for id_, text in texts.items()})
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------------

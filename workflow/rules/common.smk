@@ -104,10 +104,12 @@ def is_timed(wildcards):
 
 def launch_one(wildcards, output):
     """The same for jobs that use one GPU at most; what times pictures has it for itself."""
+    timed = is_timed(wildcards)
     if MACHINE.gpus:
-        return f"JOBS_PER_GPU={1 if is_timed(wildcards) else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 1"
-    few = f"OMP_NUM_THREADS={MACHINE.threads} MKL_NUM_THREADS={MACHINE.threads} "  # torch listens to both
-    return f"{few if is_timed(wildcards) else ''}python -m dreamllm"
+        return f"JOBS_PER_GPU={1 if timed else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 1"
+    if timed:  # it keeps all cores, and computes with its own; torch listens to both variables
+        return f"OMP_NUM_THREADS={MACHINE.threads} MKL_NUM_THREADS={MACHINE.threads} python -m dreamllm"
+    return "python -m dreamllm"
 
 
 def cores(wildcards):

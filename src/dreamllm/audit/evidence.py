@@ -114,9 +114,7 @@ class Evidence:
     @cached_property
     def trained(self) -> list[str]:
         """Stages of the experiment whose checkpoints are there, with a checkpoint.json."""
-        experiment = self.house.experiment
-        names = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
-        return [name for name in names if (self.root / self.house.checkpoint(name) / "checkpoint.json").is_file()]
+        return trained_stages(self.house)
 
     @cached_property
     def tables_are_of_this(self) -> bool:
@@ -133,3 +131,10 @@ class Evidence:
         """A JSON file's content, {} where it is missing or malformed."""
         content = chain._json(self.root / path)
         return content if isinstance(content, dict) else {}
+
+
+def trained_stages(house: House) -> list[str]:
+    """Stages of the experiment whose checkpoints are there, with a checkpoint.json."""
+    experiment = house.experiment
+    names = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
+    return [name for name in names if (house.root / house.checkpoint(name) / "checkpoint.json").is_file()]

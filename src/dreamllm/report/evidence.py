@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.audit import chain
+from dreamllm.audit.evidence import trained_stages
 from dreamllm.evaluate.files import read_json
 from dreamllm.report import cost
 from dreamllm.results import claims, tables
@@ -81,10 +82,9 @@ def house_at(root: Path, config: Path) -> chain.House:
 
 def read_checkpoints(house: chain.House) -> dict[str, dict[str, Any]]:
     """checkpoint.json of every stage of the configuration whose checkpoint is there."""
-    experiment = house.experiment
-    stages = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
-    paths = {stage: house.root / house.checkpoint(stage) / "checkpoint.json" for stage in stages}
-    return {stage: read_json(path) for stage, path in paths.items() if path.exists()}
+    return {
+        stage: read_json(house.root / house.checkpoint(stage) / "checkpoint.json") for stage in trained_stages(house)
+    }
 
 
 def timings(house: chain.House, runs: Iterable[str]) -> list[cost.Timing]:
