@@ -7,7 +7,7 @@
 # Rules are in workflow/rules, paths and digests in common.smk and measure.smk there. docs/workflow.md explains the house.
 from snakemake.utils import min_version
 
-from dreamllm.records import refusal_under_dvc, sweep
+from dreamllm.snakemake_records import refusal_under_dvc, sweep
 
 min_version("9.27")
 

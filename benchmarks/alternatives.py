@@ -1,4 +1,4 @@
-"""What else could make the house's step faster, tried: each beside the step as it is, with what it does to the loss.
+"""What else could make ours step faster, tried: each beside the step as it is, with what it does to the loss.
 
     python benchmarks/alternatives.py [--sizes tiny small] [--workloads joint mixed] [--repeats 5] [--compile]
 
@@ -25,10 +25,10 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from dreamllm.layout import IGNORE
+from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import Batch
 from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, packed_attention_mask
-from dreamllm.packing import Batch
 
 Model = DreamLLMForConditionalGeneration
 BLOCK = 32  # queries at a time; 64 and 128 are slower
@@ -205,7 +205,7 @@ def has_bfloat16() -> bool:
 
 
 def alternatives(size: str, workload: str, repeats: int, compiled: bool = False) -> str:
-    """A step of the house with one thing done otherwise at a time, and how far the loss goes from the house's."""
+    """A step of ours with one thing done otherwise at a time, and how far the loss goes from ours."""
     model = miniature.build(size)
     packed, _, noise = speed.prepare(model, workload)
     packed = speed.encoded(model, packed) if workload == "mixed" else packed  # as "what each gain is worth" has it
@@ -217,7 +217,7 @@ def alternatives(size: str, workload: str, repeats: int, compiled: bool = False)
         return loss_with_short_last_layer(model, packed, noise)
 
     tried: dict[str, tuple[Callable[[], torch.Tensor], Callable[[], AbstractContextManager]]] = {
-        "the house": (loss, nullcontext),
+        "ours": (loss, nullcontext),
         "last layer at targets and queries only": (short, nullcontext),
         "attention over blocks of the lower triangle": (loss, lambda: lower_triangle_attention(model)),
         "torch's RMSNorm": (loss, lambda: fused_norms(model)),
@@ -256,12 +256,12 @@ def alternatives(size: str, workload: str, repeats: int, compiled: bool = False)
         [
             f"{size}, {workload}: {name}",
             f"{value:.0f}",
-            f"{value / times['the house']:.2f}",
-            f"{abs(found[name] / found['the house'] - 1):.0e}",
+            f"{value / times['ours']:.2f}",
+            f"{abs(found[name] / found['ours'] - 1):.0e}",
         ]
         for name, value in times.items()
     ]
-    return speed.table(["tried", "ms", "of the house's", "loss differs by"], rows)
+    return speed.table(["tried", "ms", "of ours", "loss differs by"], rows)
 
 
 def main() -> None:

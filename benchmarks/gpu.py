@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--rows 4 8 16] [--compile no yes] [--steps 3] [--pictures 8]
 
 Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; pictures per second of
-512 px with 25 DDIM steps under guidance, by the house and by StableDiffusionPipeline on the same networks. A step needs
+512 px with 25 DDIM steps under guidance, by ours and by StableDiffusionPipeline on the same networks. A step needs
 about 120 GB of GPU memory: weights, gradients and AdamW's moments are in fp32, computing in bfloat16.
 """
 
@@ -25,14 +25,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dreamllm.document import Document, Picture, Text
-from dreamllm.layout import lay_out
+from dreamllm.config.machine import Machine
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.layout import lay_out
+from dreamllm.data.packing import Batch
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.sampling import Drawing, draw_states
-from dreamllm.packing import Batch
-from dreamllm.sections.machine import Machine
-from dreamllm.train import devices
+from dreamllm.train import distributed
 
 Model = DreamLLMForConditionalGeneration
 CONTEXT = 2048
@@ -89,7 +89,7 @@ def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerato
         with accelerator.autocast():
             loss = model(**batch.inputs(), noise=noise).loss
         loss.backward()
-        devices.clip_gradients(parameters, 1.0)
+        distributed.clip_gradients(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -177,7 +177,7 @@ def pictures(model: Model, count: int) -> str:
     pipeline.set_progress_bar_config(disable=True)
     with torch.no_grad():
         conditions = model.condition_projector(states)
-    house = timed(lambda: draw_states(model, states, states[:1], list(range(count)), drawing), 3)
+    ours = timed(lambda: draw_states(model, states, states[:1], list(range(count)), drawing), 3)
     plain = timed(
         lambda: pipeline(
             prompt_embeds=conditions,
@@ -187,7 +187,7 @@ def pictures(model: Model, count: int) -> str:
         ),
         3,
     )
-    return f"pictures per second: house {count / house:.2f}, plain diffusers {count / plain:.2f}"
+    return f"pictures per second: ours {count / ours:.2f}, plain diffusers {count / plain:.2f}"
 
 
 def timed(run: Callable[[], object], turns: int) -> float:
@@ -223,11 +223,11 @@ def main() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     accelerator = Accelerator(mixed_precision="bf16")
     model = build()
-    devices.place(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
+    distributed.place(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
     optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=True)
     for compiled in arguments.compile:
         if compiled == "yes":
-            devices.compile_layers(model)
+            distributed.compile_layers(model)
         for rows in arguments.rows:
             try:
                 told = step(model, optimizer, accelerator, rows, arguments.steps)

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from dreamllm.document import Document, Picture, Text
-from dreamllm.layout import Mode, Sequence, Vocabulary, lay_out
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.layout import Mode, TokenSequence, Vocabulary, lay_out
+from dreamllm.data.packing import Batch, Row, collate
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.packing import Batch, Row, collate
 
 CONTEXT = 256
 NEW_TOKENS = ("[PAD]", "im_start", "dream_end", "dream_start", "im_patch", "im_end", "image", "dream")
@@ -96,7 +96,7 @@ def vocabulary(model: DreamLLMForConditionalGeneration) -> Vocabulary:
     )
 
 
-def sequences(model: DreamLLMForConditionalGeneration, workload: str) -> list[Sequence]:
+def sequences(model: DreamLLMForConditionalGeneration, workload: str) -> list[TokenSequence]:
     """Eight documents of a workload.
 
     joint     two pictures each, drawn and read; 256 tokens

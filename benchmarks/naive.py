@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 
-from dreamllm.layout import IGNORE
+from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import Batch
 from dreamllm.model import diffusion
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.packing import Batch
 
 
 def read(model: DreamLLMForConditionalGeneration, pixels: torch.Tensor | None) -> torch.Tensor:

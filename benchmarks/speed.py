@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from dreamllm.layout import IGNORE
+from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import Batch, pack
 from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
-from dreamllm.packing import Batch, pack
 
 Model = DreamLLMForConditionalGeneration
 
@@ -70,7 +70,7 @@ def prepare(model: Model, workload: str) -> tuple[Batch, Batch, DiffusionNoise]:
 
 
 def step(model: Model, loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Forward, backward, clipping and update, as in train/stage.py."""
+    """Forward, backward, clipping and update, as in train/trainer.py."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def run() -> None:
@@ -88,12 +88,12 @@ def trained(model: Model) -> list[torch.nn.Parameter]:
 
 
 def fused(model: Model) -> torch.optim.Optimizer:
-    """The optimiser of train/stage.py."""
+    """The optimiser of train/trainer.py."""
     return torch.optim.AdamW(trained(model), lr=1e-5, weight_decay=0.0, fused=True)
 
 
 def ours(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
-    """A step as the house makes it."""
+    """A step as ours makes it."""
     return step(model, lambda: model(**batch.inputs(), noise=noise).loss, fused(model))
 
 
@@ -137,7 +137,7 @@ def attention(model: Model, name: str) -> Iterator[None]:
 
 
 def check_losses(model: Model, packed: Batch, padded: Batch, noise: DiffusionNoise) -> tuple[float, float]:
-    """Loss of the house and of the naive code on the same documents. Raises AssertionError where they differ."""
+    """Loss of ours and of the naive code on the same documents. Raises AssertionError where they differ."""
     with torch.no_grad(), attention(model, "eager"):
         wanted = naive.loss(model, padded, noise)[0].item()
     with torch.no_grad():
@@ -147,7 +147,7 @@ def check_losses(model: Model, packed: Batch, padded: Batch, noise: DiffusionNoi
 
 
 def steps(size: str, repeats: int) -> str:
-    """A step of each workload by the authors' code (recorded elsewhere), the naive code and the house."""
+    """A step of each workload by the authors' code (recorded elsewhere), the naive code and ours."""
     rows = []
     for workload in ("joint", "creation", "text", "mixed"):
         model = miniature.build(size)
@@ -156,7 +156,7 @@ def steps(size: str, repeats: int) -> str:
         times = milliseconds(
             {
                 "naive": theirs(model, padded, noise),
-                "house": ours(model, packed, noise),
+                "ours": ours(model, packed, noise),
                 "encoded": ours(model, encoded(model, packed), noise),
             },
             repeats,
@@ -166,13 +166,13 @@ def steps(size: str, repeats: int) -> str:
             [
                 f"{size}, {workload}",
                 "" if recorded is None else f"{recorded}",
-                *(f"{times[name]:.0f}" for name in ("naive", "house", "encoded")),
-                f"{times['house'] / times['naive']:.2f}",
+                *(f"{times[name]:.0f}" for name in ("naive", "ours", "encoded")),
+                f"{times['ours'] / times['naive']:.2f}",
                 f"{times['encoded'] / times['naive']:.2f}",
                 f"{loss:.5f}",
             ]
         )
-    head = ["step", "authors", "naive", "house", "precompute", "house / naive", "precompute / naive", "loss"]
+    head = ["step", "authors", "naive", "ours", "precompute", "ours / naive", "precompute / naive", "loss"]
     return table(head, rows)
 
 
@@ -192,7 +192,7 @@ def all_logits(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[]
 
 
 def gains(size: str, repeats: int) -> str:
-    """The house's step with one thing switched off at a time; of the workload "mixed", where packing matters."""
+    """The ours's step with one thing switched off at a time; of the workload "mixed", where packing matters."""
     model = miniature.build(size)
     packed, padded, noise = prepare(model, "mixed")
     check_losses(model, packed, padded, noise)
@@ -221,7 +221,7 @@ def gains(size: str, repeats: int) -> str:
 
 
 def where(size: str, repeats: int) -> str:
-    """The house's joint step by parts, beside its matrix products at this machine's speed."""
+    """The ours's joint step by parts, beside its matrix products at this machine's speed."""
     model = miniature.build(size)
     packed, _, noise = prepare(model, "joint")
     whole = milliseconds({"step": ours(model, packed, noise)}, repeats)["step"]

@@ -13,10 +13,10 @@ import yaml
 
 import repository
 from dreamllm import digests, provenance
-from dreamllm.audit.chain import House
-from dreamllm.audit.evidence import Evidence, Output
-from dreamllm.data import world
+from dreamllm.emoji import world
 from dreamllm.evaluate import benchmarks, items, predict, predictions, score
+from dreamllm.repro.audit.evidence import Evidence, Output
+from dreamllm.repro.audit.lineage import Run
 from dreamllm.results import tables
 from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint
@@ -71,50 +71,50 @@ def build(folder: Path) -> Path:
     (folder / CONFIG).write_text(EXPERIMENT, encoding="utf-8")
     repository.run(folder, "git", "init", "--quiet")
     repository.commit(folder)
-    house = House.at(folder, Path(CONFIG))
-    world.main(argparse.Namespace(config=folder / CONFIG, out=folder / house.experiment.world.folder))
+    run = Run.at(folder, Path(CONFIG))
+    world.main(argparse.Namespace(config=folder / CONFIG, out=folder / run.experiment.world.folder))
     for part in ("llm", "clip", "sd", "judge"):
         (folder / "data/foundations_small" / part).mkdir(parents=True)
         (folder / "data/foundations_small" / part / "model.safetensors").write_text(part)
-    for stage in house.experiment.stages:
-        train(house, stage)
+    for stage in run.experiment.stages:
+        train(run, stage)
     for model, benchmark in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope")):
-        answer(house, model, benchmark)
-    measure(house)
-    jobs(house)
-    record(house)
+        answer(run, model, benchmark)
+    measure(run)
+    jobs(run)
+    record(run)
     repository.commit(folder)
     return folder
 
 
-def train(house: House, stage: str) -> None:
+def train(run: Run, stage: str) -> None:
     """A checkpoint as `dreamllm train` writes it; its tensors are drawn at random."""
-    experiment, settings = house.experiment, house.experiment.stages[stage]
+    experiment, settings = run.experiment, run.experiment.stages[stage]
     generator = torch.Generator().manual_seed(seed_of(experiment.seed, stage))
-    shards = {name: sorted((house.root / house.shards(name)).glob(f"{name}-*.tar")) for name in settings.mixture}
-    above = [house.root / house.checkpoint(parent) / checkpoint.TENSORS for parent in settings.init]
+    shards = {name: sorted((run.root / run.shards(name)).glob(f"{name}-*.tar")) for name in settings.mixture}
+    above = [run.root / run.checkpoint(parent) / checkpoint.TENSORS for parent in settings.init]
     metadata = {
         "stage": stage,
         "seed": experiment.seed,
         "config": settings.model_dump(mode="json"),
         "model": {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")},
-        "foundations": checkpoint.foundation_digests(house.root / experiment.foundations.folder),
+        "foundations": checkpoint.foundation_digests(run.root / experiment.foundations.folder),
         "init": [digests.digest(path) for path in above],
         "data": {name: {path.name: digests.digest(path) for path in paths} for name, paths in shards.items()},
-        "code": provenance.code_digest("dreamllm.train.stage"),
+        "code": provenance.code_digest("dreamllm.train.trainer"),
         "versions": provenance.versions(),
-        "commit": repository.run(house.root, "git", "rev-parse", "HEAD").stdout.strip(),
+        "commit": repository.run(run.root, "git", "rev-parse", "HEAD").stdout.strip(),
     }
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in TENSORS[stage].items()}
-    checkpoint.save_trained(house.root / house.checkpoint(stage), tensors, metadata, "step\n")
+    checkpoint.save_trained(run.root / run.checkpoint(stage), tensors, metadata, "step\n")
 
 
-def answer(house: House, model: str, benchmark: str, right: int = 2) -> Path:
+def answer(run: Run, model: str, benchmark: str, right: int = 2) -> Path:
     """A prediction file as `dreamllm predict` writes it, with `right` of every 3 answers right."""
-    root, settings = house.root, house.experiment.evaluation
-    folder = root / house.benchmark_files(benchmark)
-    stages = [root / house.checkpoint(stage) for stage in house.checkpoints_of(model)]
-    arguments = {"model": model, "foundations": root / house.experiment.foundations.folder, "checkpoints": stages}
+    root, settings = run.root, run.experiment.evaluation
+    folder = root / run.benchmark_files(benchmark)
+    stages = [root / run.checkpoint(stage) for stage in run.checkpoints_of(model)]
+    arguments = {"model": model, "foundations": root / run.experiment.foundations.folder, "checkpoints": stages}
     header = {"model": model, "benchmark": benchmark, "task": benchmark, "split": settings.split, "limit": None}
     header["protocol"] = predict.protocol(argparse.Namespace(**arguments), settings)
     asked = benchmarks.load(benchmark, folder, settings.split)
@@ -126,11 +126,11 @@ def answer(house: House, model: str, benchmark: str, right: int = 2) -> Path:
     return path
 
 
-def measure(house: House) -> None:
+def measure(run: Run) -> None:
     """Metrics, item scores, tables and a figure of the predictions that are there, by the verbs."""
-    root = house.root
-    answered = [root / house.predictions(*pair) for pair in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope"))]
-    folder = root / house.benchmark_files("vqa")
+    root = run.root
+    answered = [root / run.predictions(*pair) for pair in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope"))]
+    folder = root / run.benchmark_files("vqa")
     metrics = []
     for path in answered:
         metrics.append(root / RESULTS.format("metrics") / path.parent.name / f"{path.stem}.json")
@@ -143,28 +143,28 @@ def measure(house: House) -> None:
     (root / "results/figures/curves.png").write_text("a figure")
 
 
-def jobs(house: House) -> None:
+def jobs(run: Run) -> None:
     """Timings as Snakemake writes them."""
-    folder = house.root / "benchmarks/small"
+    folder = run.root / "benchmarks/small"
     folder.mkdir(parents=True)
-    for output in outputs(house.root):
+    for output in outputs(run.root):
         (folder / f"{Path(output.log).stem}.tsv").write_text("s\tmax_rss\tcpu_time\n2.5\t100.0\t2.0\n")
 
 
-def record(house: House) -> None:
+def record(run: Run) -> None:
     """A dvc.lock of what is there."""
     outs = [f"data/emoji_small/{part}" for part in ("train", "benchmarks")]
-    outs += [house.checkpoint(stage) for stage in TENSORS]
+    outs += [run.checkpoint(stage) for stage in TENSORS]
     outs += [RESULTS.format(kind) for kind in ("predictions", "metrics", "items")] + ["results/tables"]
-    stages = {f"stage{i}": {"outs": [{"path": p, "md5": digests.md5(house.root / p)}]} for i, p in enumerate(outs)}
-    (house.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    stages = {f"stage{i}": {"outs": [{"path": p, "md5": digests.md5(run.root / p)}]} for i, p in enumerate(outs)}
+    (run.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
 
 def outputs(root: Path) -> list[Output]:
     """What Snakemake would tell of the DAG: everything there is, and up to date."""
-    house = House.at(root, Path(CONFIG))
+    run = Run.at(root, Path(CONFIG))
     made = {"make_world": "data/emoji_small/train", "tables": "results/tables", "figures": "results/figures"}
-    made |= {f"train_{stage}": house.checkpoint(stage) for stage in TENSORS}
+    made |= {f"train_{stage}": run.checkpoint(stage) for stage in TENSORS}
     made["item_scores"] = RESULTS.format("items")
     for name in ("align_vqa", "sft_vqa", "sft_pope"):
         path = name.replace("_", "/")
@@ -175,4 +175,4 @@ def outputs(root: Path) -> list[Output]:
 
 def evidence(root: Path) -> Evidence:
     """The repository as the audit sees it, with the DAG told instead of asked for."""
-    return Evidence(House.at(root, Path(CONFIG)), outputs(root))
+    return Evidence(Run.at(root, Path(CONFIG)), outputs(root))

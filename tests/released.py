@@ -18,10 +18,10 @@ import sentencepiece
 import torch
 
 import tiny
-from dreamllm.model.foundations import build_from_foundations
+from dreamllm.model.build import build_from_foundations
 from dreamllm.model.processor import SPECIAL_TOKENS
+from dreamllm.official.exporter import export_official
 from dreamllm.train import checkpoint
-from dreamllm.train.export_official import export_official
 
 IDS = dict(zip(reversed(SPECIAL_TOKENS), range(320, 328), strict=True))  # in another order than ours
 OPTIONS = {"num_dream_queries": 4, "template": "vicuna_v1.1", "vision_feature_layer": -2, "seed": 0}

@@ -12,13 +12,13 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parent.parent
-HOUSE = ("Snakefile", "workflow", "profiles", "config", "paper", "src", "dvc.yaml", ".dvcignore", ".gitignore")
-HOUSE += ("environment.yml", "pyproject.toml", "requirements.lock", "data/sources.yaml", "data/made.yaml")
+CHECKED_OUT = ("Snakefile", "workflow", "profiles", "config", "paper", "src", "dvc.yaml", ".dvcignore", ".gitignore")
+CHECKED_OUT += ("environment.yml", "pyproject.toml", "requirements.lock", "data/sources.yaml", "data/made.yaml")
 
 
 def copy(folder: Path) -> Path:
     """A copy of what the workflow needs: no data, no results, nothing recorded."""
-    for name in HOUSE:
+    for name in CHECKED_OUT:
         source = ROOT / name
         if source.is_dir() and not source.is_symlink():
             ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")

@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
-from dreamllm.data.world import write_benchmarks
+from dreamllm.config.world import World
 from dreamllm.digests import digest, sha256_of_file
+from dreamllm.emoji.world import write_benchmarks
 from dreamllm.evaluate import benchmarks, predictions
-from dreamllm.experiment import World
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = '</p><script>alert("x")</script><img src=x onerror=alert(1)>" onmouseover="alert(2)'

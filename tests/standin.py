@@ -20,7 +20,7 @@ def main() -> None:
         with Path("logs/ran.txt").open("a") as ran:
             ran.write(f"{verb}\n")
     if verb == "fetch-foundations":
-        from dreamllm.foundations import fetch
+        from dreamllm.emoji.foundations import fetch
 
         parser = argparse.ArgumentParser()
         fetch.add_arguments(parser)

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 import test_scale
 import test_train
 import tiny
+from dreamllm.data.packing import Batch
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.model.alignment import alignment_targets, grid
-from dreamllm.packing import Batch
 from dreamllm.results.figures import learning_curves, read_losses
-from dreamllm.train import stage
+from dreamllm.train import trainer
 from dreamllm.train.checkpoint import load_model
 
 WIDTH = 24  # of tiny CLIP's features, and here of the conditions
@@ -155,7 +155,7 @@ def world(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("settings", [CLIP_SPACE, DECODER], ids=["clip space", "decoder"])
 def test_gradients_reach_exactly_what_the_arm_trains(world, settings):
     model, processor = load_model(world / "foundations", [], OPTIONS)
-    stage.apply_stage(model, test_train.experiment(**settings).stages["igpt"])
+    trainer.apply_stage(model, test_train.experiment(**settings).stages["igpt"])
     forward(model, drawn(processor)).loss.backward()
     norms = {name: parameter.grad.norm() for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert set(norms) == {name for name, _ in model.named_parameters() if name.split(".")[0] in settings["trains"]}

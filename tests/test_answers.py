@@ -14,14 +14,14 @@ from PIL import Image
 
 import formats
 import tiny
-from dreamllm.config import ConfigProblem, load
-from dreamllm.document import Document, Text
+from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.data.document import Document, Text
 from dreamllm.evaluate import answer, benchmarks, predict, predictions, prompts, score, shots
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.mmbench import MmbenchItem
-from dreamllm.experiment import EvaluationSettings
 from dreamllm.model import generate
-from dreamllm.sections.benchmarks import BenchmarkUse
 from dreamllm.train import checkpoint
 
 QUESTION = "What is it?"
@@ -208,9 +208,9 @@ def test_examples_stand_before_each_question_and_in_its_record(asked, pictures) 
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """config.yaml, placed/, train/ (a few questions each), foundations/ and stage/."""
-    folder = tmp_path_factory.mktemp("house")
+    folder = tmp_path_factory.mktemp("checkout")
     for name, numbers in (("placed", (1, 2, 3)), ("train", (5, 6, 7, 8))):
         shades = {f"{n:012d}.jpg": formats.jpeg(30 * n) for n in numbers}
         formats.archive(folder / name / "images_test.zip", shades)
@@ -244,58 +244,58 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predicted(house: Path, benchmark: str, out: Path, *more: str) -> predictions.Predictions:
+def predicted(checkout: Path, benchmark: str, out: Path, *more: str) -> predictions.Predictions:
     parser = argparse.ArgumentParser()
     predict.add_arguments(parser)
-    flags = f"--config {house}/config.yaml --model stage --benchmark {benchmark} --split test --out {out}"
-    flags += f" --benchmarks {house}/placed --foundations {house}/foundations --checkpoints {house}/stage"
+    flags = f"--config {checkout}/config.yaml --model stage --benchmark {benchmark} --split test --out {out}"
+    flags += f" --benchmarks {checkout}/placed --foundations {checkout}/foundations --checkpoints {checkout}/stage"
     predict.main(parser.parse_args([*flags.split(), *more]))
     return predictions.read(out)
 
 
-def test_few_shot_questions_are_asked_and_scored_with_each_number_of_examples(house: Path, tmp_path: Path) -> None:
-    answers = predicted(house, "okvqa_few", tmp_path / "o.jsonl", "--shots", str(house / "train"))
+def test_few_shot_questions_are_asked_and_scored_with_each_number_of_examples(checkout: Path, tmp_path: Path) -> None:
+    answers = predicted(checkout, "okvqa_few", tmp_path / "o.jsonl", "--shots", str(checkout / "train"))
     assert answers.header["task"] == "vqa" and answers.header["protocol"]["benchmark"]["source"] == "okvqa"
     chosen = {id_: record["shots"] for id_, record in answers.records.items()}
     assert [*chosen] == [f"{number}-shot-{id_}" for number in (0, 2) for id_ in (1, 2, 3)]
     assert all(len({*ids} & {"5", "6", "7", "8"}) == int(id_[0]) for id_, ids in chosen.items())
-    result = score.score(answers, "okvqa_few", house / "placed", house / "foundations")
+    result = score.score(answers, "okvqa_few", checkout / "placed", checkout / "foundations")
     assert result["benchmark"] == "okvqa_few" and result["metrics"] == {}
     assert {name: group["accuracy"]["n"] for name, group in result["groups"].items()} == {"shots/0": 3, "shots/2": 3}
     assert result["protocol"]["benchmark"]["shots_from"] == "okvqa_train"
     lost = dict(list(answers.records.items())[:-1])
     with pytest.raises(BenchmarkProblem, match="2-shot-3: 1 of 6 items have no prediction"):
-        score.score(replace(answers, records=lost), "okvqa_few", house / "placed", house / "foundations")
+        score.score(replace(answers, records=lost), "okvqa_few", checkout / "placed", checkout / "foundations")
 
 
-def test_the_world_gives_examples_from_its_other_split(house: Path, tmp_path: Path) -> None:
-    for file in (house / "train").iterdir():
-        (house / "placed" / file.name.replace("test", "dev")).write_bytes(file.read_bytes())
-    answers = predicted(house, "fewshot", tmp_path / "o.jsonl")
+def test_the_world_gives_examples_from_its_other_split(checkout: Path, tmp_path: Path) -> None:
+    for file in (checkout / "train").iterdir():
+        (checkout / "placed" / file.name.replace("test", "dev")).write_bytes(file.read_bytes())
+    answers = predicted(checkout, "fewshot", tmp_path / "o.jsonl")
     assert all({*record["shots"]} <= {"5", "6", "7", "8"} for record in answers.records.values())
 
 
-def test_what_a_server_scores_is_marked_and_not_scored(house: Path, tmp_path: Path) -> None:
-    answers = predicted(house, "okvqa", tmp_path / "o.jsonl")
+def test_what_a_server_scores_is_marked_and_not_scored(checkout: Path, tmp_path: Path) -> None:
+    answers = predicted(checkout, "okvqa", tmp_path / "o.jsonl")
     folder = tmp_path / "external"
     folder.mkdir()
     for name in ("images_test.zip", "vqa_test_questions.json"):
-        (folder / name).write_bytes((house / "placed" / name).read_bytes())
+        (folder / name).write_bytes((checkout / "placed" / name).read_bytes())
     (folder / "vqa_test_annotations.json").write_text('{"external": "https://eval.example"}')
-    result = score.score(answers, "okvqa", folder, house / "foundations")
+    result = score.score(answers, "okvqa", folder, checkout / "foundations")
     assert result["metrics"]["accuracy"]["value"] is None
     assert result["metrics"]["accuracy"]["reason"].startswith("external")
 
 
-def test_an_unknown_benchmark_is_told_with_near_matches(house: Path, tmp_path: Path) -> None:
+def test_an_unknown_benchmark_is_told_with_near_matches(checkout: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigProblem, match="no benchmark 'okvqa_3'; did you mean okvqa"):
-        predicted(house, "okvqa_3", tmp_path / "o.jsonl")
+        predicted(checkout, "okvqa_3", tmp_path / "o.jsonl")
 
 
-def test_the_likest_picture_is_the_same_picture(house: Path) -> None:
-    items, pool = (benchmarks.load("vqa", house / name, "test") for name in ("placed", "train"))
-    shown, shown_pool = (benchmarks.pictures(house / name, "test") for name in ("placed", "train"))
-    clip = house / "foundations/clip"
+def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
+    items, pool = (benchmarks.load("vqa", checkout / name, "test") for name in ("placed", "train"))
+    shown, shown_pool = (benchmarks.pictures(checkout / name, "test") for name in ("placed", "train"))
+    clip = checkout / "foundations/clip"
     alike = shots.similarities(items, shown, [*pool, *pool], shown_pool, clip)
     assert alike.shape == (3, 8) and (alike <= 1 + 1e-5).all()
     itself = shots.similarities(pool, shown_pool, pool, shown_pool, clip)
@@ -320,15 +320,15 @@ def test_the_likest_picture_is_the_same_picture(house: Path) -> None:
         ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: 'vaq' is none of"),
     ],
 )
-def test_what_does_not_fit_together_is_told(house: Path, tmp_path: Path, section: dict, words: str) -> None:
-    content = yaml.safe_load((house / "config.yaml").read_text()) | {"benchmarks": section}
+def test_what_does_not_fit_together_is_told(checkout: Path, tmp_path: Path, section: dict, words: str) -> None:
+    content = yaml.safe_load((checkout / "config.yaml").read_text()) | {"benchmarks": section}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigProblem, match=words):
         load(tmp_path / "wrong.yaml")
 
 
-def test_public_sets_have_no_split_dev_and_evaluations_name_what_exists(house: Path, tmp_path: Path) -> None:
-    content = yaml.safe_load((house / "config.yaml").read_text())
+def test_public_sets_have_no_split_dev_and_evaluations_name_what_exists(checkout: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load((checkout / "config.yaml").read_text())
     content["evaluation"]["split"] = "dev"
     content["evaluations"] = [{"model": "llm", "benchmarks": ["language", "okvqa_9"]}]
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))

@@ -11,9 +11,9 @@ import pytest
 
 import audited
 import repository
-from dreamllm.audit import chain, run, surroundings, tensors
-from dreamllm.audit.findings import AuditProblem, Result
 from dreamllm.digests import sha256_of_file
+from dreamllm.repro.audit import check_inputs, lineage, run, tensors
+from dreamllm.repro.audit.findings import AuditProblem, Result
 
 CHECKPOINT = "results/checkpoints/small/{}/checkpoint.json"
 TENSORS = "results/checkpoints/small/{}/trained.safetensors"
@@ -27,8 +27,8 @@ def sound(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def house(sound, tmp_path) -> Path:
-    return shutil.copytree(sound, tmp_path / "house", symlinks=True)
+def checkout(sound, tmp_path) -> Path:
+    return shutil.copytree(sound, tmp_path / "checkout", symlinks=True)
 
 
 def results(root: Path) -> dict[str, Result]:
@@ -68,7 +68,7 @@ def edit_a_cell(root: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     number = next(i for i, line in enumerate(lines) if ",ours," in line and "sft/vqa" in line)
     place = f"results/tables/table3.csv, line {number + 1}"
-    cell = next(cell for cell in chain.read_cells(audited.evidence(root).house) if cell.place == place)
+    cell = next(cell for cell in lineage.read_cells(audited.evidence(root).run) if cell.place == place)
     lines[number] = lines[number].replace(f",{cell.columns['value']},", ",99.9,", 1)
     path.write_text("".join(lines))
 
@@ -78,7 +78,7 @@ def edit_a_shown_cell(root: Path) -> None:
 
 
 def answer_otherwise(root: Path) -> None:
-    audited.answer(audited.evidence(root).house, "sft", "vqa", right=3)
+    audited.answer(audited.evidence(root).run, "sft", "vqa", right=3)
 
 
 def answer_otherwise_and_forge_the_digest(root: Path) -> None:
@@ -164,7 +164,7 @@ def change_the_training_data(root: Path) -> None:
 
 def train_on_the_test(root: Path) -> None:
     test = root / "data/emoji_small/benchmarks/scenes_test.jsonl"
-    scene = next(iter(surroundings._training_scenes(root / "data/emoji_small/train")))
+    scene = next(iter(check_inputs._training_scenes(root / "data/emoji_small/train")))
     lines = test.read_text().splitlines()
     lines[0] = json.dumps(json.loads(lines[0]) | {"scene": json.loads(scene)})
     test.write_text("\n".join(lines) + "\n")
@@ -208,9 +208,9 @@ FAULTS = [  # (fault, the check that is there for it, what it says, other checks
 
 
 @pytest.mark.parametrize(("plant", "check", "words", "others"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
-def test_a_planted_fault_is_caught_by_its_check(house, plant, check, words, others):
-    plant(house)
-    found = results(house)
+def test_a_planted_fault_is_caught_by_its_check(checkout, plant, check, words, others):
+    plant(checkout)
+    found = results(checkout)
     said = [f"{fault.file}: {fault.what}" for fault in found[check].faults]
     assert any(words in line for line in said), said
     assert failed(found) == {check, *others}
@@ -231,10 +231,10 @@ def test_a_clone_without_outputs_says_what_is_not_there(sound, tmp_path):
     assert "--configfile=config/small.yaml" in found["A01"].reason
 
 
-def test_tables_without_what_they_were_made_from_are_not_trusted(house):
+def test_tables_without_what_they_were_made_from_are_not_trusted(checkout):
     for kind in ("checkpoints", "predictions"):
-        shutil.rmtree(house / "results" / kind)
-    found = results(house)
+        shutil.rmtree(checkout / "results" / kind)
+    found = results(checkout)
     assert failed(found) == {"A12"}, "nothing else is left that could be held against anything"
     assert any("is not there" in fault.what for fault in found["A12"].faults)
 
@@ -254,20 +254,20 @@ def test_what_snakemake_would_make_again_is_a_fault(sound):
 # ---- command line --------------------------------------------------------------------------------------------------
 
 
-def test_the_verb_prints_a_line_for_each_check_and_exits_with_1_for_a_fault(house, monkeypatch, capsys):
-    monkeypatch.chdir(house)
+def test_the_verb_prints_a_line_for_each_check_and_exits_with_1_for_a_fault(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
     monkeypatch.setattr(run, "Evidence", lambda found: audited.evidence(found.root))
     arguments = argparse.Namespace(config=Path(audited.CONFIG), out=Path("results/audit.json"), pictures=False)
     run.main(arguments)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 17 and said[-1].startswith("15 pass, 0 fail, 1 not applicable")
-    edit_a_cell(house)
+    edit_a_cell(checkout)
     with pytest.raises(SystemExit) as stopped:
         run.main(arguments)
     assert stopped.value.code == 1
     said = capsys.readouterr().out
     assert "A01 FAIL" in said and "results/tables/table3.csv, line" in said and "fix: remove results/tables" in said
-    content = json.loads((house / "results/audit.json").read_text())
+    content = json.loads((checkout / "results/audit.json").read_text())
     assert content["counts"]["fail"] == 2 and content["experiment"] == "small"
     assert content["checks"]["A01"]["faults"][0]["file"].startswith("results/tables/table3.csv")
 
@@ -282,9 +282,9 @@ def test_outside_of_a_checkout_the_audit_says_where_to_run_it(tmp_path, monkeypa
 
 
 def test_a_cell_is_followed_down_to_commit_and_environment(sound):
-    house = audited.evidence(sound).house
-    cell = next(cell for cell in chain.read_cells(house) if cell.source == "sft/vqa")
-    links = list(chain.walk(chain.follow(house, cell)))
+    checkout = audited.evidence(sound).run
+    cell = next(cell for cell in lineage.read_cells(checkout) if cell.source == "sft/vqa")
+    links = list(lineage.walk(lineage.follow(checkout, cell)))
     kinds = [link.kind for link in links]
     assert kinds[:3] == ["cell", "metric", "predictions"]
     assert {"checkpoint", "configuration", "foundations", "data", "commit", "environment"} <= set(kinds)
@@ -303,4 +303,4 @@ def test_a_damaged_file_of_tensors_is_refused(tmp_path):
 def test_a_lock_is_read_without_what_is_for_other_machines():
     others = "other==0.4.6 ; sys_platform == 'win32' \\\n    --hash=sha256:11\n"
     text = f"# made\na-b==1.0 \\\n    --hash=sha256:00\n{others}"
-    assert surroundings.read_lock(text) == {"a-b": "1.0"}
+    assert check_inputs.read_lock(text) == {"a-b": "1.0"}

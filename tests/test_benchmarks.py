@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dreamllm.data.pictures import encode_png
+from dreamllm.data.images import encode_png
 from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures
 

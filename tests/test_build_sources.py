@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import formats
 from dreamllm import cli
+from dreamllm.config.sources import SourceUse
 from dreamllm.data import shards
-from dreamllm.document import Document, Picture, Text
-from dreamllm.sections.sources import SourceUse
+from dreamllm.data.document import Document, Picture, Text
 from dreamllm.sources import pages, records
 from dreamllm.sources.build import BuildProblem, build
 from dreamllm.sources.manifest import Source

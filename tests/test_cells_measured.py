@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dreamllm.config import load
+from dreamllm.config.benchmarks import DRAWN
+from dreamllm.config.reading import load
 from dreamllm.evaluate import mm_vet, mmbench, selection
-from dreamllm.results.cells import Column, Row, Table, read_tables
-from dreamllm.sections.benchmarks import DRAWN
+from dreamllm.results.table_spec import Column, Row, Table, read_tables
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENT = load(ROOT / "config/paper.yaml")

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamllm.config import ConfigProblem
+from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.results import cells, claims, measured, tables
+from dreamllm.results import claims, metrics_store, table_spec, tables
 from dreamllm.results.claims import Claim, Evidence, Finding, Test, Verdict
 
 Test.__test__ = False  # no test class of pytest's
 PAPER = Path(__file__).parents[1] / "paper"
-TABLES = cells.read_tables(PAPER / "tables.yaml")
-PUBLISHED = cells.read_published(PAPER)
+TABLES = table_spec.read_tables(PAPER / "tables.yaml")
+PUBLISHED = table_spec.read_published(PAPER)
 CLAIMS = claims.read_claims(PAPER / "claims.yaml", TABLES, PUBLISHED)
 JOINT = Test(
     plus=["table3.joint_learning.vqav2"], minus=["table3.comprehension_only_interleaved.vqav2"], direction="higher"
@@ -48,7 +48,7 @@ def folders(files: Sequence[tuple[Path, Path]]) -> list[Path]:
 
 
 def evidence(*files: tuple[Path, Path], items: bool = True) -> Evidence:
-    runs = measured.read_runs([file for file, _ in files])
+    runs = metrics_store.read_runs([file for file, _ in files])
     return Evidence(TABLES, PUBLISHED, runs, claims.read_items(folders(files) if items else []))
 
 

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 import tiny
-from dreamllm import cli, page
-from dreamllm.document import Document, Picture, Text
+from dreamllm import cli
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.evaluate import demo_page
 from dreamllm.model.generate import Continuation
 from dreamllm.train import checkpoint
 
@@ -52,14 +53,14 @@ def test_wrong_input_is_one_line_and_a_bug_is_a_traceback(monkeypatch):
         cli.main(flags)
     with pytest.raises(SystemExit, match="dreamllm generate: no-such-file.png: .*No such file"):
         cli.main([*flags, "--image", "no-such-file.png"])
-    monkeypatch.setattr(page, "main", lambda arguments: int("a bug"))
+    monkeypatch.setattr(demo_page, "main", lambda arguments: int("a bug"))
     with pytest.raises(ValueError, match="invalid literal"):
         cli.main(flags)
 
 
 def test_prompts_may_follow_the_pictures_and_checkpoints(monkeypatch):
     seen = []
-    monkeypatch.setattr(page, "main", seen.append)
+    monkeypatch.setattr(demo_page, "main", seen.append)
     cli.main(["generate", "--image", "a.png", "--image", "b.png", "--checkpoints", "c", "<image> and <image>", "2"])
     [arguments] = seen
     assert arguments.prompts == ["<image> and <image>", "2"]
@@ -70,7 +71,7 @@ def test_prompts_may_follow_the_pictures_and_checkpoints(monkeypatch):
 def test_the_page_holds_text_pictures_and_the_reason_for_stopping(tmp_path):
     prompt = Document("p", "interleaved", (Text("A <ship> & more"), Picture(tiny.picture(1))))
     drawn = [Picture(tiny.picture(2)), Text("It ends."), Picture(tiny.picture(3))]
-    page.save([Continuation(prompt, tuple(drawn), "context")], tmp_path / "page")
+    demo_page.save([Continuation(prompt, tuple(drawn), "context")], tmp_path / "page")
     text = (tmp_path / "page" / "index.html").read_text()
     assert "A &lt;ship&gt; &amp; more" in text and "It ends." in text and "the context was full" in text
     assert text.count("data:image/png;base64,") == 3

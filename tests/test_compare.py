@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from dreamllm.audit import compare
-from dreamllm.audit.compare import LEVELS, level
-from dreamllm.audit.findings import AuditProblem
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.repro.audit import compare
+from dreamllm.repro.audit.compare import LEVELS, level
+from dreamllm.repro.audit.findings import AuditProblem
 
 finite = st.floats(-1e6, 1e6)
 half = st.floats(0, 1e3)

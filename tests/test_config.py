@@ -10,9 +10,9 @@ import jsonschema
 import pytest
 import yaml
 
-from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import Experiment
-from dreamllm.sections.base import Section
+from dreamllm.config.base import Section
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.reading import ConfigProblem, digest, load
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "config").glob("*.yaml"))
@@ -199,7 +199,8 @@ def test_digest_follows_values_alone():
 
 
 def test_reading_a_configuration_imports_no_torch():
-    code = "import sys, dreamllm.config; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    code = "import sys, dreamllm.config.reading as _; "
+    code += "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
 

@@ -16,17 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny
-from dreamllm.config import ConfigProblem, load
-from dreamllm.data import contexts, corpus, grammar, shards
-from dreamllm.data.emoji import ALL_NAMES, NAMES, Scene, render, split_of
-from dreamllm.data.world import write_benchmarks, write_training
-from dreamllm.document import Picture, Text
+from dreamllm.config.evaluation import Drawing
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.config.world import World
+from dreamllm.data import shards
+from dreamllm.data.document import Picture, Text
+from dreamllm.emoji import contexts, corpus, grammar
+from dreamllm.emoji.foundations import scene_classifier
+from dreamllm.emoji.scenes import ALL_NAMES, NAMES, Scene, render, split_of
+from dreamllm.emoji.world import write_benchmarks, write_training
 from dreamllm.evaluate import attention, attributes, benchmarks, in_context, predict, predictions, score
 from dreamllm.evaluate.drawing import plan
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.stories import follow
-from dreamllm.experiment import Drawing, World
-from dreamllm.foundations import judge
 from test_predict import world as predict_world
 
 seeds = st.integers(0, 2**32)
@@ -225,7 +227,7 @@ def test_scores_are_by_kind_and_a_picture_of_another_scene_is_wrong(folder, tmp_
     records = [{"id": item.id, "image": f"{item.id}.png"} for item in items]
     header = {"model": "sft", "benchmark": "in_context", "split": "test"}
     predictions.write(tmp_path / "p.tar", header, records, images)
-    monkeypatch.setattr(judge, "load", lambda path: Sighted(seen))
+    monkeypatch.setattr(scene_classifier, "load", lambda path: Sighted(seen))
     result = score.score(predictions.read(tmp_path / "p.tar"), "in_context", folder, tmp_path)
     assert result["groups"]["subject"]["all"]["value"] == result["groups"]["compose/held_out"]["bind"]["value"] == 1
     right = attributes.compare_each(seen[:4], wanted[:4])["all"]

@@ -17,8 +17,8 @@ from rocrate.rocrate import ROCrate
 
 import run
 from dreamllm.digests import content_files, sha256_of_file
-from dreamllm.report import crate, jobs, written
-from dreamllm.report.evidence import Report, gather
+from dreamllm.repro.report import crate, jobs, written
+from dreamllm.repro.report.evidence import Report, gather
 
 PROVENANCE = "https://w3id.org/ro/wfrun/provenance/0.5"
 
@@ -203,8 +203,8 @@ def test_model_cards_can_be_read_by_the_hub_s_library(report, tmp_path) -> None:
     assert (card.data.license, card.data.datasets) == ("cc-by-sa-4.0", ["pairs"])
     results = {(one.dataset_type, one.metric_type): one.metric_value for one in card.data.eval_results}
     assert results[("vqa", "accuracy")] == 0.5
-    assert sha256_of_file(report.house.root / "results/checkpoints/smoke/sft/trained.safetensors") in card.text
+    assert sha256_of_file(report.run.root / "results/checkpoints/smoke/sft/trained.safetensors") in card.text
     assert "| final language loss | 1.5 |" in card.text and "diffusion" not in card.text
     data = DatasetCard.load(tmp_path / "data-pairs.md")
     assert data.data.license == "cc-by-sa-4.0"
-    assert sha256_of_file(report.house.root / run.SET / "pairs-00000.tar") in data.text
+    assert sha256_of_file(report.run.root / run.SET / "pairs-00000.tar") in data.text

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import repository
-from dreamllm.config import load
+from dreamllm.config.reading import load
 
 CODE = {"Snakefile", "workflow/rules", "src/dreamllm"}
 STAGES = yaml.safe_load((repository.ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -16,14 +16,14 @@ EXPERIMENT = load(repository.ROOT / "config/embedded.yaml")
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Path:
-    return repository.copy(tmp_path_factory.mktemp("dag") / "house")
+def checkout(tmp_path_factory) -> Path:
+    return repository.copy(tmp_path_factory.mktemp("dag") / "checkout")
 
 
 @pytest.fixture(scope="module")
-def jobs(house):
+def jobs(checkout):
     """All jobs that make the results of the default configuration, apart from names for groups of results."""
-    return [job for job in repository.jobs(house, "results/tables", "results/figures") if job[0] != "all"]
+    return [job for job in repository.jobs(checkout, "results/tables", "results/figures") if job[0] != "all"]
 
 
 def allowed(stage: str) -> set[str]:
@@ -93,31 +93,33 @@ def test_every_trained_stage_hands_its_parameters_to_dvc():
     assert {"world", "foundations", "seed", "model", "sd_finetuned", "evaluation", "evaluations"} <= seen
 
 
-def test_the_report_is_made_of_results_and_is_no_stage(house, jobs):
-    report = [job for job in repository.jobs(house, "report") if job[0] != "report"]
+def test_the_report_is_made_of_results_and_is_no_stage(checkout, jobs):
+    report = [job for job in repository.jobs(checkout, "report") if job[0] != "report"]
     of_its_own = {rule for rule, _, _ in report} - {rule for rule, _, _ in jobs}
     assert of_its_own == {"site", "crate"}
     assert not [stage for stage in STAGES if of_its_own & allowed(stage)]
 
 
-def test_snakemake_lint_has_no_findings(house):
+def test_snakemake_lint_has_no_findings(checkout):
     for config in ("embedded", "smoke", "foundations"):
-        result = repository.run(house, "snakemake", "--lint", "--configfile", f"config/{config}.yaml", check=False)
+        result = repository.run(checkout, "snakemake", "--lint", "--configfile", f"config/{config}.yaml", check=False)
         assert result.returncode == 0, result.stdout
 
 
-def test_the_profile_is_found_and_parsing_writes_nothing(house):
-    before = {path for path in house.rglob("*") if ".snakemake" not in path.parts and "__pycache__" not in path.parts}
-    result = repository.run(house, "snakemake", "--dry-run")
-    after = {path for path in house.rglob("*") if ".snakemake" not in path.parts and "__pycache__" not in path.parts}
+def test_the_profile_is_found_and_parsing_writes_nothing(checkout):
+    before = {
+        path for path in checkout.rglob("*") if ".snakemake" not in path.parts and "__pycache__" not in path.parts
+    }
+    result = repository.run(checkout, "snakemake", "--dry-run")
+    after = {path for path in checkout.rglob("*") if ".snakemake" not in path.parts and "__pycache__" not in path.parts}
     assert "profile profiles/default" in result.stdout
     assert after == before
 
 
-def test_another_configuration_replaces_the_default(house):
+def test_another_configuration_replaces_the_default(checkout):
     files = [
         path
-        for _, _, outs in repository.jobs(house, "--configfile=config/smoke.yaml", "results/tables")
+        for _, _, outs in repository.jobs(checkout, "--configfile=config/smoke.yaml", "results/tables")
         for path in outs
     ]
     assert "results/metrics/smoke/sft/captions.json" in files
@@ -125,10 +127,10 @@ def test_another_configuration_replaces_the_default(house):
     assert not [path for path in files if "embedded" in path]
 
 
-def test_an_experiment_of_several_seeds_trains_and_scores_one_run_of_each(house, tmp_path):
-    text = (house / "config/smoke.yaml").read_text().replace("\nseed: 0\n", "\nseed: 0\nseeds: [0, 7]\n", 1)
+def test_an_experiment_of_several_seeds_trains_and_scores_one_run_of_each(checkout, tmp_path):
+    text = (checkout / "config/smoke.yaml").read_text().replace("\nseed: 0\n", "\nseed: 0\nseeds: [0, 7]\n", 1)
     (tmp_path / "seeds.yaml").write_text(text)
-    planned = repository.jobs(house, f"--configfile={tmp_path / 'seeds.yaml'}", "results/tables")
+    planned = repository.jobs(checkout, f"--configfile={tmp_path / 'seeds.yaml'}", "results/tables")
     files = [path for _, _, outs in planned for path in outs]
     assert len(files) == len(set(files))
     first, other = ([path for path in files if f"/smoke_{seed}" in path] for seed in (0, 7))
@@ -138,45 +140,49 @@ def test_an_experiment_of_several_seeds_trains_and_scores_one_run_of_each(house,
     read = next(inputs for rule, inputs, _ in planned if rule == "tables")
     assert {"results/metrics/smoke_0/sft/vqa.json", "results/metrics/smoke_7/sft/vqa.json"} <= {*read}
     target = "results/checkpoints/smoke_7/align_creation"
-    printed = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'seeds.yaml'}", target).stdout
+    printed = repository.run(
+        checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'seeds.yaml'}", target
+    ).stdout
     assert "seeds.yaml --seed 7 --foundations" in printed
 
 
-def test_overrides_and_two_configurations_are_refused(house):
-    result = repository.run(house, "snakemake", "-n", "--config", "seed=3", check=False)
+def test_overrides_and_two_configurations_are_refused(checkout):
+    result = repository.run(checkout, "snakemake", "-n", "--config", "seed=3", check=False)
     assert "--config is not used here" in result.stdout
     result = repository.run(
-        house, "snakemake", "-n", "--configfiles", "config/smoke.yaml", "config/embedded.yaml", check=False
+        checkout, "snakemake", "-n", "--configfiles", "config/smoke.yaml", "config/embedded.yaml", check=False
     )
     assert "one configuration at a time" in result.stdout
 
 
-def test_a_wrong_configuration_is_explained(house, tmp_path):
-    text = (house / "config/smoke.yaml").read_text().replace("num_dream_queries", "num_dream_query")
+def test_a_wrong_configuration_is_explained(checkout, tmp_path):
+    text = (checkout / "config/smoke.yaml").read_text().replace("num_dream_queries", "num_dream_query")
     (tmp_path / "wrong.yaml").write_text(text)
-    result = repository.run(house, "snakemake", "-n", f"--configfile={tmp_path / 'wrong.yaml'}", check=False)
+    result = repository.run(checkout, "snakemake", "-n", f"--configfile={tmp_path / 'wrong.yaml'}", check=False)
     assert "model.num_dream_query: unknown key; did you mean num_dream_queries?" in result.stdout
 
 
-def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(house, tmp_path):
+def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(checkout, tmp_path):
     text = (repository.ROOT / "config" / "smoke.yaml").read_text()
     (tmp_path / "many.yaml").write_text(text + "\nmachine: {gpus: 8, nodes: 2}\n")
     target = "results/checkpoints/smoke/align_creation"
-    many = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'many.yaml'}", target).stdout
+    many = repository.run(checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'many.yaml'}", target).stdout
     assert "bash workflow/launch.sh 2 8 train --stage align_creation" in many
     assert "nodes=2" in many and "mpi=srun" in many
     (tmp_path / "shared.yaml").write_text(text + "\nmachine: {gpus: 1, jobs_per_gpu: 8}\n")
     timed = [f"results/predictions/smoke/sft/{name}.jsonl" for name in ("latency", "captions")]
-    shared = repository.run(house, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'shared.yaml'}", *timed).stdout
+    shared = repository.run(
+        checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'shared.yaml'}", *timed
+    ).stdout
     assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 train --stage sft " in shared
     assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 predict --model sft --benchmark captions" in shared
     assert "JOBS_PER_GPU=1 bash workflow/launch.sh 1 1 predict --model sft --benchmark latency" in shared
     small = ("--cores", "3", "--configfile=config/smoke.yaml")
-    alone = repository.run(house, "snakemake", "-n", "-p", *small, *timed).stdout
+    alone = repository.run(checkout, "snakemake", "-n", "-p", *small, *timed).stdout
     captions, latency = (alone.split(f"output: {path}")[1].split("--out")[0] for path in reversed(timed))
     assert "threads: 3" in latency and "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m dreamllm predict" in latency
     assert "threads" not in captions and "python -m dreamllm predict" in captions
-    one = repository.run(house, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
+    one = repository.run(checkout, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
     assert "python -m dreamllm train --stage align_creation" in one and "mpi" not in one
 
 

@@ -16,15 +16,15 @@ from PIL import Image
 import repository
 import tiny
 from dreamllm import provenance
-from dreamllm.config import ConfigProblem, load
-from dreamllm.data.world import write_training
-from dreamllm.document import Document, Picture, Text
+from dreamllm.config.evaluation import Drawing, EvaluationSettings
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.emoji.world import write_training
 from dreamllm.evaluate import benchmarks, drawing, latency, predictions, score
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predict_pictures import Drawn
-from dreamllm.experiment import Drawing, EvaluationSettings
 from dreamllm.model import generate
-from dreamllm.train import checkpoint, stage
+from dreamllm.train import checkpoint, trainer
 from test_pictures import STAGE, configure, run_predict
 from test_predict import world as predict_world
 
@@ -205,7 +205,7 @@ def test_a_stage_with_another_number_of_queries_trains_and_draws(world: Path, tm
     experiment = load(tmp_path / "config.yaml")
     write_training(experiment.world, tmp_path / "train")
     folders = {"data": [tmp_path / "train"], "init": [], "out": tmp_path / "few", "work": tmp_path / "work"}
-    stage.train(experiment, "few", foundations=world / "foundations", **folders)
+    trainer.train(experiment, "few", foundations=world / "foundations", **folders)
     model, _ = checkpoint.load_model(world / "foundations", [tmp_path / "few"])
     assert model.dream_queries.shape[1] == 2
 
@@ -227,15 +227,15 @@ def test_the_pictures_of_public_sets_have_no_fid_on_the_mini_clip(world: Path, t
 
 
 def test_every_sample_is_a_job_and_one_set_of_real_pictures_serves_all(tmp_path: Path) -> None:
-    house = repository.copy(tmp_path / "house")
-    content = yaml.safe_load((house / "config/smoke.yaml").read_text())
+    checkout = repository.copy(tmp_path / "checkout")
+    content = yaml.safe_load((checkout / "config/smoke.yaml").read_text())
     content["evaluation"]["pictures"] = {"samples": 3, "features": "clip"}
     content["evaluations"] = [
         {"model": "sd", "benchmarks": ["draw", "illustrations", "latency"]},
         {"model": "sft", "benchmarks": ["draw"]},
     ]
-    (house / "config/smoke.yaml").write_text(yaml.safe_dump(content))
-    jobs = repository.jobs(house, "results/tables", "--configfile=config/smoke.yaml")
+    (checkout / "config/smoke.yaml").write_text(yaml.safe_dump(content))
+    jobs = repository.jobs(checkout, "results/tables", "--configfile=config/smoke.yaml")
     count = Counter(rule for rule, _, _ in jobs)
     assert (count["predict_pictures"], count["predict_sample"], count["features"]) == (3, 6, 9)
     assert (count["real_statistics"], count["score_pictures"], count["score"]) == (2, 3, 4)

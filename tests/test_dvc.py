@@ -57,7 +57,7 @@ def test_metrics_and_plots_are_known_to_dvc(recorded):
 def test_touching_and_commenting_train_nothing(recorded):
     for path in [*recorded.glob("config/*"), *recorded.glob("src/dreamllm/*/*.py")]:
         path.touch()
-    stage = recorded / "src/dreamllm/train/stage.py"
+    stage = recorded / "src/dreamllm/train/trainer.py"
     text = stage.read_text()
     stage.write_text(text + "# a comment\n")
     assert planned(recorded) == {}

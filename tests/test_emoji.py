@@ -10,21 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamllm.data import corpus, emoji, grammar, shards, world
-from dreamllm.document import Picture, Text
+from dreamllm.config.world import World
+from dreamllm.data import shards
+from dreamllm.data.document import Picture, Text
+from dreamllm.emoji import corpus, grammar, scenes, world
 from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate.stories import follow
-from dreamllm.experiment import World
 
 seeds = st.integers(0, 2**32)
 
 
 @given(seeds)
 def test_every_caption_tells_its_scene(seed):
-    scene = emoji.sample_scene(random.Random(seed))
+    scene = scenes.sample_scene(random.Random(seed))
     assert len(set(grammar.captions(scene))) == 5
     assert [grammar.parse_caption(words) for words in grammar.captions(scene)] == [scene] * 5
-    assert emoji.Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
+    assert scenes.Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,7 @@ def test_words_that_tell_no_scene_parse_to_none(words):
 @given(seeds)
 def test_a_sentence_and_the_scene_before_fix_the_scene_after(seed):
     rng = random.Random(seed)
-    scene = emoji.sample_scene(rng)
+    scene = scenes.sample_scene(rng)
     sentence, after = grammar.step(scene, rng)
     assert follow(scene, sentence) == after
 
@@ -49,44 +50,44 @@ def test_training_documents_show_training_scenes_without_held_out_combinations(s
     documents = [world.pair("p", rng, 12), world.story("s", rng, 12), world.instruction("i", rng, 12)]
     for document in documents:
         for scene in document.meta.get("scenes") or [document.meta["scene"]]:
-            scene = emoji.Scene.from_json(scene)
-            assert emoji.split_of(scene) == "train" and not scene.held_out
+            scene = scenes.Scene.from_json(scene)
+            assert scenes.split_of(scene) == "train" and not scene.held_out
     told = [part.text for part in corpus.sample("t", rng).parts if isinstance(part, Text)]
     told = [words for words in told if "is there" not in words]  # what is asked for may be absent from the world
-    for name, colour in emoji.HELD_OUT:
+    for name, colour in scenes.HELD_OUT:
         assert not any(f"{colour} {form}" in words for words in told for form in (name, grammar.plural(name)))
 
 
 def test_held_out_combinations_are_spread_over_objects_and_colours():
-    held_out = {pair for pair in emoji.HELD_OUT if pair[0] in emoji.NAMES}
+    held_out = {pair for pair in scenes.HELD_OUT if pair[0] in scenes.NAMES}
     assert len(held_out) == 12
     assert len({name for name, _ in held_out}) == 12
-    assert all(sum(colour == c for _, colour in held_out) == 2 for c in emoji.COLOURS)
+    assert all(sum(colour == c for _, colour in held_out) == 2 for c in scenes.COLOURS)
 
 
 def test_with_more_objects_the_same_are_held_out_and_the_same_share_of_them():
-    combinations = [(name, colour) for name in emoji.ALL_NAMES for colour in emoji.COLOURS]
-    assert sum(pair in emoji.HELD_OUT for pair in combinations) * 8 == len(combinations) == 144
-    assert {pair for pair in emoji.HELD_OUT if pair[0] in emoji.NAMES} == set(list_of_sixteen())
-    assert all(sum(colour == c for _, colour in emoji.HELD_OUT) == 3 for c in emoji.COLOURS)
-    assert len({name for name, _ in emoji.HELD_OUT}) == len(emoji.HELD_OUT)
+    combinations = [(name, colour) for name in scenes.ALL_NAMES for colour in scenes.COLOURS]
+    assert sum(pair in scenes.HELD_OUT for pair in combinations) * 8 == len(combinations) == 144
+    assert {pair for pair in scenes.HELD_OUT if pair[0] in scenes.NAMES} == set(list_of_sixteen())
+    assert all(sum(colour == c for _, colour in scenes.HELD_OUT) == 3 for c in scenes.COLOURS)
+    assert len({name for name, _ in scenes.HELD_OUT}) == len(scenes.HELD_OUT)
 
 
 def list_of_sixteen() -> list[tuple[str, str]]:
     """What was held out from the sixteen objects before there were more."""
     names = ["apple", "mushroom", "tree", "leaf", "fish", "cat", "butterfly", "car", "house", "star", "heart", "bell"]
-    return list(zip(names, [*emoji.COLOURS] * 2, strict=True))
+    return list(zip(names, [*scenes.COLOURS] * 2, strict=True))
 
 
 @pytest.mark.parametrize("count", [6, 15, 16, 17, 24])
 def test_a_world_shows_and_names_its_own_objects_alone_and_all_of_them(count):
-    names, rng = emoji.names_of(count), random.Random(count)
+    names, rng = scenes.names_of(count), random.Random(count)
     shown, asked = set(), set()
     for _ in range(600):
-        scene = emoji.sample_scene(rng, names=names)
+        scene = scenes.sample_scene(rng, names=names)
         shown |= {name for name, _ in scene.objects}
         asked |= {grammar.absent_object(scene, how, rng, names) for how in ("random", "popular", "adversarial")}
-        assert set(emoji.partners(scene.objects[0][0], names)) <= set(names) - {scene.objects[0][0]}
+        assert set(scenes.partners(scene.objects[0][0], names)) <= set(names) - {scene.objects[0][0]}
         _, after = grammar.step(scene, rng, names)
         assert {name for name, _ in after.objects} <= set(names)
     assert shown == asked == set(names)
@@ -96,26 +97,26 @@ def test_a_world_shows_and_names_its_own_objects_alone_and_all_of_them(count):
 @pytest.mark.parametrize("count", [5, 25])
 def test_a_number_of_pictograms_that_there_are_not_is_refused(count):
     with pytest.raises(ValueError, match=f"6 to 24 pictograms, not {count}"):
-        emoji.names_of(count)
+        scenes.names_of(count)
     with pytest.raises(ValueError, match="pictograms"):
         World.model_validate({"pictograms": count})
 
 
 def test_every_object_is_drawn_unlike_every_other_and_has_words_of_its_own():
-    glyphs = [emoji.glyph(name, "blue", 20).tobytes() for name in emoji.ALL_NAMES]
-    assert len(set(glyphs)) == len(emoji.ALL_NAMES) == 24
+    glyphs = [scenes.glyph(name, "blue", 20).tobytes() for name in scenes.ALL_NAMES]
+    assert len(set(glyphs)) == len(scenes.ALL_NAMES) == 24
     unseen = {word for words in corpus.UNSEEN.values() for word in words}
-    words = {*emoji.ALL_NAMES, *map(grammar.plural, emoji.ALL_NAMES)}
+    words = {*scenes.ALL_NAMES, *map(grammar.plural, scenes.ALL_NAMES)}
     assert not words & (unseen | {f"{word}s" for word in unseen})
     rng = random.Random(0)
     for _ in range(50):  # enough things without a picture for all of them
-        corpus.sample("t", rng, emoji.ALL_NAMES)
+        corpus.sample("t", rng, scenes.ALL_NAMES)
 
 
 @given(seeds)
 def test_a_narrative_tells_every_fact_in_words_of_captions_and_nothing_else(seed):
     rng = random.Random(seed)
-    scene = emoji.sample_scene(rng, names=emoji.ALL_NAMES)
+    scene = scenes.sample_scene(rng, names=scenes.ALL_NAMES)
     opening, *details = grammar.narrative(scene, rng).rstrip(".").split(". ")
     nouns = [(grammar.plural(name) if scene.kind == "group" else name) for name, _ in scene.objects]
     wanted = [f"there are {scene.objects[0][1]} {nouns[0]}"] if scene.kind == "group" else []
@@ -131,14 +132,14 @@ def test_a_narrative_tells_every_fact_in_words_of_captions_and_nothing_else(seed
 def vocabulary() -> set[str]:
     """Words of the captions of 3000 scenes, from which the tokenizer of the text encoder learns."""
     rng = random.Random(0)
-    scenes = [emoji.sample_split(rng, "train", names=emoji.ALL_NAMES) for _ in range(3000)]
-    return {word.rstrip(".") for scene in scenes for words in grammar.captions(scene) for word in words.split()}
+    drawn = [scenes.sample_split(rng, "train", names=scenes.ALL_NAMES) for _ in range(3000)]
+    return {word.rstrip(".") for scene in drawn for words in grammar.captions(scene) for word in words.split()}
 
 
 @given(seeds)
 def test_presence_and_relation_answers_are_true(seed):
     rng = random.Random(seed)
-    scene = emoji.sample_scene(rng)
+    scene = scenes.sample_scene(rng)
     for kind in grammar.question_kinds(scene):
         asked = grammar.ask(scene, kind, rng)
         words = asked.question.rstrip("?").split()
@@ -151,10 +152,10 @@ def test_presence_and_relation_answers_are_true(seed):
 
 
 def test_a_picture_shows_its_background_and_its_objects_in_place():
-    scene = emoji.Scene("sand", "row", (("heart", "red"), ("star", "blue")), 2)
-    picture = emoji.render(scene, 48)
+    scene = scenes.Scene("sand", "row", (("heart", "red"), ("star", "blue")), 2)
+    picture = scenes.render(scene, 48)
     assert picture.size == (48, 48) and picture.mode == "RGB"
-    assert picture.getpixel((0, 0)) == emoji.BACKGROUNDS["sand"]
+    assert picture.getpixel((0, 0)) == scenes.BACKGROUNDS["sand"]
     red, _, blue = picture.getpixel((12, 24))
     assert red > 180 and blue < 90
     red, _, blue = picture.getpixel((36, 24))
@@ -201,9 +202,9 @@ def test_benchmark_files_load_with_the_loaders_of_the_real_sets(small, tmp_path)
         assert benchmarks.load(benchmark, tmp_path, "dev"), benchmark
     captions = benchmarks.load("captions", tmp_path, "dev")
     assert all(len(item.references) == 5 for item in captions)
-    scenes = [emoji.Scene.from_json(item.scene.scene) for item in captions]
-    assert all(emoji.split_of(scene) == "dev" for scene in scenes)
-    assert [scene.held_out for scene in scenes] == [i % 4 == 3 for i in range(12)]
+    shown = [scenes.Scene.from_json(item.scene.scene) for item in captions]
+    assert all(scenes.split_of(scene) == "dev" for scene in shown)
+    assert [scene.held_out for scene in shown] == [i % 4 == 3 for i in range(12)]
     short, long = (benchmarks.load(name, tmp_path, "dev") for name in ("draw", "narratives"))
     assert [item.picture for item in short] == [item.picture for item in long]
     assert all(len(item.prompt.split()) < len(other.prompt.split()) for item, other in zip(short, long, strict=True))

@@ -8,9 +8,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dreamllm.train import encoded
+from dreamllm.train import feature_cache
 from dreamllm.train.checkpoint import read_metadata
-from dreamllm.train.encoded import EncodedProblem
+from dreamllm.train.feature_cache import EncodedProblem
 from test_train import experiment, losses, run, write_world
 
 MODES = {
@@ -50,13 +50,13 @@ def test_losses_are_those_of_a_training_that_encodes_at_every_step(world, tmp_pa
 
 
 def test_another_training_encodes_nothing_again_and_has_the_same_bytes(world, tmp_path, store, monkeypatch):
-    monkeypatch.setattr(encoded, "encode", lambda *_: pytest.fail("a picture was encoded again"))
+    monkeypatch.setattr(feature_cache, "encode", lambda *_: pytest.fail("a picture was encoded again"))
     first, second = (train(world, tmp_path / name, store) for name in ("first", "second"))
     assert (first / "trained.safetensors").read_bytes() == (second / "trained.safetensors").read_bytes()
 
 
 def test_a_killed_encoding_goes_on_where_it_was(world, tmp_path, store, monkeypatch):
-    encode, done = encoded.encode, []
+    encode, done = feature_cache.encode, []
 
     def killed(*arguments):
         if len(done) == 3:
@@ -64,11 +64,11 @@ def test_a_killed_encoding_goes_on_where_it_was(world, tmp_path, store, monkeypa
         done.append(arguments[:2])
         return encode(*arguments)
 
-    monkeypatch.setattr(encoded, "encode", killed)
+    monkeypatch.setattr(feature_cache, "encode", killed)
     with pytest.raises(KeyboardInterrupt):
         train(world, tmp_path / "work", tmp_path / "store")
     assert len(list((tmp_path / "store").glob("*.safetensors"))) == 3
-    monkeypatch.setattr(encoded, "encode", lambda *arguments: (done.append(arguments[:2]), encode(*arguments))[1])
+    monkeypatch.setattr(feature_cache, "encode", lambda *arguments: (done.append(arguments[:2]), encode(*arguments))[1])
     train(world, tmp_path / "work", tmp_path / "store")
     assert len(set(done)) == len(done) == 16  # eight shards, two encoders
     for path in store.glob("*.safetensors"):

@@ -6,62 +6,62 @@ from pathlib import Path
 import pytest
 
 import repository
-from dreamllm.config import load
+from dreamllm.config.reading import load
 
 EXPERIMENT = load(repository.ROOT / "config/smoke.yaml")
 TARGET = ("--configfile=config/smoke.yaml", "results/tables")
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Path:
-    folder = repository.copy(tmp_path_factory.mktemp("end_to_end") / "house")
+def checkout(tmp_path_factory) -> Path:
+    folder = repository.copy(tmp_path_factory.mktemp("end_to_end") / "checkout")
     repository.run(folder, "snakemake", "--cores", "2", *TARGET)
     return folder
 
 
-def test_tables_and_figures_are_made(house):
-    tables = {path.name for path in (house / "results/tables").iterdir()}
+def test_tables_and_figures_are_made(checkout):
+    tables = {path.name for path in (checkout / "results/tables").iterdir()}
     assert {f"table{number}.{kind}" for number in (1, 2, 3, 4, 7, "9a") for kind in ("csv", "md", "tex")} <= tables
-    figures = {path.name for path in (house / "results/figures").iterdir()}
+    figures = {path.name for path in (checkout / "results/figures").iterdir()}
     drawn = ("learning_curves", "drawings", "figure5_in_context", "figure6_attention", "figure8_subject")
     assert {f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")} | {"README.md"} <= figures
-    index = (house / "results/figures/README.md").read_text()
+    index = (checkout / "results/figures/README.md").read_text()
     assert "| figure4_questions | not drawn: no run of model comprehension_only on benchmark vqa |" in index
 
 
-def test_every_evaluation_has_its_metrics(house):
-    metrics = house / "results/metrics/smoke"
+def test_every_evaluation_has_its_metrics(checkout):
+    metrics = checkout / "results/metrics/smoke"
     found = {f"{path.parent.name}/{path.stem}" for path in metrics.rglob("*.json")}
     assert found == {f"{e.model}/{benchmark}" for e in EXPERIMENT.evaluations for benchmark in e.benchmarks}
 
 
-def test_a_second_run_has_nothing_to_do(house):
-    assert "Nothing to be done" in repository.run(house, "snakemake", "--cores", "2", *TARGET).stdout
+def test_a_second_run_has_nothing_to_do(checkout):
+    assert "Nothing to be done" in repository.run(checkout, "snakemake", "--cores", "2", *TARGET).stdout
 
 
-def test_another_machine_makes_nothing_again(house):
-    text = (house / "config/smoke.yaml").read_text(encoding="utf-8")
-    (house / "config/other.yaml").write_text(f"{text}\nmachine: {{gpus: 2, jobs_per_gpu: 4, threads: 2}}\n")
-    said = repository.run(house, "snakemake", "--dry-run", "--configfile=config/other.yaml", "results/tables").stdout
+def test_another_machine_makes_nothing_again(checkout):
+    text = (checkout / "config/smoke.yaml").read_text(encoding="utf-8")
+    (checkout / "config/other.yaml").write_text(f"{text}\nmachine: {{gpus: 2, jobs_per_gpu: 4, threads: 2}}\n")
+    said = repository.run(checkout, "snakemake", "--dry-run", "--configfile=config/other.yaml", "results/tables").stdout
     assert "Nothing to be done" in said
 
 
-def test_every_job_wrote_a_log_and_a_benchmark(house):
-    logs = {path.stem for path in (house / "logs/smoke").glob("*.log")}
-    assert logs == {path.stem for path in (house / "benchmarks/smoke").glob("*.tsv")}
+def test_every_job_wrote_a_log_and_a_benchmark(checkout):
+    logs = {path.stem for path in (checkout / "logs/smoke").glob("*.log")}
+    assert logs == {path.stem for path in (checkout / "benchmarks/smoke").glob("*.tsv")}
     assert {"train_sft", "train_foundation_sd", "predict_sft_draw", "score_sft_draw", "tables"} <= logs
 
 
-def test_the_audit_passes_and_catches_what_is_changed_afterwards(house):
+def test_the_audit_passes_and_catches_what_is_changed_afterwards(checkout):
     """All green once the repository is one: the copy is no git checkout, so its runs have no commit of it."""
     arguments = ("--config", "config/smoke.yaml", "--out", "audit.json")
-    repository.run(house, "python", "-m", "dreamllm", "audit", *arguments, check=False)
-    checks = json.loads((house / "audit.json").read_text())["checks"]
+    repository.run(checkout, "python", "-m", "dreamllm", "audit", *arguments, check=False)
+    checks = json.loads((checkout / "audit.json").read_text())["checks"]
     assert {id_: one["faults"] for id_, one in checks.items() if one["outcome"] == "fail" and id_ != "A03"} == {}
     assert [id_ for id_, one in checks.items() if one["outcome"] == "not applicable"] == []
     assert "is no git checkout" in checks["A03"]["faults"][0]["what"]
 
 
-def test_the_report_can_be_made(house):
-    repository.run(house, "snakemake", "--report", "report.zip", *TARGET)
-    assert (house / "report.zip").stat().st_size > 10_000
+def test_the_report_can_be_made(checkout):
+    repository.run(checkout, "snakemake", "--report", "report.zip", *TARGET)
+    assert (checkout / "report.zip").stat().st_size > 10_000

@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loopback
+from dreamllm.config.benchmarks import AnswerJudge
 from dreamllm.evaluate import exams, mm_vet, mmbench, submission
 from dreamllm.evaluate.benchmarks import VqaItem
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import Predictions
-from dreamllm.sections.benchmarks import AnswerJudge
-from dreamllm.sources import http
-from dreamllm.sources.chat import Chat
-from dreamllm.sources.http import FetchProblem
+from dreamllm.sources.services import http
+from dreamllm.sources.services.chat import Chat
+from dreamllm.sources.services.http import FetchProblem
 
 OPTIONS = {"A": "teddy bear", "B": "rabbit", "C": "cat"}
 

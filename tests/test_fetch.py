@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamllm.foundations.fetch import FetchProblem, fetch, md5_of, sha256_of
+from dreamllm.emoji.foundations.fetch import FetchProblem, fetch, md5_of, sha256_of
 
 FILES = {
     "llm/config.json": b"{}",

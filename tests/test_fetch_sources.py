@@ -14,10 +14,10 @@ import pytest
 import loopback
 from dreamllm import cli
 from dreamllm.sources import fetch as module
-from dreamllm.sources import http
 from dreamllm.sources.fetch import fetch, lock_path
-from dreamllm.sources.http import FetchProblem, download
 from dreamllm.sources.manifest import Source
+from dreamllm.sources.services import http
+from dreamllm.sources.services.http import FetchProblem, download
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

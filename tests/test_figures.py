@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dreamllm.data.emoji import Scene, render
-from dreamllm.data.world import write_benchmarks
+from dreamllm.config.world import World
+from dreamllm.emoji.scenes import Scene, render
+from dreamllm.emoji.world import write_benchmarks
 from dreamllm.evaluate import benchmarks, predictions
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.experiment import World
 from dreamllm.results import figures, pictures
-from dreamllm.results.captions import CAPTIONS
+from dreamllm.results.figure_captions import CAPTIONS
 
 COUNTS = {"pictures": 12, "draw": 12, "stories": 2, "language": 1, "in_context": 12}
 

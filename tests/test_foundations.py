@@ -12,14 +12,25 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
 
-from dreamllm.data import corpus, grammar, shards, world
-from dreamllm.data.emoji import NAMES, Scene, names_of, render, sample_scene, sample_split, split_of
-from dreamllm.document import Text
+from dreamllm.config.foundations import JudgeRecipe
+from dreamllm.data import shards
+from dreamllm.data.document import Text
+from dreamllm.emoji import corpus, grammar, world
+from dreamllm.emoji.foundations import clip, language, run, scene_classifier, text
+from dreamllm.emoji.foundations.scene_batches import scenes
+from dreamllm.emoji.scenes import (
+    NAMES,
+    Scene,
+    names_of,
+    render,
+    sample_scene,
+    sample_split,
+    split_of,
+)
 from dreamllm.evaluate import drawing
-from dreamllm.foundations import clip, finetune, judge, language, run, text
-from dreamllm.foundations.optimise import optimise, scenes
-from dreamllm.model.foundations import build_from_foundations
-from dreamllm.sections.foundations import JudgeRecipe
+from dreamllm.model.build import build_from_foundations
+from dreamllm.train import finetune_sd
+from dreamllm.train.optimise import optimise
 
 EXPERIMENT = "config/smoke.yaml"
 
@@ -78,7 +89,7 @@ def test_training_a_part_twice_gives_the_same_bytes(foundations, tmp_path):
 def test_fine_tuning_changes_the_unet_and_records_its_losses(foundations, tmp_path):
     rng = random.Random(0)
     shards.write((world.pair(str(i), rng, 48) for i in range(4)), tmp_path / "pairs")
-    finetune.main(
+    finetune_sd.main(
         argparse.Namespace(
             config=EXPERIMENT, seed=None, foundations=foundations, data=tmp_path, out=tmp_path / "sd_finetuned"
         )
@@ -117,7 +128,7 @@ def test_near_misses_differ_and_stay_in_training():
 
 def test_the_judge_learns_to_read_scenes():
     recipe = JudgeRecipe(steps=60, batch_size=64, learning_rate=4e-3, width=8)
-    trained = judge.train(recipe, side=48, seed=0)
+    trained = scene_classifier.train(recipe, side=48, seed=0)
     rng = random.Random(1)
     scenes = [sample_scene(rng) for _ in range(100)]
     read = trained.predict([render(scene, 48, rng) for scene in scenes])
@@ -130,9 +141,12 @@ def test_the_judge_learns_to_read_scenes():
 def test_a_judge_of_a_larger_world_is_read_back_with_its_names(tmp_path):
     names = names_of(24)
     recipe = JudgeRecipe(steps=2, batch_size=32, learning_rate=1e-3, width=4)
-    judge.save(judge.train(recipe, 48, 0, names), tmp_path / "many")
-    judge.save(judge.train(recipe, 48, 0), tmp_path / "few")
-    assert judge.load(tmp_path / "many").names == names and judge.load(tmp_path / "few").names == NAMES
+    scene_classifier.save(scene_classifier.train(recipe, 48, 0, names), tmp_path / "many")
+    scene_classifier.save(scene_classifier.train(recipe, 48, 0), tmp_path / "few")
+    assert (
+        scene_classifier.load(tmp_path / "many").names == names
+        and scene_classifier.load(tmp_path / "few").names == NAMES
+    )
     assert json.loads((tmp_path / "few" / "config.json").read_text()) == {"side": 48, "width": 4}
 
 

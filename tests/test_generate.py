@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tiny
-from dreamllm.document import Document, Picture, Text
-from dreamllm.layout import lay_out_prompt
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.layout import lay_out_prompt
 from dreamllm.model import generate
 from dreamllm.model.generate import Writing, choose, draw, interleave, query_states, write
 from dreamllm.model.sampling import Drawing, make_scheduler

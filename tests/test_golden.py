@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny
-from dreamllm.packing import Batch
+from dreamllm.data.packing import Batch
 from golden import make
 
 TOLERANCE = 2e-5

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import tiny
+from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.evaluate import harness, predictions
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.experiment import EvaluationSettings
-from dreamllm.sections.benchmarks import BenchmarkUse
 
 ROWS: dict[str, tuple[str, str | None, list[dict[str, Any]]]] = {  # task: (name in the harness, configuration, rows)
     "piqa": (

@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dreamllm.data.world import write_benchmarks
+from dreamllm.config.world import World
+from dreamllm.emoji.world import write_benchmarks
 from dreamllm.evaluate import benchmarks, predictions
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.experiment import World
-from dreamllm.human import page, score
-from dreamllm.human.page import HumanProblem
-from dreamllm.results import cells, measured, tables
+from dreamllm.evaluate.human import rating_form, score
+from dreamllm.evaluate.human.rating_form import HumanProblem
+from dreamllm.results import metrics_store, table_spec, tables
 
 PAPER = Path(__file__).parents[1] / "paper"
 STORIES = 8
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(folder: Path) -> tuple[str, dict[str, Any]]:
-    return page.build(predictions.read(folder / "told.tar"), folder, None, 0)
+    return rating_form.build(predictions.read(folder / "told.tar"), folder, None, 0)
 
 
 def samples_of(text: str) -> list[dict[str, Any]]:
@@ -97,29 +97,29 @@ def test_the_page_needs_nothing_from_elsewhere(built) -> None:
 
 def test_the_same_seed_gives_the_same_page_and_another_one_another(built, folder: Path) -> None:
     told = predictions.read(folder / "told.tar")
-    assert page.build(told, folder, None, 0) == built
-    other, key = page.build(told, folder, 4, 1)
+    assert rating_form.build(told, folder, None, 0) == built
+    other, key = rating_form.build(told, folder, 4, 1)
     assert len(samples_of(other)) == 4 and key["page"] != built[1]["page"]
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, STORIES + 2])
 def test_a_number_of_documents_that_cannot_be_had(count: int, folder: Path) -> None:
     with pytest.raises(HumanProblem, match=f"no {count} samples from {STORIES} stories"):
-        page.build(predictions.read(folder / "told.tar"), folder, count, 0)
+        rating_form.build(predictions.read(folder / "told.tar"), folder, count, 0)
 
 
 def test_predictions_that_are_no_stories_or_not_whole(folder: Path, tmp_path: Path) -> None:
     told = predictions.read(folder / "told.tar")
     predictions.write(tmp_path / "vqa.jsonl", told.header | {"benchmark": "vqa"}, list(told.records.values()))
     with pytest.raises(BenchmarkProblem, match="is for 'vqa', not for 'stories'"):
-        page.build(predictions.read(tmp_path / "vqa.jsonl"), folder, None, 0)
+        rating_form.build(predictions.read(tmp_path / "vqa.jsonl"), folder, None, 0)
     predictions.write(tmp_path / "less.tar", told.header, list(told.records.values())[1:], {})
     with pytest.raises(BenchmarkProblem, match="have no prediction"):
-        page.build(predictions.read(tmp_path / "less.tar"), folder, None, 0)
+        rating_form.build(predictions.read(tmp_path / "less.tar"), folder, None, 0)
     bare = [record | {"parts": []} for record in told.records.values()]
     predictions.write(tmp_path / "bare.tar", told.header, bare, {})
     with pytest.raises(HumanProblem, match="there is nothing to judge"):
-        page.build(predictions.read(tmp_path / "bare.tar"), folder, None, 0)
+        rating_form.build(predictions.read(tmp_path / "bare.tar"), folder, None, 0)
 
 
 # ---- judgements ----------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ def test_scores_stand_in_the_table_beside_the_papers(key: Path, tmp_path: Path) 
     out = tmp_path / "results/metrics/embedded/sft/human.json"
     files = [judged(key, "one", lambda source: source == "real")]
     score.main(argparse.Namespace(key=key, judgements=files, out=out))
-    table = cells.read_tables(PAPER / "tables.yaml")["human"]
-    ours, *_ = tables.fill(table, measured.read_runs([out]), cells.read_published(PAPER))
+    table = table_spec.read_tables(PAPER / "tables.yaml")["human"]
+    ours, *_ = tables.fill(table, metrics_store.read_runs([out]), table_spec.read_published(PAPER))
     assert [row[0].text for _, row in ours.rows] == ["0.0", "100.0"]
     assert [row[0].paper.value for _, row in ours.rows] == ["60.68", "77.24"]
 

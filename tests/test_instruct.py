@@ -10,14 +10,14 @@ import pytest
 import loopback
 import tiny
 from dreamllm import cli
+from dreamllm.config.sources import InstructionWriter, SourceUse
 from dreamllm.data import shards
-from dreamllm.document import Document, Picture, Text
-from dreamllm.sections.sources import InstructionWriter, SourceUse
-from dreamllm.sources import http
+from dreamllm.data.document import Document, Picture, Text
 from dreamllm.sources.build import BuildProblem
-from dreamllm.sources.http import FetchProblem
 from dreamllm.sources.instruct import ServiceWriter, TemplateWriter, instructed, usable, write_instructions
 from dreamllm.sources.records import Rejected
+from dreamllm.sources.services import http
+from dreamllm.sources.services.http import FetchProblem
 
 KEY = "sk-very-secret-0123456789"
 PAIR = Document("p", "pair", (Picture(tiny.picture(1)), Text("a red bus.")))

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dreamllm.data.world import write_benchmarks
+from dreamllm.config.world import World
+from dreamllm.emoji.world import write_benchmarks
 from dreamllm.evaluate import benchmarks, items, predictions, score
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.experiment import World
 
 COUNTS = {"pictures": 6, "draw": 2, "stories": 2, "language": 6}
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from dreamllm.document import Document, Picture, Text
-from dreamllm.layout import IGNORE, TEMPLATES, Vocabulary, lay_out, lay_out_prompt
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.layout import IGNORE, TEMPLATES, Vocabulary, lay_out, lay_out_prompt
 
 PATCHES, QUERIES = 3, 2
 BOS, EOS, PAD, IM_PATCH, IM_START, IM_END, DREAM_START, DREAM_END = range(1, 9)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 import ranks
 import test_train
 import tiny
-from dreamllm.experiment import Experiment, Lora
-from dreamllm.packing import pack
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.stages import Lora
+from dreamllm.data.packing import pack
 from dreamllm.train import checkpoint, lora
 
 pytest.importorskip("peft")

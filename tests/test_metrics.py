@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dreamllm.data.emoji import Scene
+from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate import attributes, captions, choice, fid, intervals, pope, vqa
 
 CAT = Scene("sky", "single", (("cat", "red"),), 1)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dreamllm.data import shards
-from dreamllm.data.batches import Position, Stream, prefetch, start
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.layout import TokenSequence
 from dreamllm.data.mixture import Mixture, epoch_order, next_set, pair_mode
 from dreamllm.data.shards import ShardProblem
-from dreamllm.document import Document, Picture, Text
-from dreamllm.layout import Sequence
+from dreamllm.data.stream import Position, Stream, prefetch, start
 
 CONTEXT = 16
 
@@ -31,11 +31,11 @@ def mixture(tmp_path) -> Mixture:
     return Mixture(sets, {"pairs": 2.0, "text": 1.0}, seed=3)
 
 
-def lay_out(document: Document, epoch: int) -> list[Sequence]:
+def lay_out(document: Document, epoch: int) -> list[TokenSequence]:
     """Sequences of 1 to 9 tokens; every third document is long and comes in two pieces."""
     number = int(document.id.split("-")[1])
     lengths = [1 + number % 9, 3] if number % 3 == 0 else [1 + number % 9]
-    return [Sequence(document, (piece,) * length, (epoch,) * length) for piece, length in enumerate(lengths)]
+    return [TokenSequence(document, (piece,) * length, (epoch,) * length) for piece, length in enumerate(lengths)]
 
 
 def stream(mixture: Mixture, position: Position | None = None, rows: int = 3) -> Stream:

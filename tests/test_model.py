@@ -21,14 +21,14 @@ from transformers import (
 )
 
 import tiny
-from dreamllm.document import Document, Text
-from dreamllm.layout import IGNORE
+from dreamllm.data.document import Document, Text
+from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import pack
 from dreamllm.model import diffusion
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
 from dreamllm.model.vision import patch_features
-from dreamllm.packing import pack
-from dreamllm.train.devices import checkpoint_activations
+from dreamllm.train.distributed import checkpoint_activations
 
 SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LANGUAGE_MODELS = {

@@ -14,13 +14,13 @@ from transformers import AutoModel, GPT2Config
 
 import released
 import tiny
-from dreamllm.model import official
-from dreamllm.model.official import OfficialProblem
-from dreamllm.model.official_files import read_tensors
+from dreamllm.official import convert
+from dreamllm.official.convert import OfficialProblem
+from dreamllm.official.exporter import export_official
+from dreamllm.official.files import read_tensors
+from dreamllm.official.importer import import_official
 from dreamllm.train import checkpoint, export
 from dreamllm.train.checkpoint import load_model
-from dreamllm.train.export_official import export_official
-from dreamllm.train.import_official import import_official
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_the_report_tells_what_became_of_every_tensor(release, imported, loaded)
 
 
 def test_names_go_there_and_back(loaded):
-    assert all(official.to_ours(official.to_official(name)) == name for name in loaded[0].state_dict())
+    assert all(convert.to_ours(convert.to_official(name)) == name for name in loaded[0].state_dict())
 
 
 def test_what_the_release_does_not_hold_comes_from_clip_and_stable_diffusion(release, imported):
@@ -187,7 +187,7 @@ def test_a_file_of_the_whole_model_is_read_and_the_plugins_files_count(changed, 
     """Official training under FSDP saves all tensors in pytorch_model.bin, beside the plugins' files."""
     files = read_tensors(changed / "dreamllm")
     whole = dict(files["model.safetensors"])
-    for plugin, prefix in official.PLUGINS.items():
+    for plugin, prefix in convert.PLUGINS.items():
         whole |= {prefix + name: tensor for name, tensor in files[f"{plugin}.bin"].items()}
     whole["model.dream_embedding.dream_queries"] = whole["model.dream_embedding.dream_queries"] + 1
     torch.save(whole, changed / "dreamllm/pytorch_model.bin")

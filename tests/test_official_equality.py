@@ -18,17 +18,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, LlamaConfig
 
-from dreamllm.document import Document, Picture, Text
-from dreamllm.layout import IGNORE
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import pack
 from dreamllm.model import diffusion
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
-from dreamllm.model.official import to_ours
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.sampling import guided_prediction, sample_latents
-from dreamllm.packing import pack
+from dreamllm.official.convert import to_ours
 
 FIXTURE = Path(__file__).parents[2] / "shared" / "official" / "fixture"
 TOLERANCE = 2e-5

@@ -14,14 +14,14 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from dreamllm.document import Document, Text
+from dreamllm.data.document import Document, Text
 from dreamllm.model import generate
-from dreamllm.model.official import to_ours
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.sampling import sample_latents
+from dreamllm.official.convert import to_ours
+from dreamllm.official.exporter import export_official
+from dreamllm.official.importer import import_official
 from dreamllm.train.checkpoint import load_model
-from dreamllm.train.export_official import export_official
-from dreamllm.train.import_official import import_official
 from test_official import assert_same_files
 from test_official_equality import FIXTURE, TOLERANCE, Differences, Q, documents, meta, recorded, slots
 

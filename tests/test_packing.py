@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from dreamllm.document import Document, Text
-from dreamllm.layout import IGNORE, Sequence
-from dreamllm.packing import pack
+from dreamllm.data.document import Document, Text
+from dreamllm.data.layout import IGNORE, TokenSequence
+from dreamllm.data.packing import pack
 
 CONTEXT = 128
 
 
-def sequence(index: int, length: int) -> Sequence:
-    return Sequence(Document(f"{index}", "text", (Text("a"),)), tuple(range(length)), (IGNORE,) * length)
+def sequence(index: int, length: int) -> TokenSequence:
+    return TokenSequence(Document(f"{index}", "text", (Text("a"),)), tuple(range(length)), (IGNORE,) * length)
 
 
 @settings(deadline=None)

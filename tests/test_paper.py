@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 import hub
 import repository
 import tiny
-from dreamllm.config import load
-from dreamllm.model.foundations import build_from_foundations
-from dreamllm.sections.benchmarks import DRAWN
+from dreamllm.config.benchmarks import DRAWN
+from dreamllm.config.reading import load
+from dreamllm.model.build import build_from_foundations
 
 CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Path:
-    folder = repository.copy(tmp_path_factory.mktemp("paper") / "house")
+def checkout(tmp_path_factory) -> Path:
+    folder = repository.copy(tmp_path_factory.mktemp("paper") / "checkout")
     return folder
 
 
@@ -35,8 +35,8 @@ def no_network(monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
-def test_the_whole_dag_of_the_paper(house):
-    planned = repository.planned(house, "--configfile=config/paper.yaml", "results/tables")
+def test_the_whole_dag_of_the_paper(checkout):
+    planned = repository.planned(checkout, "--configfile=config/paper.yaml", "results/tables")
     experiment = load(repository.ROOT / "config/paper.yaml")
     assert {rule.removeprefix("train_") for rule in planned if rule.startswith("train_")} == set(experiment.stages)
     assert {f"fetch_foundation_{part}" for part in ("llm", "clip", "sd")} <= planned.keys()
@@ -58,13 +58,13 @@ def test_the_whole_dag_of_the_paper(house):
 
 
 @pytest.mark.parametrize("name", ["paper-as-released", "single_gpu"])
-def test_the_dags_beside_it(house, name):
-    planned = repository.planned(house, f"--configfile=config/{name}.yaml", "results/tables")
+def test_the_dags_beside_it(checkout, name):
+    planned = repository.planned(checkout, f"--configfile=config/{name}.yaml", "results/tables")
     assert {f"train_{stage}" for stage in load(repository.ROOT / f"config/{name}.yaml").stages} <= planned.keys()
 
 
-def test_the_rules_lint_without_findings(house):
-    result = repository.run(house, "snakemake", "--lint", "--configfile", "config/paper.yaml", check=False)
+def test_the_rules_lint_without_findings(checkout):
+    result = repository.run(checkout, "snakemake", "--lint", "--configfile", "config/paper.yaml", check=False)
     assert result.returncode == 0, result.stdout
 
 
@@ -87,11 +87,11 @@ def test_foundations_of_the_hub_are_in_the_manifest(path):
         assert {"vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= set(weights)
 
 
-def test_a_foundation_comes_from_the_hub(house, tmp_path, monkeypatch):
+def test_a_foundation_comes_from_the_hub(checkout, tmp_path, monkeypatch):
     served = tiny.foundations(tmp_path / "served") / "llm"
     with hub.serve("owner/tiny", served) as server:
-        folder = tmp_path / "house"
-        shutil.copytree(house, folder, symlinks=True)
+        folder = tmp_path / "checkout"
+        shutil.copytree(checkout, folder, symlinks=True)
         path = folder / "paper/released.yaml"
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         entries["vicuna-7b-v1.1"] = {"repo": "owner/tiny", "revision": hub.REVISION, "patterns": ["*"], "sha256": {}}

@@ -12,9 +12,9 @@ import pytest
 import formats
 from dreamllm import cli
 from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate import placing as module
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.sources import benchmarks as module
-from dreamllm.sources.benchmarks import WRITERS, place
+from dreamllm.evaluate.placing import WRITERS, place
 from dreamllm.sources.manifest import BENCHMARK_FORMATS, Source
 from dreamllm.sources.records import RecordProblem
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 import repository
 import tiny
 from dreamllm import cli
-from dreamllm.config import ConfigProblem, load
-from dreamllm.experiment import Lora, Stage
-from dreamllm.plan import arithmetic, report
-from dreamllm.plan.architecture import PlanProblem, build, configurations, measure, parameters_by_part
-from dreamllm.plan.arithmetic import Kind, Load, Size
-from dreamllm.sections.machine import Machine
+from dreamllm.config.machine import Machine
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.config.stages import Lora, Stage
+from dreamllm.repro.plan import arithmetic, report
+from dreamllm.repro.plan.architecture import PlanProblem, build, configurations, measure, parameters_by_part
+from dreamllm.repro.plan.arithmetic import Kind, Load, Size
 
 ARCHITECTURES = repository.ROOT / "paper/architectures"
 ASSUMPTIONS = repository.ROOT / "paper/assumptions.yaml"

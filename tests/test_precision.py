@@ -10,10 +10,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 import tiny
+from dreamllm.data.packing import pack
 from dreamllm.model import generate, precision
-from dreamllm.model.foundations import build_from_foundations
+from dreamllm.model.build import build_from_foundations
 from dreamllm.model.sampling import Drawing, draw_states
-from dreamllm.packing import pack
 
 BF16 = torch.bfloat16
 

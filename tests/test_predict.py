@@ -13,12 +13,12 @@ import yaml
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import tiny
-from dreamllm.config import load
-from dreamllm.data.world import write_benchmarks
-from dreamllm.document import Document, Text
+from dreamllm.config.reading import load
+from dreamllm.data.document import Document, Text
+from dreamllm.emoji.foundations import scene_classifier
+from dreamllm.emoji.world import write_benchmarks
 from dreamllm.evaluate import benchmarks, predict, predictions, prompts, score
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.foundations import judge
 from dreamllm.train import checkpoint
 
 MODEL_OPTIONS = {"num_dream_queries": 4, "seed": 0, "vision_feature_layer": -2, "template": "plain"}
@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_benchmarks(load(folder / "config.yaml").world, "test", folder / "benchmarks")
     foundations = tiny.foundations(folder / "foundations")
     torch.manual_seed(0)
-    judge.save(judge.Judge(16, 2), foundations / "judge")
+    scene_classifier.save(scene_classifier.SceneClassifier(16, 2), foundations / "judge")
     sd = foundations / "sd"
     text_config = transformers.CLIPTextConfig(
         vocab_size=400, hidden_size=20, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2

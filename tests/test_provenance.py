@@ -75,6 +75,6 @@ def test_a_module_that_does_not_exist_is_named(package):
 
 
 def test_configuration_classes_and_version_are_left_out():
-    modules = closure("dreamllm.train.stage")
+    modules = closure("dreamllm.train.trainer")
     assert "dreamllm.model.dreamllm" in modules
-    assert not {"dreamllm", "dreamllm.config", "dreamllm.experiment"} & set(modules)
+    assert not {"dreamllm", "dreamllm.config.reading", "dreamllm.config.experiment"} & set(modules)

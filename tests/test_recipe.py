@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import yaml
 
-from dreamllm.audit import surroundings
-from dreamllm.config import load
-from dreamllm.experiment import Experiment
-from dreamllm.plan import arithmetic
-from dreamllm.plan.report import kinds, read_assumptions
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.reading import load
+from dreamllm.repro.audit import check_inputs
+from dreamllm.repro.plan import arithmetic
+from dreamllm.repro.plan.report import kinds, read_assumptions
 
 ROOT = Path(__file__).parent.parent
 RECIPE = yaml.safe_load((ROOT / "paper/recipe.yaml").read_text(encoding="utf-8"))
 ENTRIES = {f"{group}: {name}": entry for group, entries in RECIPE.items() for name, entry in entries.items()}
 CONFIGS = {"paper": "paper", "as released": "paper-as-released"}
-BASES = surroundings.ARMS
+BASES = check_inputs.ARMS
 OF_THE_MACHINE = {"machine", "evaluation.text.batch_size", "evaluation.drawing.batch_size"}  # change no result
 OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories", "evaluation.attention"}  # no counterpart is published
 
@@ -31,7 +31,7 @@ def plain(name: str) -> dict[str, Any]:
 
 def drift(which: str, content: dict[str, Any]) -> list[str]:
     """What a configuration has otherwise than the recipe says."""
-    return surroundings.drift(ENTRIES, which, content)
+    return check_inputs.drift(ENTRIES, which, content)
 
 
 @pytest.mark.parametrize("name", ENTRIES)

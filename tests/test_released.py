@@ -16,10 +16,10 @@ import hub
 import released
 import repository
 import tiny
-from dreamllm.config import ConfigProblem, load
-from dreamllm.foundations import fetch as store
-from dreamllm.foundations import judge
-from dreamllm.foundations.released import ReleasedProblem, fetch, read_entry
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.emoji.foundations import fetch as store
+from dreamllm.emoji.foundations import scene_classifier
+from dreamllm.sources.hub import ReleasedProblem, fetch, read_entry
 
 REPO = "authors/dreamllm"
 MANIFEST = repository.ROOT / "paper/released.yaml"
@@ -187,8 +187,8 @@ def test_training_can_go_on_from_the_released_checkpoint(tmp_path):
 
 
 def test_the_whole_dag_trains_nothing(tmp_path):
-    house = repository.copy(tmp_path / "house")
-    planned = repository.planned(house, "--configfile=config/released.yaml", "results/tables")
+    checkout = repository.copy(tmp_path / "checkout")
+    planned = repository.planned(checkout, "--configfile=config/released.yaml", "results/tables")
     assert planned == {
         "fetch_released": 3,
         "import_released": 1,
@@ -203,22 +203,22 @@ def test_the_whole_dag_trains_nothing(tmp_path):
         "figures": 1,
         "tables": 1,
     }
-    lint = repository.run(house, "snakemake", "--lint", "--configfile", "config/released.yaml", check=False)
+    lint = repository.run(checkout, "snakemake", "--lint", "--configfile", "config/released.yaml", check=False)
     assert lint.returncode == 0, lint.stdout
 
 
 def test_a_tiny_release_is_imported_and_scored(tmp_path):
     """The DAG of config/released.yaml with downloads that are there already, a small world and few steps."""
-    house = repository.copy(tmp_path / "house")
+    checkout = repository.copy(tmp_path / "checkout")
     release = released.write(tmp_path / "release", context=1024)
     content = yaml.safe_load(RELEASED)
     names = content["foundations"] | {"clip": "clip-vit-large-patch14", "sd": "stable-diffusion-2-1-base"}
     for part, name in (("dreamllm", names["checkpoint"]), ("clip", names["clip"]), ("sd", names["sd"])):
-        shutil.copytree(release / part, house / "data/released" / name)
+        shutil.copytree(release / part, checkout / "data/released" / name)
     instruments = tiny.foundations(tmp_path / "instruments")
     torch.manual_seed(0)
-    judge.save(judge.Judge(48, 4), instruments / "judge")
-    content["foundations"]["instruments"] |= put_in_store(instruments, house / "data/store")
+    scene_classifier.save(scene_classifier.SceneClassifier(48, 4), instruments / "judge")
+    content["foundations"]["instruments"] |= put_in_store(instruments, checkout / "data/store")
     content |= {
         "name": "tiny_release",
         "machine": {},
@@ -234,21 +234,21 @@ def test_a_tiny_release_is_imported_and_scored(tmp_path):
         },
     }
     content["world"] |= {"benchmarks": {"pictures": 3, "draw": 3, "stories": 2, "language": 2}}
-    (house / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
+    (checkout / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
     target = ("--configfile=config/tiny_release.yaml", "results/tables")
 
-    result = repository.run(house, "snakemake", "--cores", "2", *target)
+    result = repository.run(checkout, "snakemake", "--cores", "2", *target)
     assert "fetch_released" not in result.stdout and "train_" not in result.stdout
-    metrics = {path.stem for path in (house / "results/metrics/tiny_release/sft").iterdir()}
+    metrics = {path.stem for path in (checkout / "results/metrics/tiny_release/sft").iterdir()}
     assert metrics == {"captions", "vqa", "pope", "draw", "stories", "language"}
-    protocol = json.loads((house / "results/metrics/tiny_release/sft/draw.json").read_text())["protocol"]
+    protocol = json.loads((checkout / "results/metrics/tiny_release/sft/draw.json").read_text())["protocol"]
     assert list(protocol["checkpoints"]) == ["released"]
-    assert "nothing missing, nothing unexpected" in (house / "logs/tiny_release/import_released.log").read_text()
-    assert "Nothing to be done" in repository.run(house, "snakemake", "--cores", "2", *target).stdout
+    assert "nothing missing, nothing unexpected" in (checkout / "logs/tiny_release/import_released.log").read_text()
+    assert "Nothing to be done" in repository.run(checkout, "snakemake", "--cores", "2", *target).stdout
 
     content["model"]["num_dream_queries"] = 64
-    (house / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
-    result = repository.run(house, "snakemake", "--cores", "2", *target, check=False)
+    (checkout / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
+    result = repository.run(checkout, "snakemake", "--cores", "2", *target, check=False)
     assert "num_dream_queries is 4; write that in the section model" in result.stdout
 
 

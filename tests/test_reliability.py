@@ -109,57 +109,57 @@ def test_two_trainings_never_share_a_work_folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Path:
-    return repository.copy_with_stand_ins(tmp_path_factory.mktemp("reliability") / "house")
+def checkout(tmp_path_factory) -> Path:
+    return repository.copy_with_stand_ins(tmp_path_factory.mktemp("reliability") / "checkout")
 
 
-def test_a_second_run_is_refused_and_the_first_one_finishes(house):
+def test_a_second_run_is_refused_and_the_first_one_finishes(checkout):
     """Also after the first one was killed: then `--unlock` and the same command again."""
-    standin = house / "src/dreamllm/__main__.py"
+    standin = checkout / "src/dreamllm/__main__.py"
     text = standin.read_text()
     wait = "import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.1)\n"
     standin.write_text(text.replace("\nmain()\n", "\n" + wait + "main()\n"))
-    environment = os.environ | {"PYTHONPATH": str(house / "src")}
+    environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = ["snakemake", "--cores", "1", "data"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
 
     def begin() -> subprocess.Popen:
-        process = subprocess.Popen(command, cwd=house, env=environment, **quiet)
+        process = subprocess.Popen(command, cwd=checkout, env=environment, **quiet)
         deadline = time.monotonic() + 240
-        while not list((house / ".snakemake/incomplete").glob("*")):
+        while not list((checkout / ".snakemake/incomplete").glob("*")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         return process
 
     first = begin()
-    second = run(house, *command, check=False)
+    second = run(checkout, *command, check=False)
     assert second.returncode != 0
     assert "cannot be locked" in second.stdout and "--unlock" in second.stdout
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    assert "cannot be locked" in run(house, *command, check=False).stdout
-    assert not (house / "data/emoji/train").exists()
-    run(house, "snakemake", "--unlock")
-    third = subprocess.Popen(command, cwd=house, env=environment, **quiet)
-    (house / "go").touch()
+    assert "cannot be locked" in run(checkout, *command, check=False).stdout
+    assert not (checkout / "data/emoji/train").exists()
+    run(checkout, "snakemake", "--unlock")
+    third = subprocess.Popen(command, cwd=checkout, env=environment, **quiet)
+    (checkout / "go").touch()
     assert third.wait(timeout=240) == 0
     standin.write_text(text)
-    assert (house / "data/emoji/train/pairs-00000.tar").exists()
+    assert (checkout / "data/emoji/train/pairs-00000.tar").exists()
 
 
-def test_a_clock_that_was_ahead_costs_time_but_no_result(house):
+def test_a_clock_that_was_ahead_costs_time_but_no_result(checkout):
     """Outputs of the future are newer than all that was made of them, so that is made again, from the same inputs."""
-    run(house, "snakemake", "--cores", "2", "results/tables")
-    before = {path: path.read_bytes() for path in (house / "results").rglob("*") if path.is_file()}
+    run(checkout, "snakemake", "--cores", "2", "results/tables")
+    before = {path: path.read_bytes() for path in (checkout / "results").rglob("*") if path.is_file()}
     ahead = time.time() + 3600
-    world = house / "data/emoji/benchmarks"
+    world = checkout / "data/emoji/benchmarks"
     for path in (world, *world.rglob("*"), world / ".snakemake_timestamp"):
         os.utime(path, (ahead, ahead))
-    jobs = planned(house, "results/tables")
+    jobs = planned(checkout, "results/tables")
     assert jobs and not [rule for rule in jobs if rule.startswith("train")]
-    run(house, "snakemake", "--touch", "--forceall", "--cores", "2", "results/tables")  # as the page says
-    assert planned(house, "results/tables") == {}
+    run(checkout, "snakemake", "--touch", "--forceall", "--cores", "2", "results/tables")  # as the page says
+    assert planned(checkout, "results/tables") == {}
     assert {path: path.read_bytes() for path in before} == before
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import repository
-from dreamllm import records
+from dreamllm import snakemake_records
 from repository import planned, run
 
 TRAINED = "results/checkpoints/embedded"
@@ -165,7 +165,7 @@ def test_an_edited_result_is_neither_accepted_nor_recorded(restored):
 
 PLANTED = [  # file, what is changed in it, and the first stages that this makes doubtful
     ("config/embedded.yaml", "max_pictures: 6", "max_pictures: 5", "evaluate"),
-    ("src/dreamllm/train/stage.py", "import annotations\n", "import annotations\nCHANGED = 1\n", "data, align"),
+    ("src/dreamllm/train/trainer.py", "import annotations\n", "import annotations\nCHANGED = 1\n", "data, align"),
 ]
 
 
@@ -229,17 +229,17 @@ def test_records_tell_made_files_from_strangers_and_edited_ones(tmp_path, monkey
         "    shell: 'mkdir -p {output}/deep; echo 1 > {output}/deep/two'\n"
     )
     run(tmp_path, "snakemake", "--cores", "1")
-    assert records.strangers(["out", "folder", "absent"]) == {}
+    assert snakemake_records.untracked_outputs(["out", "folder", "absent"]) == {}
     (tmp_path / "out/other").write_text("")
     later = time.time() + 10
     os.utime(tmp_path / "folder/deep/two", (later, later))
-    assert records.strangers(["out", "folder"]) == {
+    assert snakemake_records.untracked_outputs(["out", "folder"]) == {
         "out/other": "not made here",
         "folder/deep/two": "changed after it was made",
     }
     begun = tmp_path / ".snakemake/incomplete/b3V0L290aGVy"  # out/other
     begun.write_text("")
-    assert records.strangers(["out"]) == {}
+    assert snakemake_records.untracked_outputs(["out"]) == {}
 
 
 def test_unfinished_files_of_killed_jobs_are_swept_away_and_no_others(tmp_path):
@@ -253,10 +253,10 @@ def test_unfinished_files_of_killed_jobs_are_swept_away_and_no_others(tmp_path):
     for name in left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    assert records.sweep(tmp_path) == [tmp_path / ".captions.json.123", tmp_path / "model/.trained.7"]
+    assert snakemake_records.sweep(tmp_path) == [tmp_path / ".captions.json.123", tmp_path / "model/.trained.7"]
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
         ".hidden",
         "file.12",
         ".snakemake_timestamp",
     }
-    assert records.sweep(tmp_path) == records.sweep(tmp_path / "absent") == []
+    assert snakemake_records.sweep(tmp_path) == snakemake_records.sweep(tmp_path / "absent") == []

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dreamllm.config import ConfigProblem
+from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.results import cells, forms, measured, tables
+from dreamllm.results import metrics_store, render, table_spec, tables
 
 PAPER = Path(__file__).parents[1] / "paper"
-TABLE = cells.read_tables(PAPER / "tables.yaml")
-PUBLISHED = cells.read_published(PAPER)
+TABLE = table_spec.read_tables(PAPER / "tables.yaml")
+PUBLISHED = table_spec.read_published(PAPER)
 
 
 def metrics_file(path: Path, model: str, benchmark: str, **values: float | None) -> Path:
@@ -37,11 +37,11 @@ def metrics_file(path: Path, model: str, benchmark: str, **values: float | None)
     return path
 
 
-def blocks(name: str, *files: Path) -> list[forms.Block]:
-    return tables.fill(TABLE[name], measured.read_runs(files), PUBLISHED)
+def blocks(name: str, *files: Path) -> list[render.Block]:
+    return tables.fill(TABLE[name], metrics_store.read_runs(files), PUBLISHED)
 
 
-def cell(block: forms.Block, row: str, column: str) -> forms.Cell:
+def cell(block: render.Block, row: str, column: str) -> render.Cell:
     return dict(block.rows)[row][block.columns.index(column)]
 
 
@@ -67,7 +67,7 @@ def test_tables_1_to_10_are_there_and_whole() -> None:
 
 
 @pytest.mark.parametrize("table", TABLE.values(), ids=list(TABLE))
-def test_what_points_to_the_paper_points_to_a_cell_that_is_there(table: cells.Table) -> None:
+def test_what_points_to_the_paper_points_to_a_cell_that_is_there(table: table_spec.Table) -> None:
     names = [(one.row, one.column) for id_, one in PUBLISHED.items() if id_.startswith(f"{table.name}.")]
     assert {row.paper for row in table.rows if row.paper} <= {row for row, _ in names}
     assert {column.paper for column in table.columns if column.paper} <= {column for _, column in names}
@@ -102,20 +102,20 @@ def test_broken_published_tables(tmp_path: Path, lines: str, words: str) -> None
     path = tmp_path / "table1.csv"
     path.write_text("id,table,row,column,value,n,protocol,confidence,source,note\n" + lines)
     with pytest.raises(BenchmarkProblem, match=words):
-        cells.read_published(tmp_path)
+        table_spec.read_published(tmp_path)
     path.write_text("row,value\n")
     with pytest.raises(BenchmarkProblem, match="line 1: should have the columns"):
-        cells.read_published(tmp_path)
+        table_spec.read_published(tmp_path)
 
 
 def test_a_wrong_key_of_the_layout_is_named(tmp_path: Path) -> None:
     path = tmp_path / "tables.yaml"
     path.write_text("t: {title: T, about: A, columns: [{header: H, measures: a/b}], rows: [{label: L}]}\nu: 1\n")
     with pytest.raises(ConfigProblem, match=r"t.columns.0.measures: Extra inputs"):
-        cells.read_tables(path)
+        table_spec.read_tables(path)
     path.write_text("t: {title: T, about: A, columns: [{header: H}, {header: h}], rows: [{label: L}]}\n")
     with pytest.raises(ConfigProblem, match="two cells would have the same id: column h stands twice"):
-        cells.read_tables(path)
+        table_spec.read_tables(path)
 
 
 # ---- filling -------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def test_a_stand_in_is_shown_beside_the_paper_and_never_subtracted(tmp_path: Pat
     assert cell(beside, "DreamLLM-7B, COCO", "paper").text == "115.4"
     assert cell(beside, "DreamLLM-7B, COCO", "ours").text == "500.0"
     assert cell(beside, "DreamLLM-7B, COCO", "difference").text == "stand-in"
-    line = next(csv.DictReader(io.StringIO(forms.to_csv(TABLE["table1"], [ours]))), None)
+    line = next(csv.DictReader(io.StringIO(render.to_csv(TABLE["table1"], [ours]))), None)
     assert line is not None and line["difference"] == ""
 
 
@@ -174,20 +174,20 @@ def test_a_number_that_a_server_has_to_give_is_marked(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["metrics"]["accuracy"] |= {"reason": "external: EvalAI has the answers"}
     path.write_text(json.dumps(content))
-    found = measured.find(measured.read_runs([path]), "sft", "vqav2", "accuracy")
+    found = metrics_store.find(metrics_store.read_runs([path]), "sft", "vqav2", "accuracy")
     assert found.external and found.reason == "external: EvalAI has the answers"
 
 
 def test_metrics_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     one, two = (metrics_file(tmp_path / name, "sft", "vqa", accuracy=0.5) for name in "ab")
     with pytest.raises(BenchmarkProblem, match="b: is a second file of model sft on vqa"):
-        measured.read_runs([one, two])
+        metrics_store.read_runs([one, two])
     two.write_text(two.read_text().replace('"sft"', '"igpt"').replace('"test"', '"dev"'))
     with pytest.raises(BenchmarkProblem, match="b: is of split dev, other files are of test"):
-        measured.read_runs([one, two])
+        metrics_store.read_runs([one, two])
     two.write_text('{"model": "sft"}')
     with pytest.raises(BenchmarkProblem, match="b: has no field 'benchmark'"):
-        measured.read_runs([two])
+        metrics_store.read_runs([two])
 
 
 # ---- several seeds -------------------------------------------------------------------------------------------------
@@ -211,20 +211,20 @@ def test_metrics_deeper_below_the_model_are_of_the_same_run(tmp_path: Path) -> N
         metrics_file(tmp_path / "metrics/study/sft/draw.json", "sft", "draw", fid=1.0),
         metrics_file(tmp_path / "metrics/study/sft/pictures/draw.json", "sft", "draw_pictures", fid_clip_best=1.0),
     ]
-    assert measured.read_runs(files).keys() == {"study"}
+    assert metrics_store.read_runs(files).keys() == {"study"}
 
 
 def test_one_run_has_the_interval_of_its_items() -> None:
-    assert measured.over_seeds([1.0], (1.0, 0.5, 2.0)) == (1.0, 0.5, 2.0)
+    assert metrics_store.over_seeds([1.0], (1.0, 0.5, 2.0)) == (1.0, 0.5, 2.0)
 
 
 def test_runs_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path) -> None:
     files = seeds(tmp_path, 0.5, 0.6)
     files[1].write_text(files[1].read_text().replace('"prompts"', '"seed": 7, "prompts"'))
-    assert len(measured.read_runs(files)) == 2
+    assert len(metrics_store.read_runs(files)) == 2
     files[1].write_text(files[1].read_text().replace('"num_beams": 1', '"num_beams": 5'))
     with pytest.raises(BenchmarkProblem, match="differs from run study_0 in settings or number of items"):
-        measured.read_runs(files)
+        metrics_store.read_runs(files)
 
 
 # ---- forms ---------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_tables_without_any_run_are_written_too(tmp_path: Path) -> None:
 
 def test_the_csv_has_a_line_per_cell_and_our_numbers_in_full(tmp_path: Path) -> None:
     filled = blocks("table4", metrics_file(tmp_path / "m", "llm", "language", accuracy=2 / 3))
-    lines = list(csv.DictReader(io.StringIO(forms.to_csv(TABLE["table4"], filled))))
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(TABLE["table4"], filled))))
     kept = [block for block in filled if block.source != "beside"]
     assert len(lines) == sum(len(block.rows) * len(block.columns) for block in kept)
     ours = next(line for line in lines if line["value"])
@@ -279,24 +279,24 @@ def test_the_csv_has_a_line_per_cell_and_our_numbers_in_full(tmp_path: Path) -> 
 def test_markdown_rows_have_as_many_cells_as_their_header_and_all_footnotes_exist(tmp_path: Path) -> None:
     file = metrics_file(tmp_path / "m", "sft", "captions", cider=5.0, exact=0.5, object=0.5, colour=0.5, bind=0.5)
     for name in TABLE:
-        text = forms.to_markdown(TABLE[name], blocks(name, file))
+        text = render.to_markdown(TABLE[name], blocks(name, file))
         for part in text.split("**")[2::2]:
             widths = {line.count("|") for line in part.splitlines() if line.startswith("|")}
             assert len(widths) <= 1, name
         marks = set(re.findall(r"<sup>(\w+)</sup> \|", text))
         assert marks == set(re.findall(r"^<sup>(\w+)</sup>", text, re.MULTILINE)), name
-    assert "500.0 <sub>490.0–505.0</sub>" in forms.to_markdown(TABLE["table1"], blocks("table1", file))
+    assert "500.0 <sub>490.0–505.0</sub>" in render.to_markdown(TABLE["table1"], blocks("table1", file))
 
 
 def test_published_numbers_of_one_source_are_marked() -> None:
-    text = forms.to_markdown(TABLE["table2"], blocks("table2"))
+    text = render.to_markdown(TABLE["table2"], blocks("table2"))
     assert "| SDv2.1 fine-tuned | 11.91† | 25.35† |" in text
     assert "| DreamLLM-7B | 8.46 | 20.53 |" in text
 
 
 def test_latex_is_escaped_and_balanced() -> None:
     for name in TABLE:
-        text = forms.to_latex(TABLE[name], blocks(name))
+        text = render.to_latex(TABLE[name], blocks(name))
         assert text.count("{") == text.count("}")
         assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
         for environment in ("tabular", "adjustbox"):

@@ -27,16 +27,16 @@ import ranks
 import test_launch
 import test_train
 import tiny
+from dreamllm.config.experiment import Experiment
 from dreamllm.data import shards
-from dreamllm.data.batches import Position, Prepared, Stream, start
+from dreamllm.data.layout import IGNORE, TokenSequence
 from dreamllm.data.mixture import Mixture
-from dreamllm.experiment import Experiment
-from dreamllm.layout import IGNORE, Sequence
-from dreamllm.model import foundations
+from dreamllm.data.packing import pack
+from dreamllm.data.stream import Position, Prepared, Stream, start
+from dreamllm.model import build
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
-from dreamllm.packing import pack
-from dreamllm.train import checkpoint, devices, resume, stage
+from dreamllm.train import checkpoint, distributed, resume, trainer
 from dreamllm.train.log import count
 
 STEPS = 4
@@ -52,17 +52,19 @@ def train(world: Path, folder: Path, settings: Experiment, processes: int = 1, *
     """Train in forked processes; the gradients of the first step are kept in `folder`. Returns the errors by rank."""
 
     def child(rank: int) -> None:
-        clip, written = devices.clip_gradients, []
+        clip, written = distributed.clip_gradients, []
 
         def keep_and_clip(parameters, largest):
             if not written:
                 written.append(True)
-                gradients = [devices.whole(p.grad if p.grad is not None else torch.zeros_like(p)) for p in parameters]
+                gradients = [
+                    distributed.full_tensor(p.grad if p.grad is not None else torch.zeros_like(p)) for p in parameters
+                ]
                 if rank == 0:
                     save_file({str(n): gradient.detach().clone() for n, gradient in enumerate(gradients)}, kept)
             return clip(parameters, largest)
 
-        devices.clip_gradients = keep_and_clip
+        distributed.clip_gradients = keep_and_clip
         test_train.run(world, folder, settings, **options)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,8 +129,8 @@ def test_compiled_layers_compute_what_they_computed_before(monkeypatch):
     batch = words.collate(pack(words.lay_out(tiny.story(), "joint", 96), 96))
     noise = model.draw_noise(len(batch.draw_slots), torch.Generator().manual_seed(0))
     before = losses_and_gradients(model, batch, noise)
-    devices.checkpoint_activations(model)
-    devices.compile_layers(model)
+    distributed.checkpoint_activations(model)
+    distributed.compile_layers(model)
     after = losses_and_gradients(model, batch, noise)
     assert len(compiled) == model.config.text_config.num_hidden_layers
     assert after[0] == pytest.approx(before[0], rel=1e-6)
@@ -147,10 +149,10 @@ def losses_and_gradients(model, batch, noise) -> tuple[float, dict[str, torch.Te
 
 def test_official_averaging_would_be_noticed(world, alone, tmp_path):
     """Each part averaged by itself (the official code's way) gives other losses: the test above can fail."""
-    plain = stage.count
+    plain = trainer.count
 
     def child(rank: int) -> None:
-        stage.count = lambda rows: replace(plain(rows), targets=plain(rows).targets // 2)
+        trainer.count = lambda rows: replace(plain(rows), targets=plain(rows).targets // 2)
         test_train.run(world, tmp_path, experiment())
 
     assert ranks.run(1, child, tmp_path) == [""]
@@ -210,8 +212,8 @@ def test_in_bfloat16_the_weights_that_are_trained_stay_in_fp32(world, alone, tmp
 
     def child_of(folder: Path, machine: dict) -> Callable[[int], None]:
         def child(rank: int) -> None:
-            original = devices.Accelerator
-            devices.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
+            original = distributed.Accelerator
+            distributed.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
             test_train.run(world, folder, experiment(machine))
 
         return child
@@ -235,8 +237,8 @@ def test_a_frozen_language_model_is_sharded_in_bfloat16_beside_trained_fp32(worl
     settings["trains"] = ["dream_queries", "condition_projector"]
 
     def child(rank: int) -> None:
-        original, place = devices.Accelerator, devices.place
-        devices.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
+        original, place = distributed.Accelerator, distributed.place
+        distributed.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
 
         def placed(model, *others):
             result = place(model, *others)
@@ -245,7 +247,7 @@ def test_a_frozen_language_model_is_sharded_in_bfloat16_beside_trained_fp32(worl
             assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
             return result
 
-        devices.place = placed
+        distributed.place = placed
         test_train.run(world, tmp_path / "two", experiment({"sharding": "full_shard"}, **settings))
 
     assert train(world, tmp_path / "alone", experiment(**settings)) == [""]
@@ -266,7 +268,7 @@ def test_the_first_process_alone_reads_weights(world, tmp_path, machine, tied):
 
     def child(rank: int) -> None:
         if rank:
-            foundations._read = checkpoint.load_model = None  # not to be called
+            build._read = checkpoint.load_model = None  # not to be called
         test_train.run(tmp_path, tmp_path / "two", experiment(machine))
 
     assert train(tmp_path, tmp_path / "alone", experiment()) == [""]
@@ -284,7 +286,7 @@ def stream(mixture: Mixture, position: Position, rank: int, processes: int, join
     rows = 4 // processes
 
     def lay_out(document, epoch):
-        return [Sequence(document, (0,) * 7, (epoch,) * 7)]
+        return [TokenSequence(document, (0,) * 7, (epoch,) * 7)]
 
     def collate(packed):
         assert all(part.image.size != (1, 1) for row in packed for s in row for part in s.document.parts[1:])

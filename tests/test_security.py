@@ -20,12 +20,11 @@ from safetensors.torch import load_file
 
 import repository
 import tiny
-from dreamllm import page
-from dreamllm.config import ConfigProblem, load
-from dreamllm.data import pictures
-from dreamllm.document import Document, Text
-from dreamllm.evaluate import files
-from dreamllm.model.foundations import build_from_foundations
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.data import images
+from dreamllm.data.document import Document, Text
+from dreamllm.evaluate import demo_page, files
+from dreamllm.model.build import build_from_foundations
 from dreamllm.sources import records
 
 SMOKE = (repository.ROOT / "config/smoke.yaml").read_text(encoding="utf-8")
@@ -62,11 +61,11 @@ def test_names_that_go_into_commands_hold_no_shell(tmp_path, old, new):
 
 def test_paths_are_quoted_in_commands(tmp_path):
     """A folder with a semicolon is the name of a folder."""
-    house = repository.copy(tmp_path / "house")
+    checkout = repository.copy(tmp_path / "checkout")
     path = tmp_path / "hostile.yaml"
     path.write_text(SMOKE.replace("folder: data/emoji_smoke", "folder: 'data/a; touch it_ran'"))
     target = "results/checkpoints/smoke/align_creation"
-    plan = repository.run(house, "snakemake", "-n", "-p", f"--configfile={path}", target).stdout
+    plan = repository.run(checkout, "snakemake", "-n", "-p", f"--configfile={path}", target).stdout
     commands = [line for line in plan.splitlines() if "touch it_ran" in line and "python -m" in line]
     assert commands
     assert all("'data/a; touch it_ran" in line for line in commands)
@@ -172,10 +171,10 @@ def test_names_in_archives_lead_nowhere(tmp_path):
     """Members are read by their names in the archive, and nothing is written."""
     inside, outside = tmp_path / "set", tmp_path / "secret.png"
     inside.mkdir()
-    outside.write_bytes(pictures.encode_png(tiny.picture(0)))
-    (inside / "images.zip").write_bytes(zipped("../secret.png", pictures.encode_png(tiny.picture(1))))
+    outside.write_bytes(images.encode_png(tiny.picture(0)))
+    (inside / "images.zip").write_bytes(zipped("../secret.png", images.encode_png(tiny.picture(1))))
     found = records.picture_files((("", inside),))
-    assert found.read_by_name("secret.png") == pictures.encode_png(tiny.picture(1))
+    assert found.read_by_name("secret.png") == images.encode_png(tiny.picture(1))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["images.zip", "secret.png", "set"]
 
 
@@ -198,7 +197,7 @@ def test_a_picture_that_says_it_is_huge_is_refused_by_its_header():
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match="DecompressionBombError"):
-        pictures.decode(bomb)
+        images.decode(bomb)
 
 
 # ---- secrets and pages ---------------------------------------------------------------------------------------------
@@ -226,14 +225,14 @@ def test_settings_of_remotes_with_their_keys_stay_out_of_git():
 def test_a_page_shows_markup_as_text():
     hostile = '<script>alert(1)</script><img src=x onerror=alert(1)> & "quoted"'
     said = Document("prompt", "conversation", (Text(hostile, "user"),))
-    told = page.render([SimpleNamespace(prompt=said, parts=(Text(hostile),), stopped="end")])
+    told = demo_page.render([SimpleNamespace(prompt=said, parts=(Text(hostile),), stopped="end")])
     assert "<script" not in told and "<img" not in told
     assert told.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
 
 
 def test_data_urls_of_pages_are_base64_of_png_alone():
     picture = tiny.story().parts
-    told = page.render([SimpleNamespace(prompt=tiny.story(), parts=picture, stopped="end")])
+    told = demo_page.render([SimpleNamespace(prompt=tiny.story(), parts=picture, stopped="end")])
     for url in told.split('src="')[1:]:
         kind, _, data = url.partition('"')[0].partition(";base64,")
         assert kind == "data:image/png" and base64.b64decode(data, validate=True).startswith(b"\x89PNG")
@@ -248,7 +247,7 @@ def test_safe_loaders_read_every_yaml_file():
             uses += [path.name] * (
                 text.count("yaml.load(") + text.count("yaml.unsafe_load(") + text.count("full_load(")
             )
-    assert uses == ["config.py"]
-    from dreamllm.config import _StrictLoader
+    assert uses == ["reading.py"]
+    from dreamllm.config.reading import _StrictLoader
 
     assert issubclass(_StrictLoader, yaml.SafeLoader)

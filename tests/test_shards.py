@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamllm.data import pictures, shards
+from dreamllm.data import images, shards
+from dreamllm.data.document import Document, Picture, Text
 from dreamllm.data.shards import ShardProblem
-from dreamllm.document import Document, Picture, Text
 
 
 def picture(seed: int, size: tuple[int, int] = (9, 7)) -> Image.Image:
@@ -214,7 +214,7 @@ def test_a_missing_json_costs_its_document(shard):
 
 
 def test_a_picture_too_many_costs_its_document(shard):
-    extra = ("00000002.2.png", pictures.encode_png(picture(5)))
+    extra = ("00000002.2.png", images.encode_png(picture(5)))
     rewrite(shard, lambda members: sorted([*members, extra]))
     assert_only_lost(shard, {2}, "2.png")
 
@@ -226,7 +226,7 @@ def test_a_doubled_member_costs_its_document(shard):
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "flipped"])
 def test_a_corrupt_picture_costs_its_document(shard, damage):
-    good = pictures.encode_png(picture(4, (64, 64)))
+    good = images.encode_png(picture(4, (64, 64)))
     middle = len(good) // 2
     bad = {
         "empty": b"",
@@ -254,7 +254,7 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def first_pixel(data: bytes) -> tuple[int, ...]:
-    image = pictures.decode(data)
+    image = images.decode(data)
     assert image.mode == "RGB"
     return image.getpixel((0, 0))
 
@@ -276,14 +276,14 @@ def test_palettes_with_and_without_transparency():
 def test_sixteen_bit_grey_is_scaled_not_clipped():
     grey = Image.fromarray(np.full((2, 2), 0x8000, np.uint16))
     assert first_pixel(encoded(grey)) == (128, 128, 128)
-    assert pictures.to_rgb(Image.new("I", (1, 1), 65535)).getpixel((0, 0)) == (255, 255, 255)
+    assert images.to_rgb(Image.new("I", (1, 1), 65535)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_grey_without_a_range_is_refused():
     with pytest.raises(ValueError, match="70000"):
-        pictures.to_rgb(Image.new("I", (1, 1), 70000))
+        images.to_rgb(Image.new("I", (1, 1), 70000))
     with pytest.raises(ValueError, match="range"):
-        pictures.to_rgb(Image.new("F", (1, 1), 0.5))
+        images.to_rgb(Image.new("F", (1, 1), 0.5))
 
 
 def test_cmyk_grey_and_bilevel_become_rgb():
@@ -296,4 +296,4 @@ def test_cmyk_grey_and_bilevel_become_rgb():
 def test_pictures_are_turned_upright():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
-    assert pictures.decode(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).size == (4, 8)
+    assert images.decode(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=exif)).size == (4, 8)

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import browser
 import run
-from dreamllm.config import ConfigProblem
+from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.report import cost, gallery, site
-from dreamllm.report.evidence import Report, gather
+from dreamllm.repro.report import cost, gallery, site
+from dreamllm.repro.report.evidence import Report, gather
 
 
 def build(root: Path, out: Path) -> Path:
@@ -186,7 +186,7 @@ def test_costs_are_sums_of_what_snakemake_measured(report) -> None:
 
 
 def test_gpu_hours_follow_what_the_rules_reserve(root, report) -> None:
-    experiment = report.house.experiment
+    experiment = report.run.experiment
     machine = experiment.machine.model_copy(update={"gpus": 4, "nodes": 2})
     with_gpus = experiment.model_copy(update={"machine": machine})
     gpus = {one.job: one.gpus for one in cost.read_timings(root / "benchmarks/smoke", with_gpus)}
@@ -196,10 +196,10 @@ def test_gpu_hours_follow_what_the_rules_reserve(root, report) -> None:
 def test_a_file_that_is_no_timing_is_refused(report, tmp_path) -> None:
     (tmp_path / "train_sft.tsv").write_text("step\tloss\n1\t2\n")
     with pytest.raises(BenchmarkProblem, match="columns s, max_rss"):
-        cost.read_timings(tmp_path, report.house.experiment)
+        cost.read_timings(tmp_path, report.run.experiment)
     (tmp_path / "train_sft.tsv").write_text("s\tmax_rss\tcpu_time\nlong\t2\t3\n")
     with pytest.raises(BenchmarkProblem, match="'long' is no number"):
-        cost.read_timings(tmp_path, report.house.experiment)
+        cost.read_timings(tmp_path, report.run.experiment)
 
 
 def test_a_wrong_configuration_writes_nothing(root, tmp_path) -> None:

@@ -20,7 +20,7 @@ import yaml
 import repository
 import slurm
 import test_train
-from dreamllm.config import load
+from dreamllm.config.reading import load
 
 CHECKPOINT = "results/checkpoints/smoke/align_creation"
 BENCHMARKS = ("captions", "draw", "attention", "language")  # for each rule that predicts; test_end_to_end.py has all
@@ -41,9 +41,9 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def house(cluster, tmp_path_factory) -> Path:
+def checkout(cluster, tmp_path_factory) -> Path:
     """A copy of the repository in which jobs of Slurm have made everything, from foundations to tables and figures."""
-    folder = repository.copy(tmp_path_factory.mktemp("slurm") / "house")
+    folder = repository.copy(tmp_path_factory.mktemp("slurm") / "checkout")
     snakemake(folder, cluster, "{gpus: 1, memory_mb: 1000}", "--", "results/tables", "results/figures")
     return folder
 
@@ -81,12 +81,12 @@ def all_jobs(cluster: dict[str, str]) -> list[dict[str, str]]:
     return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines.stdout.splitlines()]
 
 
-def test_slurm_ran_the_dag_with_what_each_rule_asked_for(house, cluster):
-    made = {path.stem for path in (house / "benchmarks/smoke").glob("*.tsv")}
+def test_slurm_ran_the_dag_with_what_each_rule_asked_for(checkout, cluster):
+    made = {path.stem for path in (checkout / "benchmarks/smoke").glob("*.tsv")}
     ran = jobs(cluster)
     rules = "make_world train_foundation_sd predict_text predict_pictures predict_attention score figures tables"
     assert set(rules.split()) <= set(ran)
-    assert {f"train_{stage}" for stage in load(house / "config/smoke.yaml").stages} <= made & set(ran)
+    assert {f"train_{stage}" for stage in load(checkout / "config/smoke.yaml").stages} <= made & set(ran)
     assert {job["JobState"] for job in ran.values()} == {"COMPLETED"}
     assert len(all_jobs(cluster)) == len(made), "one job of Slurm for each job of the DAG"
     training = ran["train_align_creation"]
@@ -94,24 +94,24 @@ def test_slurm_ran_the_dag_with_what_each_rule_asked_for(house, cluster):
     assert training["TimeLimit"] == "01:00:00" and "mem=1000M" in training["TRES"]
     assert "TresPerJob" not in ran["make_world"]
     assert {job["Partition"] for job in ran.values()} == {"main"}  # the default one
-    assert (house / "results/tables/table1.md").exists() and (house / "results/figures/drawings.png").exists()
-    assert json.loads((house / SCORE).read_text())["benchmark"] == "captions"
+    assert (checkout / "results/tables/table1.md").exists() and (checkout / "results/figures/drawings.png").exists()
+    assert json.loads((checkout / SCORE).read_text())["benchmark"] == "captions"
 
 
-def test_a_training_runs_on_two_gpus_and_on_two_nodes_to_the_same_losses(house, cluster):
+def test_a_training_runs_on_two_gpus_and_on_two_nodes_to_the_same_losses(checkout, cluster):
     """Through srun and accelerate, with FSDP; another number of nodes trains nothing again, unless it is forced."""
-    alone = test_train.losses(house / CHECKPOINT)
+    alone = test_train.losses(checkout / CHECKPOINT)
     two = {"{gpus: 2, sharding: full_shard, memory_mb: 1000}": "main"}
     two["{gpus: 1, nodes: 2, sharding: full_shard, memory_mb: 1000}"] = "other"
     for machine, partition in two.items():
-        assert "Nothing to be done" in snakemake(house, cluster, machine, "--", CHECKPOINT)
+        assert "Nothing to be done" in snakemake(checkout, cluster, machine, "--", CHECKPOINT)
         forced = ("--forcerun", "train_align_creation", "--", CHECKPOINT)
-        snakemake(house, cluster, machine, *forced, SBATCH_PARTITION=partition)
+        snakemake(checkout, cluster, machine, *forced, SBATCH_PARTITION=partition)
         job = jobs(cluster)["train_align_creation"]
         if "nodes" in machine:
             assert job["NumNodes"] == "2" and job["TresPerNode"] == "gres:gpu:1"
         else:
             assert job["NumNodes"] == "1" and job["TresPerJob"] == "gres:gpu:2"
         assert job["Partition"] == partition
-        for found, wanted in zip(test_train.losses(house / CHECKPOINT), alone, strict=True):
+        for found, wanted in zip(test_train.losses(checkout / CHECKPOINT), alone, strict=True):
             assert found == pytest.approx(wanted, rel=1e-4, nan_ok=True)

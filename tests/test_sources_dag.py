@@ -76,16 +76,16 @@ formats.img2dataset(Path(flags["--output_folder"]) / "00000.tar", samples)
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory) -> Path:
-    folder = repository.copy(tmp_path_factory.mktemp("sources") / "house")
+def checkout(tmp_path_factory) -> Path:
+    folder = repository.copy(tmp_path_factory.mktemp("sources") / "checkout")
     (folder / "config/real.yaml").write_text(CONFIG)
     return folder
 
 
-def refused(house: Path, old: str, new: str) -> str:
+def refused(checkout: Path, old: str, new: str) -> str:
     assert old in CONFIG
-    (house / "config/wrong.yaml").write_text(CONFIG.replace(old, new, 1))
-    return repository.run(house, "snakemake", "-n", "--configfile=config/wrong.yaml", "sources", check=False).stdout
+    (checkout / "config/wrong.yaml").write_text(CONFIG.replace(old, new, 1))
+    return repository.run(checkout, "snakemake", "-n", "--configfile=config/wrong.yaml", "sources", check=False).stdout
 
 
 def test_the_manifest_is_whole_and_every_set_is_in_the_page():
@@ -94,8 +94,8 @@ def test_the_manifest_is_whole_and_every_set_is_in_the_page():
     assert not [name for name in sources if f"`{name}`" not in page]
 
 
-def test_stages_wait_for_the_sets_of_their_mixtures(house):
-    jobs = {rule: (inputs, outputs) for rule, inputs, outputs in _jobs(house)}
+def test_stages_wait_for_the_sets_of_their_mixtures(checkout):
+    jobs = {rule: (inputs, outputs) for rule, inputs, outputs in _jobs(checkout)}
     assert set(jobs["train_align"][0]) >= {"data/sources/llava_pretrain/shards", "data/sources/laion_coco/shards"}
     assert "data/emoji/train" not in jobs["train_align"][0]
     assert set(jobs["train_pretrain"][0]) >= {"data/emoji/train", "data/sources/mmc4_core/shards"}
@@ -112,8 +112,8 @@ def test_stages_wait_for_the_sets_of_their_mixtures(house):
     assert "fetch_pictures_llava_pretrain" not in jobs
 
 
-def test_evaluations_wait_for_the_public_sets_that_they_name(house):
-    found = repository.jobs(house, "--configfile=config/real.yaml", "results/tables")
+def test_evaluations_wait_for_the_public_sets_that_they_name(checkout):
+    found = repository.jobs(checkout, "--configfile=config/real.yaml", "results/tables")
     made = {path: (rule, inputs) for rule, inputs, outputs in found for path in outputs}
     predictions, metrics = "results/predictions/real/sft", "results/metrics/real/sft"
     assert "data/benchmarks/okvqa" in made[f"{predictions}/okvqa.jsonl"][1]
@@ -129,26 +129,28 @@ def test_evaluations_wait_for_the_public_sets_that_they_name(house):
     assert submissions <= {*made["results/tables"][1]}
 
 
-def _jobs(house: Path) -> list[tuple[str, list[str], list[str]]]:
-    return repository.jobs(house, "--configfile=config/real.yaml", "results/checkpoints/real/sft", "sources")
+def _jobs(checkout: Path) -> list[tuple[str, list[str], list[str]]]:
+    return repository.jobs(checkout, "--configfile=config/real.yaml", "results/checkpoints/real/sft", "sources")
 
 
-def test_the_rules_lint_without_findings(house):
-    result = repository.run(house, "snakemake", "--lint", "--configfile", "config/real.yaml", check=False)
+def test_the_rules_lint_without_findings(checkout):
+    result = repository.run(checkout, "snakemake", "--lint", "--configfile", "config/real.yaml", check=False)
     assert result.returncode == 0, result.stdout
 
 
-def test_wrong_names_are_told_with_near_matches(house):
+def test_wrong_names_are_told_with_near_matches(checkout):
     assert "no set 'llava_pretrian'; did you mean llava_pretrain" in refused(
-        house, "  llava_pretrain: {}", "  llava_pretrian: {}\n  llava_pretrain: {}"
+        checkout, "  llava_pretrain: {}", "  llava_pretrian: {}\n  llava_pretrain: {}"
     )
-    assert "stages.pretrain.mixture: mm_vet is no training set" in refused(house, "text: 1}", "mm_vet: 1}")
-    assert "benchmarks.exam: mmbench_test is read as mmbench, not vqa" in refused(house, "task: mmbench", "task: vqa")
+    assert "stages.pretrain.mixture: mm_vet is no training set" in refused(checkout, "text: 1}", "mm_vet: 1}")
+    assert "benchmarks.exam: mmbench_test is read as mmbench, not vqa" in refused(
+        checkout, "task: mmbench", "task: vqa"
+    )
 
 
-def test_a_run_from_the_web_to_shards(house, tmp_path):
-    folder = tmp_path / "house"
-    shutil.copytree(house, folder, symlinks=True)
+def test_a_run_from_the_web_to_shards(checkout, tmp_path):
+    folder = tmp_path / "checkout"
+    shutil.copytree(checkout, folder, symlinks=True)
     program = folder / ".img2dataset/bin/img2dataset"
     program.parent.mkdir(parents=True)
     program.write_text(IMG2DATASET.format(python=sys.executable, tests=str(Path(__file__).parent)))

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from dreamllm.data.emoji import Scene, sample_scene
-from dreamllm.data.grammar import step
+from dreamllm.emoji.grammar import step
+from dreamllm.emoji.scenes import Scene, sample_scene
 from dreamllm.evaluate.stories import follow, sentences, wanted_scenes, well_placed
 
 OPENING = "a red cat on sky."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dreamllm.config import load
+from dreamllm.config.reading import load
 from dreamllm.results import tables
 
 ROOT = Path(__file__).parents[1]

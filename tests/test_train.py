@@ -20,16 +20,16 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
+from dreamllm.config.experiment import Experiment
 from dreamllm.data import shards
-from dreamllm.data.batches import Position, Stream, start
 from dreamllm.data.mixture import Mixture, pair_mode
-from dreamllm.experiment import Experiment
+from dreamllm.data.stream import Position, Stream, start
 from dreamllm.seeds import seed_of
-from dreamllm.train import resume, stage
+from dreamllm.train import resume, trainer
 from dreamllm.train.checkpoint import load_model
 from dreamllm.train.log import NonFiniteLoss
 from dreamllm.train.schedule import learning_rate
-from dreamllm.train.stage import train
+from dreamllm.train.trainer import train
 
 GOLDEN = Path(__file__).parent / "golden" / "losses_tiny.csv"
 FILES = ("checkpoint.json", "losses.csv", "trained.safetensors")
@@ -118,7 +118,7 @@ def test_losses_are_the_golden_ones(trained):
 def test_gradients_reach_exactly_the_parts_of_the_stage(world, mode, trains, weights):
     settings = experiment(mode=mode, trains=trains, loss_weights={"language": weights[0], "diffusion": weights[1]})
     model, processor = load_model(world / "foundations", [], {"num_dream_queries": 4, "template": "plain", "seed": 0})
-    stage.apply_stage(model, settings.stages["igpt"])
+    trainer.apply_stage(model, settings.stages["igpt"])
     sequences = [s for n in range(2) for s in processor.lay_out(tiny.story(n), mode, 128)]
     batch = processor.collate([[sequence] for sequence in sequences])
     output = model(**batch.inputs(), generator=torch.Generator().manual_seed(0))
@@ -150,7 +150,7 @@ def test_a_stage_changes_only_its_parts_and_loads_those_of_earlier_stages(world,
 def test_weight_decay_spares_embeddings_norms_and_biases(world):
     model, _ = load_model(world / "foundations", [], {"num_dream_queries": 4, "seed": 0})
     parameters = {name: p for name, p in model.named_parameters() if name.split(".")[0] in EVERYTHING}
-    decaying, others = stage.parameter_groups(model, parameters, 0.1)
+    decaying, others = trainer.parameter_groups(model, parameters, 0.1)
     names = {id(parameter): name for name, parameter in parameters.items()}
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     spared = {names[id(parameter)] for parameter in others["params"]}
@@ -211,10 +211,10 @@ def test_a_killed_run_goes_on_bit_equal(world, tmp_path):
     arguments += ["--data", world / "data", "--out", tmp_path / "killed" / "out", "--work", work, "--save-every", "0"]
     code = """if True:
         import argparse
-        from dreamllm.train import stage
+        from dreamllm.train import trainer
         parser = argparse.ArgumentParser()
-        stage.add_arguments(parser)
-        stage.main(parser.parse_args())"""
+        trainer.add_arguments(parser)
+        trainer.main(parser.parse_args())"""
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL)
     while process.poll() is None and saved_step(work) < 3:
         time.sleep(0.005)

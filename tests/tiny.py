@@ -33,9 +33,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from dreamllm.document import Document, Picture, Text
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.model.build import build_from_foundations
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
 
 WORDS = """A small red fox walks across the snow. The river bends slowly. It ends at a clear blue lake. First chop the

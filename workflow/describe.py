@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from dreamllm.experiment import Experiment
-from dreamllm.sections.base import Section
+from dreamllm.config.base import Section
+from dreamllm.config.experiment import Experiment
 
 ROOT = Path(__file__).parent.parent
 INTRODUCTION = """# Configuration
@@ -31,7 +31,7 @@ Changing a value runs again exactly what depends on it; changing `machine` runs 
 An editor checks a file while you write when its first line is
 `# yaml-language-server: $schema=../workflow/schemas/config.schema.json`.
 
-This page is written by `python workflow/describe.py` from `src/dreamllm/experiment.py`.
+This page is written by `python workflow/describe.py` from the sections in `src/dreamllm/config`.
 """
 
 

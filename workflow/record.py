@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from restore import default_remote
 
-from dreamllm.records import refusal
+from dreamllm.snakemake_records import refusal
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from dreamllm.digests import content_files
-from dreamllm.records import outputs
+from dreamllm.snakemake_records import outputs
 
 
 def judge(stages: dict[str, dict], status: dict[str, list]) -> tuple[list[str], list[str], list[str]]:

@@ -21,12 +21,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent
 LIBRARIES = ("torch", "transformers", "diffusers", "accelerate", "tokenizers", "numpy")
 
-CONFIGURATION = (
-    "config",
-    "experiment",
-    *(f"sections.{name}" for name in ("base", "benchmarks", "foundations", "machine", "pictures", "sources")),
-)
-NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.provenance", *(f"dreamllm.{name}" for name in CONFIGURATION)})
+CONFIGURATION = ("base", "benchmarks", "evaluation", "experiment", "foundations", "machine", "pictures", "reading")
+CONFIGURATION += ("sources", "stages", "world")
+NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.provenance", *(f"dreamllm.config.{name}" for name in CONFIGURATION)})
 """Modules without influence on a result: the package's version number, and the classes that check a configuration
 (rules record the values in it by themselves)."""
 

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
+from dreamllm.data.packing import Batch, Row, pack
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.sampling import make_scheduler, sample_latents
-from dreamllm.packing import Batch, Row, pack
 
 FOLDER = Path(__file__).parent
 CONTEXT = 160

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import yaml
 
-from dreamllm.config import ConfigProblem, digest, load
-from dreamllm.experiment import FOUNDATION_MODELS, RELEASED, WORLD_SETS
+from dreamllm.config.reading import ConfigProblem, digest, load
+from dreamllm.config.experiment import FOUNDATION_MODELS, RELEASED
+from dreamllm.config.world import WORLD_SETS
 from dreamllm.provenance import code_digest
-from dreamllm.results.captions import CAPTIONS
-from dreamllm.sections.benchmarks import DRAWN
-from dreamllm.sections.sources import SourceUse
+from dreamllm.results.figure_captions import CAPTIONS
+from dreamllm.config.benchmarks import DRAWN
+from dreamllm.config.sources import SourceUse
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
 if len(workflow.configfiles) > 1:

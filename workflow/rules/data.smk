@@ -19,7 +19,7 @@ rule make_world:
     params:
         experiment=configfile,
         out=subpath(output.train, parent=True),
-        code=code_digest("dreamllm.data.world"),
+        code=code_digest("dreamllm.emoji.world"),
         config=digest(EXPERIMENT.world),
     shell:
         "python -m dreamllm make-world --config {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"

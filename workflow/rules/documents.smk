@@ -103,7 +103,7 @@ for SET in PLACED:
             manifest=manifest.MANIFEST,
             others=pictures_from(SET),
             answers_on=PUBLIC[SET].answers_on,
-            code=code_digest("dreamllm.sources.benchmarks"),
+            code=code_digest("dreamllm.evaluate.placing"),
         shell:
             "python -m dreamllm place-benchmark --source {params.source} --manifest {params.manifest:q}"
             " --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"

@@ -30,7 +30,7 @@ if FETCHED.source == "fetch":
 else:
     # Where each part goes and the module that trains it; sd/ takes over the autoencoder, vae, which is of no use alone.
     FOLDERS = {**FOUNDATIONS, "vae": checkpoint("vae")}
-    MODULES = {"llm": "language", "clip": "clip", "vae": "vae", "sd": "diffusion", "judge": "judge"}
+    MODULES = {"llm": "language", "clip": "clip", "vae": "vae", "sd": "diffusion", "judge": "scene_classifier"}
     for PART in FOLDERS:
 
         rule:
@@ -56,7 +56,7 @@ else:
                 experiment=configfile,
                 part=PART,
                 parts=lambda wildcards, input: ["--inputs", *input.parts] if input.parts else [],
-                code=code_digest(f"dreamllm.foundations.{MODULES[PART]}"),
+                code=code_digest(f"dreamllm.emoji.foundations.{MODULES[PART]}"),
                 config=digest(
                     EXPERIMENT.seed,
                     EXPERIMENT.world.picture_side,

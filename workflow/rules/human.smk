@@ -21,7 +21,7 @@ rule human_page:
         runtime=MACHINE.minutes,
     params:
         seed=EXPERIMENT.evaluation.seed,
-        code=code_digest("dreamllm.human.page"),
+        code=code_digest("dreamllm.evaluate.human.rating_form"),
     shell:
         "python -m dreamllm human-page --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
         " --seed {params.seed} --out {output.page:q} > {log:q} 2>&1"
@@ -48,7 +48,7 @@ rule human_score:
         mem_mb=MACHINE.memory_mb,
         runtime=MACHINE.minutes,
     params:
-        code=code_digest("dreamllm.human.score"),
+        code=code_digest("dreamllm.evaluate.human.score"),
     shell:
         "python -m dreamllm human-score --key {input.page:q}/key.json --judgements {input.judgements:q}"
         " --out {output.metrics:q} > {log:q} 2>&1"

@@ -76,7 +76,7 @@ if IMPORTED:
         params:
             experiment=configfile,
             foundations=subpath(output.llm, parent=True),
-            code=code_digest("dreamllm.train.import_official"),
+            code=code_digest("dreamllm.official.importer"),
             config=digest(EXPERIMENT.seed, EXPERIMENT.model),
         shell:
             "python -m dreamllm import-official --source {input.source:q} --clip {input.clip:q} --sd {input.sd:q}"

@@ -34,8 +34,8 @@ rule site:
     params:
         experiment=configfile,
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
-        code=code_digest("dreamllm.report.site"),
-        templates=[sha256_of_file(path) for path in sorted(Path("src/dreamllm/report/templates").iterdir())],
+        code=code_digest("dreamllm.repro.report.site"),
+        templates=[sha256_of_file(path) for path in sorted(Path("src/dreamllm/repro/report/templates").iterdir())],
     shell:
         "python -m dreamllm site --config {params.experiment:q} --metrics {input.metrics:q} {input.human:q}"
         " --items {input.scores:q} --paper {params.paper:q} --out {output.report:q} > {log:q} 2>&1"
@@ -62,6 +62,6 @@ rule crate:
         runtime=MACHINE.minutes,
     params:
         experiment=configfile,
-        code=code_digest("dreamllm.report.crate"),
+        code=code_digest("dreamllm.repro.report.crate"),
     shell:
         "python -m dreamllm crate --config {params.experiment:q} > {log:q} 2>&1"

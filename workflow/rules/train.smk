@@ -34,7 +34,7 @@ for STAGE in EXPERIMENT.stages:
             foundations=subpath(input.llm, parent=True),
             init=lambda wildcards, input: ["--init", *input.init] if input.init else [],
             work=f"scratch/{{run}}/{STAGE}",
-            code=code_digest("dreamllm.train.stage"),
+            code=code_digest("dreamllm.train.trainer"),
             config=stage_settings(STAGE),
         shell:
             "{params.launch} train --stage {params.stage} --config {params.experiment:q} {params.seed}"
@@ -66,7 +66,7 @@ if EXPERIMENT.sd_finetuned:
             experiment=configfile,
             seed=seed_flag,
             foundations=subpath(input.sd, parent=True),
-            code=code_digest("dreamllm.foundations.finetune"),
+            code=code_digest("dreamllm.train.finetune_sd"),
             config=lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.sd_finetuned),
         shell:
             "{params.launch} finetune-sd --config {params.experiment:q} {params.seed} --foundations {params.foundations:q}"

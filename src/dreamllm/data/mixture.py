@@ -2,7 +2,7 @@
 
 A stage draws from several shard sets by weight. Each set is gone through epoch by epoch, every document once per epoch.
 The position in the stream is how many documents were drawn from each set; it says everything that is needed to go on,
-whatever number of processes reads. Tokens and batches are not known here (`batches.py`).
+whatever number of processes reads. Tokens and batches are not known here (`stream.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from dreamllm.data import shards
+from dreamllm.data.document import Document
+from dreamllm.data.layout import Mode
 from dreamllm.data.shards import Record
-from dreamllm.document import Document
-from dreamllm.layout import Mode
 from dreamllm.seeds import seed_of
 
 WINDOW = 100_000  # documents shuffled together: all of a small set, some shards at a time of one of terabytes

@@ -25,8 +25,8 @@ from typing import Any, NoReturn
 from PIL import Image
 
 from dreamllm.atomic import new_file
-from dreamllm.data import pictures
-from dreamllm.document import Document, Part, Picture, Text
+from dreamllm.data import images
+from dreamllm.data.document import Document, Part, Picture, Text
 
 MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # webdataset's rule: a key ends at the file name's first dot
 STAND_IN = Image.new("RGB", (1, 1))  # in place of a picture that is not decoded
@@ -124,9 +124,7 @@ def _members(document: Document, jpeg_quality: int | None) -> dict[str, bytes]:
             parts.append({"text": part.text, "role": part.role})
         else:
             name = f"{len(members)}.{'jpg' if jpeg_quality else 'png'}"
-            encoded = (
-                pictures.encode_jpeg(part.image, jpeg_quality) if jpeg_quality else pictures.encode_png(part.image)
-            )
+            encoded = images.encode_jpeg(part.image, jpeg_quality) if jpeg_quality else images.encode_png(part.image)
             members[name] = encoded
             parts.append({"image": name, "role": part.role})
     header = {"id": document.id, "kind": document.kind, "parts": parts, "meta": document.meta}
@@ -210,7 +208,7 @@ def load(record: Record, *, decode: bool = True) -> Document:
     except ValueError as error:  # also UnicodeDecodeError
         raise problem(f"malformed JSON ({error})") from error
     try:
-        parts = _parse_parts(header, members, pictures.decode if decode else lambda _: STAND_IN)
+        parts = _parse_parts(header, members, images.decode if decode else lambda _: STAND_IN)
         return Document(header["id"], header["kind"], parts, header.get("meta", {}))
     except ValueError as error:
         raise problem(str(error)) from error

@@ -1,0 +1,1 @@
+"""Benchmarks: reading them, a model's predictions, and their scores."""

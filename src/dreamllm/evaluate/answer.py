@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamllm.document import Document
+from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.data.document import Document
 from dreamllm.evaluate import benchmarks, prompts, shots
-from dreamllm.experiment import EvaluationSettings
-from dreamllm.sections.benchmarks import BenchmarkUse
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration

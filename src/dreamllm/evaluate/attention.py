@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dreamllm.config.evaluation import Drawing as DrawingSettings
 from dreamllm.evaluate import drawing
 from dreamllm.evaluate.intervals import bootstrap, measurement, undefined
 from dreamllm.evaluate.predictions import Predictions
-from dreamllm.experiment import Drawing as DrawingSettings
 
 if TYPE_CHECKING:
     import torch

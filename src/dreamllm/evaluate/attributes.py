@@ -1,14 +1,14 @@
 """How much of a wanted scene a caption tells or a picture shows.
 
-What a picture shows is read off by the judge, a classifier trained apart (`foundations/judge.py`); what a caption
-tells, by the grammar. No scene found at all (None) counts as wrong in every respect.
+A scene classifier (`emoji/foundations/scene_classifier.py`) reads what a picture shows; the grammar reads what a
+caption tells. No scene found at all (None) counts as wrong in every respect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dreamllm.data.emoji import Scene
+from dreamllm.emoji.scenes import Scene
 
 ATTRIBUTES = ("object", "colour", "bind", "all")
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dreamllm.document import Document, Part, Picture, Text
+from dreamllm.config.evaluation import Drawing as DrawingSettings
+from dreamllm.config.evaluation import TextSampling
+from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.layout import LayoutProblem
 from dreamllm.evaluate import prompts, selection
-from dreamllm.experiment import Drawing as DrawingSettings
-from dreamllm.experiment import TextSampling
-from dreamllm.layout import LayoutProblem
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration

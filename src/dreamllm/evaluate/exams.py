@@ -12,7 +12,7 @@ from dreamllm.evaluate import mm_vet, mmbench
 from dreamllm.evaluate.groups import Metrics, by_group
 from dreamllm.evaluate.intervals import mean_share, undefined
 from dreamllm.evaluate.predictions import Predictions
-from dreamllm.sources.chat import Chat
+from dreamllm.sources.services.chat import Chat
 
 EXTERNAL = "external: a server has the answers, submit the file in results/submissions"
 NO_JUDGE = "no judge: answer_judge.endpoint is not set"

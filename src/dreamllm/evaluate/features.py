@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 
 from dreamllm.atomic import new_file
-from dreamllm.config import load
+from dreamllm.config.benchmarks import DRAWN
+from dreamllm.config.reading import load
 from dreamllm.digests import digest, sha256_of_file
 from dreamllm.evaluate import benchmarks, fid
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
-from dreamllm.sections.benchmarks import DRAWN
 
 if TYPE_CHECKING:
     from dreamllm.evaluate.networks import Clip, Network

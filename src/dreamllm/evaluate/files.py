@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from dreamllm.data.pictures import decode
+from dreamllm.data.images import decode
 
 LARGEST_PICTURE = 200_000_000  # bytes of a file; more is no picture but an attack on the memory
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}

@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.intervals import mean_share
 from dreamllm.evaluate.predictions import Predictions
-from dreamllm.experiment import EvaluationSettings
-from dreamllm.sections.benchmarks import BenchmarkUse
 
 INSTALL = 'is not installed: pip install -e ".[evaluation]"'
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm"}  # ours: the harness's; norm: per character of the option

@@ -3,7 +3,7 @@
     in_context_SPLIT.jsonl   {"id", "kind", "held_out", "shown": [file name, ...], "sentence", "picture", "scene"}
     in_context_SPLIT.zip     the pictures: those that are shown, and a real one of what is wanted
 
-Kinds are edit, subject and compose (`data/contexts.py`). Stable Diffusion, which reads no pictures, draws the sentence
+Kinds are edit, subject and compose (`emoji/contexts.py`). Stable Diffusion, which reads no pictures, draws the sentence
 alone.
 """
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dreamllm.data.emoji import Scene
-from dreamllm.document import Document, Picture, Text
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate import attributes
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_jsonl
 from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group
@@ -23,7 +23,7 @@ from dreamllm.evaluate.intervals import mean_share
 from dreamllm.evaluate.predictions import Predictions
 
 if TYPE_CHECKING:
-    from dreamllm.foundations.judge import Judge
+    from dreamllm.emoji.foundations.scene_classifier import SceneClassifier
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def document(item: InContextItem, shown: Pictures) -> Document:
     return Document(item.id, "interleaved", (*pictures, Text(item.prompt)))
 
 
-def score(items: Sequence[InContextItem], predictions: Predictions, shown: Pictures, judging: Judge) -> dict[str, Any]:
+def score(
+    items: Sequence[InContextItem], predictions: Predictions, shown: Pictures, judging: SceneClassifier
+) -> dict[str, Any]:
     """What the judge sees of the wanted scenes, by kind. judge_on_real: what a perfect model could reach."""
     drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     wanted = [Scene.from_json(item.scene.scene) for item in items]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_folder
-from dreamllm.data.emoji import Scene
-from dreamllm.data.grammar import parse_caption
+from dreamllm.emoji.grammar import parse_caption
+from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate import attributes, benchmarks, captions, choice, pope, vqa
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import Predictions, check_complete, read

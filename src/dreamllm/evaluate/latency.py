@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
+from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate.drawing import Draw, plan
 from dreamllm.evaluate.intervals import mean_bootstrap
 from dreamllm.evaluate.predictions import Predictions
-from dreamllm.experiment import EvaluationSettings
 
 
 def measure(items: Sequence[benchmarks.DrawItem], draw: Draw, settings: EvaluationSettings) -> list[dict[str, Any]]:

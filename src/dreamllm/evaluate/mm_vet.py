@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, read_json
-from dreamllm.sources.chat import Chat
+from dreamllm.sources.services.chat import Chat
 
 CAPABILITIES = {  # as in the file: as in the tables
     "rec": "recognition",

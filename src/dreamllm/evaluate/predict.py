@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dreamllm.config import ConfigProblem, load
+from dreamllm.config.base import near
+from dreamllm.config.benchmarks import WORLD_TASKS, BenchmarkUse
+from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.config.reading import ConfigProblem, load
+from dreamllm.data.layout import TEMPLATES, Vocabulary, lay_out_prompt
 from dreamllm.digests import content_files, digest, sha256_of_file
 from dreamllm.evaluate import answer, attention, benchmarks, drawing, harness, predict_pictures, prompts
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import write, write_tensors
-from dreamllm.experiment import EvaluationSettings, near
-from dreamllm.layout import TEMPLATES, Vocabulary, lay_out_prompt
 from dreamllm.provenance import machine, versions
-from dreamllm.sections.benchmarks import WORLD_TASKS, BenchmarkUse
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -166,7 +167,7 @@ def tell(
     settings: EvaluationSettings,
 ) -> tuple[Records, Images]:
     """Free interleaving from each opening, greedily in the words; story k has the seed `settings.seed` + k."""
-    from dreamllm.document import Text
+    from dreamllm.data.document import Text
     from dreamllm.model import generate
     from dreamllm.model.sampling import Drawing
 

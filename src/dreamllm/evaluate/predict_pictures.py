@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dreamllm.atomic import new_file
-from dreamllm.config import digest
-from dreamllm.data.pictures import decode, encode_png
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.reading import digest
+from dreamllm.data.images import decode, encode_png
 from dreamllm.evaluate import drawing, in_context, latency
 from dreamllm.evaluate.predictions import write
-from dreamllm.experiment import Experiment
 from dreamllm.provenance import code_digest
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 
 from dreamllm.atomic import new_file
-from dreamllm.data.pictures import decode, encode_png
+from dreamllm.data.images import decode, encode_png
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, parse_jsonl, read_jsonl
 
 INDEX = "index.jsonl"

@@ -19,7 +19,7 @@ from typing import Literal
 
 from PIL import Image
 
-from dreamllm.document import Document, Part, Picture, Text
+from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.evaluate.benchmarks import ChoiceItem
 from dreamllm.evaluate.mmbench import MmbenchItem
 

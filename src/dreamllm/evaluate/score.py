@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dreamllm.atomic import new_file
-from dreamllm.config import load
-from dreamllm.data.emoji import Scene
-from dreamllm.data.grammar import parse_caption
+from dreamllm.config.benchmarks import DRAWN, AnswerJudge
+from dreamllm.config.reading import load
 from dreamllm.digests import digest, sha256_of_file
+from dreamllm.emoji.grammar import parse_caption
+from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate import (
     attention,
     attributes,
@@ -40,11 +41,10 @@ from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.groups import Metrics, by_group
 from dreamllm.evaluate.intervals import mean_bootstrap, mean_share, undefined
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
-from dreamllm.sections.benchmarks import DRAWN, AnswerJudge
-from dreamllm.sources.chat import Chat
+from dreamllm.sources.services.chat import Chat
 
 if TYPE_CHECKING:
-    from dreamllm.foundations.judge import Judge
+    from dreamllm.emoji.foundations.scene_classifier import SceneClassifier
 
 EXTERNAL = exams.EXTERNAL
 MEASURED_APART = "pictures of public sets are measured by evaluation.pictures (docs/pictures.md)"
@@ -265,11 +265,11 @@ def score_stories(items: list[benchmarks.StoryItem], predictions: Predictions, f
     return {"metrics": metrics, "groups": {}}
 
 
-def _judge(folder: Path, wanted: Sequence[Scene]) -> Judge:
+def _judge(folder: Path, wanted: Sequence[Scene]) -> SceneClassifier:
     """The judge of drawn pictures. Raises BenchmarkProblem for scenes with objects that it was not trained to tell."""
-    from dreamllm.foundations import judge
+    from dreamllm.emoji.foundations import scene_classifier
 
-    judging = judge.load(folder)
+    judging = scene_classifier.load(folder)
     if strange := sorted({name for scene in wanted for name, _ in scene.objects} - set(judging.names)):
         what = f"knows no {', no '.join(strange)}: train foundations on this world, or take one of fewer pictograms"
         raise BenchmarkProblem(folder, "", what)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from dreamllm.data.emoji import BACKGROUND_NAMES, COLOUR_NAMES, PICTOGRAMS, Scene
-from dreamllm.data.grammar import NUMBERS, RELATIONS, plural
+from dreamllm.emoji.grammar import NUMBERS, RELATIONS, plural
+from dreamllm.emoji.scenes import BACKGROUND_NAMES, COLOUR_NAMES, PICTOGRAMS, Scene
 
 Part = dict[str, str]  # {"text": ...} or {"image": file name}, as in a prediction
 

@@ -4,7 +4,7 @@ One forward pass over a packed batch gives both losses (paper section 3): patche
 positions under the causal mask; the last hidden states at the queries, through the condition projector, take the place
 of the text encoder's output in the UNet. The parts are those of transformers and diffusers, as they are.
 
-This module tokenises nothing (`layout.py`), samples nothing (`generate.py`), reads no foundations (`foundations.py`).
+This module tokenises nothing (`data/layout.py`), samples nothing (`generate.py`), reads no foundations (`build.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
-from dreamllm.layout import IGNORE
+from dreamllm.data.layout import IGNORE
 from dreamllm.model import diffusion
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig

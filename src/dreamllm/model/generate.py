@@ -11,8 +11,7 @@ loop, but does not contain it.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from collections.abc import Sequence as Many
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,13 +19,13 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from dreamllm.document import Document, Part, Picture, Text
-from dreamllm.layout import Mode
+from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.layout import Mode
+from dreamllm.data.packing import collate
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
 from dreamllm.model.sampling import Drawing, draw_states
-from dreamllm.packing import collate
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
@@ -65,7 +64,7 @@ class Continuation:
 def write(
     model: Model,
     processor: DreamLLMProcessor,
-    prompts: Many[Document],
+    prompts: Sequence[Document],
     *,
     mode: Mode = "comprehension",
     max_new_tokens: int = 64,
@@ -95,8 +94,8 @@ def write(
 def draw(
     model: Model,
     processor: DreamLLMProcessor,
-    prompts: Many[Document],
-    seeds: Many[int],
+    prompts: Sequence[Document],
+    seeds: Sequence[int],
     drawing: Drawing,
     *,
     mode: Mode = "joint",
@@ -112,7 +111,7 @@ def draw(
 
 @torch.no_grad()
 def query_states(
-    model: Model, processor: DreamLLMProcessor, prompts: Many[Document], *, mode: Mode = "joint"
+    model: Model, processor: DreamLLMProcessor, prompts: Sequence[Document], *, mode: Mode = "joint"
 ) -> torch.Tensor:
     """The states (M, Q, D) of the dream queries after each prompt, in one forward pass.
 
@@ -130,8 +129,8 @@ def query_states(
 def interleave(
     model: Model,
     processor: DreamLLMProcessor,
-    prompts: Many[Document],
-    seeds: Many[int],
+    prompts: Sequence[Document],
+    seeds: Sequence[int],
     writing: Writing,
     drawing: Drawing,
     *,

@@ -7,7 +7,7 @@ and cropped. Neither is mirrored (the official code mirrors only the latter: the
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,10 +16,17 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from dreamllm.document import Document, Part, Picture, Role, Text
-from dreamllm.layout import TEMPLATES, Mode, Sequence, Vocabulary, lay_out, lay_out_prompt
+from dreamllm.data.document import Document, Part, Picture, Role, Text
+from dreamllm.data.layout import (
+    TEMPLATES,
+    Mode,
+    TokenSequence,
+    Vocabulary,
+    lay_out,
+    lay_out_prompt,
+)
+from dreamllm.data.packing import Batch, Row, collate
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.packing import Batch, Row, collate
 
 PAD, IM_PATCH, IM_START, IM_END = "[PAD]", "<im_patch>", "<im_start>", "<im_end>"
 DREAM_START, DREAM_END, IMAGE, DREAM = "<dream_start>", "<dream_end>", "<image>", "<dream>"
@@ -84,7 +91,7 @@ class DreamLLMProcessor(ProcessorMixin):
             template=TEMPLATES[self.template],
         )
 
-    def lay_out(self, document: Document, mode: Mode, context: int) -> list[Sequence]:
+    def lay_out(self, document: Document, mode: Mode, context: int) -> list[TokenSequence]:
         """`layout.lay_out` with this processor's vocabulary."""
         return lay_out(document, self.vocabulary, mode, context)
 
@@ -92,11 +99,11 @@ class DreamLLMProcessor(ProcessorMixin):
         """`packing.collate` of training rows with this processor's vocabulary and pictures."""
         return collate(rows, self.vocabulary, self.read_pixels, self.draw_pixels, align)
 
-    def lay_out_prompt(self, document: Document, mode: Mode, *, draw: bool = False) -> Sequence:
+    def lay_out_prompt(self, document: Document, mode: Mode, *, draw: bool = False) -> TokenSequence:
         """`layout.lay_out_prompt` with this processor's vocabulary and the language model's context."""
         return lay_out_prompt(document, self.vocabulary, mode, self.context, draw=draw)
 
-    def prompts(self, documents: Many[Document], mode: Mode = "joint") -> BatchFeature:
+    def prompts(self, documents: Sequence[Document], mode: Mode = "joint") -> BatchFeature:
         """Inputs of stock `generate` for documents to be continued, padded on the left.
 
         mode is that of the layout: in "joint", a picture of an interleaved prompt stands there as in I-GPT training, as
@@ -120,8 +127,8 @@ class DreamLLMProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image.Image | Many[Image.Image] | None = None,
-        text: str | Many[str] | None = None,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        text: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
         """Inputs of `generate` for strings in which `<image>` stands for the next of `images`, as usual.
@@ -137,12 +144,12 @@ class DreamLLMProcessor(ProcessorMixin):
         ]
         return self.prompts(documents, mode="comprehension")
 
-    def read_pixels(self, pictures: Many[Image.Image]) -> torch.Tensor:
+    def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Pictures as CLIP wants them, (N, 3, Hc, Wc)."""
         images = [picture.convert("RGB") for picture in pictures]
         return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
 
-    def draw_pixels(self, pictures: Many[Image.Image]) -> torch.Tensor:
+    def draw_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Pictures as the VAE wants them, (M, 3, draw_size, draw_size) in [-1, 1]: resized, then cropped."""
         return torch.stack([_to_pixels(picture, self.draw_size) for picture in pictures])
 
@@ -155,7 +162,7 @@ class DreamLLMProcessor(ProcessorMixin):
         return self.tokenizer.decode(*args, **kwargs)
 
 
-def parse(texts: Many[str], pictures: Many[Image.Image], role: Role = "") -> list[tuple[Part, ...]]:
+def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = "") -> list[tuple[Part, ...]]:
     """Texts in which `<image>` stands for the next of the pictures, as parts of documents.
 
     Raises PromptProblem where placeholders and pictures differ in number.

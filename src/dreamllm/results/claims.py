@@ -21,14 +21,13 @@ import numpy as np
 from pydantic import Field, ValidationError
 from scipy import stats
 
-from dreamllm.config import ConfigProblem, read_yaml
+from dreamllm.config.base import Section, near
+from dreamllm.config.reading import ConfigProblem, read_yaml
 from dreamllm.evaluate import files
 from dreamllm.evaluate.files import BenchmarkProblem, read_json
 from dreamllm.evaluate.intervals import RESAMPLES, SEED
-from dreamllm.experiment import near
-from dreamllm.results.cells import Column, Published, Row, Table
-from dreamllm.results.measured import Interval, Measured, Runs, lookup, over_seeds
-from dreamllm.sections.base import Section
+from dreamllm.results.metrics_store import Interval, Measured, Runs, lookup, over_seeds
+from dreamllm.results.table_spec import Column, Published, Row, Table
 
 Items = Mapping[tuple[str, str, str], dict[str, Any]]  # (run, model, benchmark) -> file of `dreamllm item-scores`
 Outcome = Literal["holds", "open", "opposite", "missing", "external"]

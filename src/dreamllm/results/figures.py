@@ -36,7 +36,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.evaluate.files import BenchmarkProblem, read_text
 from dreamllm.evaluate.predictions import read
 from dreamllm.results import pictures
-from dreamllm.results.captions import CAPTIONS
+from dreamllm.results.figure_captions import CAPTIONS
 from dreamllm.results.pictures import PAGE, NoData
 
 STYLE = {

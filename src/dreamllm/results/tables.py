@@ -12,10 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
-from dreamllm.results import claims, forms, verdicts
-from dreamllm.results.cells import Column, Published, Row, Table, read_published, read_tables
-from dreamllm.results.forms import Block, Cell
-from dreamllm.results.measured import Runs, lookup, read_runs
+from dreamllm.results import claims, claims_page, render
+from dreamllm.results.metrics_store import Runs, lookup, read_runs
+from dreamllm.results.render import Block, Cell
+from dreamllm.results.table_spec import (
+    Column,
+    Published,
+    Row,
+    Table,
+    read_published,
+    read_tables,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,17 +49,17 @@ def main(args: argparse.Namespace) -> None:
 
 def contents(tables: Mapping[str, Table], runs: Runs, published: Published) -> dict[str, str]:
     """The text of every file of the tables and of their index, by file name."""
-    files = {"README.md": forms.index(tables.values(), runs)}
+    files = {"README.md": render.index(tables.values(), runs)}
     for table in tables.values():
         blocks = fill(table, runs, published)
-        for suffix, render in (("csv", forms.to_csv), ("md", forms.to_markdown), ("tex", forms.to_latex)):
-            files[f"{table.name}.{suffix}"] = render(table, blocks)
+        for suffix, write in (("csv", render.to_csv), ("md", render.to_markdown), ("tex", render.to_latex)):
+            files[f"{table.name}.{suffix}"] = write(table, blocks)
     return files
 
 
 def claims_pages(judged: Sequence[claims.Verdict], runs: Runs) -> dict[str, str]:
     """The text of the pages about the claims, by file name."""
-    return {"claims.csv": verdicts.to_csv(judged), "claims.md": verdicts.to_markdown(judged, runs)}
+    return {"claims.csv": claims_page.to_csv(judged), "claims.md": claims_page.to_markdown(judged, runs)}
 
 
 def fill(table: Table, runs: Runs, published: Published) -> list[Block]:

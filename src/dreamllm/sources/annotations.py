@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from dreamllm.document import Document, Kind, Part, Picture, Text
-from dreamllm.sections.sources import SourceUse
+from dreamllm.config.sources import SourceUse
+from dreamllm.data.document import Document, Kind, Part, Picture, Text
 from dreamllm.sources.chunks import Chunk, chunks
 from dreamllm.sources.pairs import reason
 from dreamllm.sources.records import (

@@ -24,10 +24,10 @@ from typing import Any
 from tqdm import tqdm
 
 from dreamllm.atomic import new_folder
-from dreamllm.config import load
+from dreamllm.config.reading import load
+from dreamllm.config.sources import SourceUse
 from dreamllm.data import shards
-from dreamllm.document import Document
-from dreamllm.sections.sources import SourceUse
+from dreamllm.data.document import Document
 from dreamllm.sources import annotations, fetched, llava, manifest, pages, pairs
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import Folders, Rejected, folders_of

@@ -27,9 +27,10 @@ from filelock import FileLock, Timeout
 
 from dreamllm.atomic import new_file
 from dreamllm.digests import content_files, sha256_of_file
-from dreamllm.sources import http, manifest
-from dreamllm.sources.http import ATTEMPTS, PASSING, FetchProblem, download, session
+from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source, SourceFile
+from dreamllm.sources.services import http
+from dreamllm.sources.services.http import ATTEMPTS, PASSING, FetchProblem, download, session
 
 BY_HAND = Path("data/by_hand")
 Answer = TypeVar("Answer")

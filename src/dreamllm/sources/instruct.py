@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Protocol
 
 from dreamllm.atomic import new_folder
-from dreamllm.config import load
+from dreamllm.config.reading import load
+from dreamllm.config.sources import InstructionWriter, SourceUse
 from dreamllm.data import shards
-from dreamllm.document import Document, Picture, Text
-from dreamllm.sections.sources import InstructionWriter, SourceUse
+from dreamllm.data.document import Document, Picture, Text
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.build import PER_SHARD, BuildProblem, Counted
-from dreamllm.sources.chat import Chat
 from dreamllm.sources.records import Rejected
+from dreamllm.sources.services.chat import Chat
 
 LONGEST_SHOWN = 4000  # characters of a document that a service is shown
 LONGEST_INSTRUCTION = 600  # characters

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dreamllm.document import Document, Part, Picture, Role, Text
-from dreamllm.sections.sources import SourceUse
+from dreamllm.config.sources import SourceUse
+from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.sources.chunks import Chunk, chunks
 from dreamllm.sources.pairs import reason
 from dreamllm.sources.records import Folders, Rejected, members, picture, picture_files, read_list

@@ -12,9 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from dreamllm.config import ConfigProblem, read_yaml
-from dreamllm.experiment import near
-from dreamllm.sections.base import Section
+from dreamllm.config.base import Section, near
+from dreamllm.config.reading import ConfigProblem, read_yaml
 
 MANIFEST = Path("data/sources.yaml")
 PAIR_LISTS = ("url_json", "url_parquet")
@@ -35,7 +34,7 @@ TASKS = {
     "mm_vet": "mm_vet",
     "harness": "harness",
 }
-"""Formats of evaluation sets (`dreamllm.sources.benchmarks`), and the task that a set becomes."""
+"""Formats of evaluation sets (`dreamllm.evaluate.placing`), and the task that a set becomes."""
 BENCHMARK_FORMATS = (*TASKS, "as_is")
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dreamllm.document import Document, Part, Picture, Text
-from dreamllm.sections.sources import SourceUse
+from dreamllm.config.sources import SourceUse
+from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.sources import fetched as pictures_by_url
 from dreamllm.sources.pairs import reason
 from dreamllm.sources.records import Folders, Member, Rejected, members, picture, read_jsonl

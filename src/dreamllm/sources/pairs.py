@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from dreamllm.config.sources import SourceUse
 from dreamllm.data import shards
-from dreamllm.document import Document, Picture, Text
-from dreamllm.sections.sources import SourceUse
+from dreamllm.data.document import Document, Picture, Text
 from dreamllm.sources.records import Folders, Rejected, parse, picture
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")

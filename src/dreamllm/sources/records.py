@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from dreamllm.data import pictures
+from dreamllm.data import images
 
 DEEPEST = 3  # archives in archives; one can be made that holds itself
 LARGEST_LINE = 200_000_000  # bytes of a record
@@ -300,7 +300,7 @@ def picture(data: bytes, side: int, smallest: int) -> Image.Image:
 
     Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
     """
-    image = pictures.decode(data)
+    image = images.decode(data)
     shorter = min(image.size)
     if shorter < smallest:
         raise ValueError(f"is smaller than {smallest} pixels")

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_folder
-from dreamllm.config import load
-from dreamllm.sections.sources import SourceUse
+from dreamllm.config.reading import load
+from dreamllm.config.sources import SourceUse
 from dreamllm.sources import manifest, pages
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import Member, RecordProblem, Rejected, members, read_list

@@ -1,0 +1,1 @@
+"""Training of a stage: the loop, optimisation, several processes, checkpoints and resuming."""

@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
+from dreamllm.config.stages import OF_THE_QUERIES
 from dreamllm.digests import digest
-from dreamllm.experiment import OF_THE_QUERIES
+from dreamllm.model.build import build_from_foundations
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.model.foundations import build_from_foundations
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.train import lora
 

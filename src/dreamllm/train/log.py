@@ -15,10 +15,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from dreamllm.data.batches import Prepared
-from dreamllm.layout import IGNORE
+from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import Row
+from dreamllm.data.stream import Prepared
 from dreamllm.model.dreamllm import DreamLLMOutput
-from dreamllm.packing import Row
 
 # The columns of losses.csv after the step. `loss` is weighted, its parts are not; a part is empty where the stage or
 # the batch does not have it. The gradient's norm is the one before clipping.
@@ -33,7 +33,7 @@ class NonFiniteLoss(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class Measured:
+class StepMetrics:
     """A step: its batch, the MEASURED values (5,) on their device, and the COUNTED ones."""
 
     prepared: Prepared
@@ -73,7 +73,7 @@ def losses(output: DreamLLMOutput) -> torch.Tensor:
     return torch.stack([nothing if value is None else value.detach().float() for value in values])
 
 
-def look(waiting: Sequence[Measured], logged: int, board: SummaryWriter | None) -> list[list[float]]:
+def flush(waiting: Sequence[StepMetrics], logged: int, board: SummaryWriter | None) -> list[list[float]]:
     """Fetch the losses of the steps after step `logged`, report them and skipped documents, return rows of COLUMNS.
 
     board: None in all processes but the first, which alone reports.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 
-from dreamllm.experiment import Lora
+from dreamllm.config.stages import Lora
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.seeds import seed_of
 

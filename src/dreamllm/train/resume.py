@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dreamllm.atomic import new_file
-from dreamllm.data.batches import Position
-from dreamllm.train import devices
+from dreamllm.data.stream import Position
+from dreamllm.train import distributed
 
 STATE = "state.json"
 
@@ -65,7 +65,7 @@ def collect(
     for name, parameter in parameters.items():
         tensors[name] = parameter
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-    return devices.gathered(tensors, keep=keep)
+    return distributed.gathered(tensors, keep=keep)
 
 
 @torch.no_grad()
@@ -82,22 +82,22 @@ def restore(
         name, _, entry = key.partition("/")
         parameter = parameters[name]
         if not entry:
-            parameter.copy_(devices.placed(tensor, parameter))
+            parameter.copy_(distributed.broadcast_like(tensor, parameter))
         elif entry == "step":  # AdamW keeps its step count on the CPU unless fused, its moments beside the parameter
             device = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
-            optimizer.state[parameter][entry] = devices.placed(tensor, torch.zeros((), device=device))
+            optimizer.state[parameter][entry] = distributed.broadcast_like(tensor, torch.zeros((), device=device))
         else:
-            optimizer.state[parameter][entry] = devices.placed(tensor, parameter)
+            optimizer.state[parameter][entry] = distributed.broadcast_like(tensor, parameter)
 
 
-def spread(
+def broadcast_state(
     state: State | None, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> State | None:
     """Put the state that the first process has read (None elsewhere) into all processes.
 
     Returns it without its tensors, or None everywhere where the first process has none.
     """
-    outline = devices.from_first(state and replace(state, tensors=dict.fromkeys(state.tensors)))
+    outline = distributed.from_first(state and replace(state, tensors=dict.fromkeys(state.tensors)))
     if outline:
         restore(parameters, optimizer, state.tensors if state else outline.tensors)
     return outline

@@ -1,0 +1,1 @@
+"""Experiment files: reading and checking (`reading`), the whole experiment (`experiment`), its sections."""

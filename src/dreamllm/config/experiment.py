@@ -1,0 +1,195 @@
+"""The whole experiment file and what must fit together in it; its sections stand in the modules beside this one.
+
+Every field carries its meaning, unit and source; `workflow/describe.py` writes the JSON schema and
+docs/configuration.md from them. Nothing is computed at import and nothing is overridden later: what the file
+says is what runs. Imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dreamllm.config.base import (
+    Count,
+    Name,
+    Section,
+    near,
+)
+from dreamllm.config.benchmarks import WORLD_TASKS, AnswerJudge, BenchmarkUse, problems_of
+from dreamllm.config.evaluation import Evaluation, EvaluationSettings
+from dreamllm.config.foundations import (
+    FetchedFoundations,
+    HubFoundations,
+    ImportedFoundations,
+    TrainedFoundations,
+)
+from dreamllm.config.machine import Machine
+from dreamllm.config.sources import InstructionWriter, SourceUse
+from dreamllm.config.stages import OF_THE_QUERIES, SdFinetuning, Stage
+from dreamllm.config.world import WORLD_SETS, World
+
+FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
+"""Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
+
+
+RELEASED = "released"  # the checkpoint that `foundations.source: import` makes, named like a stage
+
+
+class Model(Section):
+    """What DreamLLM adds to its foundations."""
+
+    num_dream_queries: Count = 64
+    """Dream queries per picture (paper: 64)."""
+    vision_feature_layer: int = -2
+    """Layer of CLIP whose patch features are read, without CLS (official code: -2)."""
+    template: Literal["vicuna_v1.1", "plain"] = "vicuna_v1.1"
+    """How a conversation is written down (paper: Vicuna v1.1)."""
+
+
+class Experiment(Section):
+    """A whole experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
+    seed: int = 0
+    """Every random number of training follows from this number and the name of its use."""
+    seeds: list[int] = []
+    """Seeds of several runs of everything that is trained, named NAME_SEED: the tables then show their means, with
+    intervals that cover the choice of seed. [] = one run, of `seed`. Foundations and world are made once, by theirs."""
+    machine: Machine = Machine()
+    world: World = World()
+    sources: dict[Name, SourceUse] = {}
+    """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
+    instruction_writer: InstructionWriter = InstructionWriter()
+    foundations: Annotated[
+        FetchedFoundations | TrainedFoundations | HubFoundations | ImportedFoundations, Field(discriminator="source")
+    ]
+    model: Model = Model()
+    stages: dict[Name, Stage] = {}
+    """Training stages by name, each after those it starts from."""
+    sd_finetuned: SdFinetuning | None = None
+    """Baseline of Table 2; null = not trained."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    benchmarks: dict[Name, BenchmarkUse] = {}
+    """Benchmarks by the names that `evaluations` and the tables use, besides the emoji world's."""
+    answer_judge: AnswerJudge = AnswerJudge()
+    evaluations: list[Evaluation] = []
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Experiment:
+        problems = []
+        earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
+        instruments = getattr(self.foundations, "instruments", None)
+        if instruments and self.foundations.folder == instruments.folder:
+            problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
+        sets = [*WORLD_SETS, *self.sources]
+        problems += [
+            f"sources.{name}: this name is taken by the emoji world" for name in WORLD_SETS if name in self.sources
+        ]
+        for name, stage in self.stages.items():
+            for key in stage.mixture:
+                if key not in sets:
+                    problems.append(f"stages.{name}.mixture: no shard set {key!r}{near(key, sets)}")
+                if key == "contexts" and not self.world.training.contexts:
+                    problems.append(f"stages.{name}.mixture: there are no contexts, world.training.contexts is 0")
+            if stage.lora and "language_model" not in stage.trains:
+                problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
+            if name in (*FOUNDATION_MODELS, RELEASED):
+                problems.append(f"stages.{name}: this name is taken by a model that is not trained in stages")
+            for parent in stage.init:
+                if parent not in earlier:
+                    problems.append(f"stages.{name}.init: no earlier stage {parent!r}{near(parent, earlier)}")
+            earlier.append(name)
+        for name, use in self.benchmarks.items():
+            problems += problems_of(name, use, self.evaluation.split)
+        foundations = [name for name in FOUNDATION_MODELS if name != "sd_finetuned" or self.sd_finetuned]
+        models = [evaluation.model for evaluation in self.evaluations]
+        for index, evaluation in enumerate(self.evaluations):
+            where = f"evaluations[{index}]"
+            if not evaluation.stages and evaluation.model not in [*earlier, *foundations]:
+                hint = near(evaluation.model, [*earlier, *foundations])
+                problems.append(f"{where}.model: no model {evaluation.model!r}{hint}")
+            for stage in evaluation.stages:
+                if stage not in earlier:
+                    problems.append(f"{where}.stages: no stage {stage!r}{near(stage, earlier)}")
+            known = [*WORLD_TASKS, *self.benchmarks]
+            for name in evaluation.benchmarks:
+                if name not in known:
+                    problems.append(f"{where}.benchmarks: no benchmark {name!r}{near(name, known)}")
+            if evaluation.model in models[:index]:
+                problems.append(
+                    f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
+                )
+            if "in_context" in evaluation.benchmarks and not self.world.benchmarks.in_context:
+                problems.append(f"{where}.benchmarks: there is no in_context, world.benchmarks.in_context is 0")
+            tasks = [self.benchmark(name).task for name in evaluation.benchmarks if name in known]
+            if evaluation.rewrite and {*tasks} - {"draw"}:
+                problems.append(f"{where}.rewrite: rewritten prompts are for benchmarks of the task draw alone")
+            if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
+                problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
+        if problems := problems or self._unfit_queries():  # of names that are all there
+            raise ValueError("\n".join(problems))
+        return self
+
+    def with_seed(self, seed: int) -> Experiment:
+        """The run of another seed: it trains with other random numbers, and draws from other noise."""
+        shift = 1_000_000 * (seed - self.seed)  # more than a benchmark has pictures, so that no noise comes twice
+        evaluation = self.evaluation.model_copy(update={"seed": self.evaluation.seed + shift})
+        return self.model_copy(update={"seed": seed, "evaluation": evaluation})
+
+    def runs(self) -> dict[str, Experiment]:
+        """The runs by the names of their folders: one called like the experiment, or one of each of its `seeds`."""
+        return {f"{self.name}_{seed}": self.with_seed(seed) for seed in self.seeds} or {self.name: self}
+
+    def benchmark(self, name: str) -> BenchmarkUse:
+        """What a benchmark is, by its name. Raises KeyError where there is none of that name."""
+        return BenchmarkUse(task=name) if name in WORLD_TASKS else self.benchmarks[name]  # type: ignore[arg-type]
+
+    def queries(self, stage: str) -> int:
+        """Number of dream queries of a stage's model."""
+        own = None if stage == RELEASED else self.stages[stage].num_dream_queries
+        return own or self.model.num_dream_queries
+
+    def _unfit_queries(self) -> list[str]:
+        """A line for each checkpoint that is loaded into a model with another number of dream queries than its own."""
+        loaded = {f"stages.{name}.init": (name, self.lineage(*stage.init)) for name, stage in self.stages.items()}
+        for index, evaluation in enumerate(self.evaluations):
+            stages = self.lineage(*(s for s in evaluation.stages or [evaluation.model] if s not in FOUNDATION_MODELS))
+            if drawn_by := [stage for stage in stages if self._trains_queries(stage)]:
+                loaded[f"evaluations[{index}]"] = (drawn_by[-1], stages)
+        return [
+            f"{where}: {stage} was trained for {self.queries(stage)} dream queries, {name} has {self.queries(name)}"
+            for where, (name, stages) in loaded.items()
+            for stage in stages
+            if self._trains_queries(stage) and self.queries(stage) != self.queries(name)
+        ]
+
+    def _trains_queries(self, stage: str) -> bool:
+        return stage == RELEASED or not {*OF_THE_QUERIES}.isdisjoint(self.stages[stage].trains)
+
+    def lineage(self, *stages: str) -> list[str]:
+        """Stages whose checkpoints make up the model of `stages`, in loading order.
+
+        A checkpoint all of whose parts are trained again later in the chain is left out. Adapters are no such training
+        of the language model: they add to what was there.
+        """
+        order: list[str] = []
+
+        def visit(name: str) -> None:
+            for parent in [] if name == RELEASED else self.stages[name].init:
+                visit(parent)
+            if name not in order:
+                order.append(name)
+
+        for stage in stages:
+            visit(stage)
+        needed: list[str] = []
+        covered: set[str] = set()
+        for name in reversed(order):
+            parts = {name} if name == RELEASED else set(self.stages[name].trains)
+            if not parts <= covered:
+                needed.insert(0, name)
+            covered |= parts - ({"language_model"} if name != RELEASED and self.stages[name].lora else set())
+        return needed

@@ -1,0 +1,309 @@
+"""From a Document to tokens, labels and picture slots: the only place that knows tokens, templates and label masks.
+
+A picture that is read is IMG = <im_start> <im_patch>*P <im_end>, one that is drawn DREAM = <dream_start> <im_patch>*Q
+<dream_end>. In joint mode DREAM is directly followed by IMG of the same picture: it is drawn from the text on its left,
+then read by the text on its right (paper section 3.2; official code, builder_dreamllm.py).
+
+    text           <s> text </s>
+    pair           comprehension: <s> IMG text </s>       creation: <s> text DREAM </s>, without any language target
+    interleaved    <s> text picture text picture ... </s>, a picture being IMG, DREAM or DREAM IMG by mode
+    conversation   <s> system USER: ... ASSISTANT: answer </s> USER: ... ; user pictures are only read
+
+Targets of the language loss are text, </s> and <dream_start>; the user's words, patches, queries and the other picture
+tokens are masked. Unlike the official code, <dream_start> is a target in conversations too, so that they teach when to
+draw, documents longer than the context are split instead of cut off, and text that spells a special token stays text.
+
+This module packs nothing (`packing.py`), and knows neither torch nor the tokenizer library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from dreamllm.data.document import Document, Picture, Text
+
+IGNORE = -100  # label of a position without a target, as in torch and transformers
+Mode = Literal["comprehension", "creation", "joint"]
+
+
+class LayoutProblem(ValueError):
+    """A document that cannot be laid out: names the document and what does not fit."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """The words around the turns of a conversation."""
+
+    system: str
+    user: str
+    assistant: str
+
+
+TEMPLATES = {
+    "vicuna_v1.1": Template(
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        user="USER:",
+        assistant="ASSISTANT:",
+    ),
+    "plain": Template(system="", user="USER:", assistant="ASSISTANT:"),
+}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What the layout needs to know of a tokenizer and a model; `DreamLLMProcessor.vocabulary` builds it.
+
+    encode: token ids of a text on its own, without <s>, never yielding a special token
+    """
+
+    encode: Callable[[str], list[int]]
+    bos: int
+    eos: int
+    pad: int
+    im_patch: int
+    im_start: int
+    im_end: int
+    dream_start: int
+    dream_end: int
+    num_patches: int  # P, patches of a picture that is read
+    num_queries: int  # Q, dream queries of a picture that is drawn
+    template: Template = TEMPLATES["vicuna_v1.1"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a picture sits: its first patch or query is at `start`; `picture` indexes document.pictures."""
+
+    start: int
+    picture: int
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A document, or a piece of a long one, as tokens. `labels` are aligned with `input_ids`, not shifted."""
+
+    document: Document
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    read_slots: tuple[Slot, ...] = ()
+    draw_slots: tuple[Slot, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some neighbouring tokens; slots count from the piece's start. Only text may be cut."""
+
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    read_slots: tuple[Slot, ...] = ()
+    draw_slots: tuple[Slot, ...] = ()
+    is_text: bool = False
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def cut(self, length: int) -> tuple[_Piece, _Piece]:
+        """The first `length` tokens of a text and the rest."""
+        head = _Piece(self.input_ids[:length], self.labels[:length], is_text=True)
+        return head, _Piece(self.input_ids[length:], self.labels[length:], is_text=True)
+
+
+# A group is what is kept together when a document is split: a text with the pictures that follow it, or an exchange.
+_Group = list[_Piece]
+
+
+def lay_out(document: Document, vocabulary: Vocabulary, mode: Mode, context: int) -> list[TokenSequence]:
+    """Tokens of a training document, in order, split into several sequences only where it exceeds `context` tokens.
+
+    A pair is either read or drawn: pass "comprehension" or "creation" (the data loader tosses the coin).
+    A split keeps a text and its pictures together where it can, and cuts text only if it is too long on its own. Every
+    sequence begins with <s>, the last one ends with </s>, and no token is lost or doubled.
+
+    Raises LayoutProblem for a pair in joint mode, and for a picture block that is longer than the context.
+    """
+    groups = _groups(document, vocabulary, mode)
+    if document.parts[-1].role != "user":  # the user's last words await an answer
+        is_drawn_pair = document.kind == "pair" and mode == "creation"
+        _close(groups[-1], vocabulary, target=not is_drawn_pair)
+    return [_sequence(document, vocabulary, pieces) for pieces in _split(document, groups, context)]
+
+
+def lay_out_prompt(
+    document: Document, vocabulary: Vocabulary, mode: Mode, context: int, *, draw: bool = False
+) -> TokenSequence:
+    """Tokens of a document that the model shall continue: nothing is a target and no </s> closes it.
+
+    Of a pair only the given half is laid out: the picture to be described, or the text to be drawn. A conversation ends
+    with the assistant's marker, or with the beginning of its answer. With `draw`, a DREAM block follows, whose slot has
+    the picture index len(document.pictures).
+
+    Raises LayoutProblem where the prompt exceeds `context` tokens: a prompt is never cut.
+    """
+    groups = _groups(document, vocabulary, mode)
+    pieces = [piece for group in groups for piece in group]
+    if document.kind == "pair":
+        pieces = pieces[:1]
+    if draw:
+        pieces.append(_picture(len(document.pictures), vocabulary, draw=True, read=False, target=False))
+    length = 1 + sum(map(len, pieces))
+    if length > context:
+        raise LayoutProblem(f"document {document.id!r}: the prompt has {length} tokens, the context holds {context}")
+    sequence = _sequence(document, vocabulary, pieces)
+    return TokenSequence(document, sequence.input_ids, (IGNORE,) * length, sequence.read_slots, sequence.draw_slots)
+
+
+def _groups(document: Document, vocabulary: Vocabulary, mode: Mode) -> list[_Group]:
+    """The document as pieces, without <s> at its beginning and </s> at its end; at least one piece, none else empty."""
+    lay_out_kind = {"pair": _pair, "conversation": _conversation}.get(document.kind, _interleaved)
+    groups = [[piece for piece in group if len(piece)] for group in lay_out_kind(document, vocabulary, mode)]
+    return [group for group in groups if group] or [[_Piece((), ())]]
+
+
+def _pair(document: Document, vocabulary: Vocabulary, mode: Mode) -> list[_Group]:
+    if mode == "joint":
+        raise LayoutProblem(
+            f"document {document.id!r}: a pair is laid out for comprehension or for creation, not jointly"
+        )
+    text = next(part.text for part in document.parts if isinstance(part, Text))
+    if mode == "comprehension":
+        picture = _picture(0, vocabulary, draw=False, read=True, target=False)
+        return [[picture, _text(text, vocabulary, target=True)]]
+    picture = _picture(0, vocabulary, draw=True, read=False, target=False)
+    return [[_text(text, vocabulary, target=False), picture]]
+
+
+def _interleaved(document: Document, vocabulary: Vocabulary, mode: Mode) -> list[_Group]:
+    groups: list[_Group] = []
+    pictures = 0
+    for part in document.parts:
+        if isinstance(part, Text):
+            groups.append([_text(part.text, vocabulary, target=True)])
+        else:
+            piece = _picture_by_mode(pictures, vocabulary, mode)
+            pictures += 1
+            if groups:
+                groups[-1].append(piece)
+            else:
+                groups.append([piece])
+    return groups
+
+
+def _conversation(document: Document, vocabulary: Vocabulary, mode: Mode) -> list[_Group]:
+    template = vocabulary.template
+    groups: list[_Group] = []
+    pictures = 0
+    for role, parts in groupby(document.parts, key=lambda part: part.role):
+        if role == "user":
+            opening = template.user if groups else f"{template.system} {template.user}".strip()
+            if groups:
+                _close(groups[-1], vocabulary, target=True)
+            group: _Group = []
+            for words, picture in _runs([Text(opening), *parts, Text(template.assistant)]):
+                if words:
+                    group.append(_text(words, vocabulary, target=False))
+                if picture is not None:
+                    group.append(_picture(pictures, vocabulary, draw=False, read=True, target=False))
+                    pictures += 1
+            groups.append(group)
+        else:
+            for part in parts:
+                if isinstance(part, Picture):
+                    groups[-1].append(_picture_by_mode(pictures, vocabulary, mode))
+                    pictures += 1
+                elif len(piece := _text(part.text, vocabulary, target=True)):
+                    groups[-1].append(piece)
+    return groups
+
+
+def _close(group: _Group, vocabulary: Vocabulary, *, target: bool) -> None:
+    """End a group with </s>, as part of its last piece, so that a split can never leave </s> alone."""
+    last, eos = group[-1], vocabulary.eos
+    group[-1] = replace(last, input_ids=(*last.input_ids, eos), labels=(*last.labels, eos if target else IGNORE))
+
+
+def _runs(parts: Iterable[Text | Picture]) -> Iterable[tuple[str, Picture | None]]:
+    """Join neighbouring texts with spaces: (words, the picture after them), the last with None."""
+    words: list[str] = []
+    for part in parts:
+        if isinstance(part, Text):
+            words += [part.text] if part.text else []
+        else:
+            yield " ".join(words), part
+            words = []
+    yield " ".join(words), None
+
+
+def _text(text: str, vocabulary: Vocabulary, *, target: bool) -> _Piece:
+    ids = tuple(vocabulary.encode(text))
+    return _Piece(ids, ids if target else (IGNORE,) * len(ids), is_text=True)
+
+
+def _picture_by_mode(index: int, vocabulary: Vocabulary, mode: Mode) -> _Piece:
+    return _picture(index, vocabulary, draw=mode != "comprehension", read=mode != "creation", target=True)
+
+
+def _picture(index: int, vocabulary: Vocabulary, *, draw: bool, read: bool, target: bool) -> _Piece:
+    """DREAM, IMG or DREAM IMG of a picture; with `target`, <dream_start> is one."""
+    ids: list[int] = []
+    labels: list[int] = []
+    draw_slots = (Slot(1, index),) if draw else ()
+    if draw:
+        ids += [vocabulary.dream_start, *[vocabulary.im_patch] * vocabulary.num_queries, vocabulary.dream_end]
+        labels += [vocabulary.dream_start if target else IGNORE, *[IGNORE] * (vocabulary.num_queries + 1)]
+    read_slots = (Slot(len(ids) + 1, index),) if read else ()
+    if read:
+        ids += [vocabulary.im_start, *[vocabulary.im_patch] * vocabulary.num_patches, vocabulary.im_end]
+        labels += [IGNORE] * (vocabulary.num_patches + 2)
+    return _Piece(tuple(ids), tuple(labels), read_slots, draw_slots)
+
+
+def _split(document: Document, groups: list[_Group], context: int) -> list[list[_Piece]]:
+    """Fill sequences of at most `context` tokens, <s> included, by groups, or by pieces where a group is too long."""
+    capacity = context - 1
+    filled: list[list[_Piece]] = []
+    room = 0  # tokens left in the last of them
+
+    def place(pieces: list[_Piece]) -> None:
+        nonlocal room
+        length = sum(map(len, pieces))
+        if length > room or not filled:
+            filled.append([])
+            room = capacity
+        filled[-1].extend(pieces)
+        room -= length
+
+    for group in groups:
+        if sum(map(len, group)) <= capacity:
+            place(group)
+            continue
+        for piece in group:
+            while len(piece) > capacity:
+                if not piece.is_text:
+                    raise LayoutProblem(
+                        f"document {document.id!r}: a picture takes {len(piece)} tokens, "
+                        f"the context of {context} holds {capacity} after <s>"
+                    )
+                head, piece = piece.cut(max(1, min(room or capacity, len(piece) - 2)))  # not before a last </s>
+                place([head])
+            place([piece])
+    return filled
+
+
+def _sequence(document: Document, vocabulary: Vocabulary, pieces: list[_Piece]) -> TokenSequence:
+    """Put <s> and the pieces in a row."""
+    ids, labels = [vocabulary.bos], [IGNORE]
+    read_slots: list[Slot] = []
+    draw_slots: list[Slot] = []
+    for piece in pieces:
+        read_slots += [Slot(len(ids) + slot.start, slot.picture) for slot in piece.read_slots]
+        draw_slots += [Slot(len(ids) + slot.start, slot.picture) for slot in piece.draw_slots]
+        ids += piece.input_ids
+        labels += piece.labels
+    return TokenSequence(document, tuple(ids), tuple(labels), tuple(read_slots), tuple(draw_slots))

@@ -1,0 +1,1 @@
+"""Foundation models of the miniature, in the folder layouts of the real ones; and a scene classifier."""

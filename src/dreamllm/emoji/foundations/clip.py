@@ -1,0 +1,98 @@
+"""Trains the mini CLIP: transformers' `CLIPModel`, both towers, by contrast within batches that hold near misses."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+from dreamllm.config.foundations import ClipRecipe
+from dreamllm.emoji.foundations.scene_batches import Batch, ahead, batch_of
+from dreamllm.emoji.foundations.text import caption_tokenizer
+from dreamllm.emoji.grammar import sample_caption, step
+from dreamllm.emoji.scenes import NAMES, Names, Scene, sample_split, split_of
+from dreamllm.train.optimise import device, half_precision, optimise
+
+
+def near_miss(scene: Scene, rng: random.Random, names: Names = NAMES) -> Scene:
+    """A training scene that differs in one respect: places or colours swapped, or one step of a story on.
+
+    Contrast with such scenes teaches what belongs to what, which random batches do not need.
+    """
+    while True:
+        other = step(scene, rng, names)[1]
+        if scene.kind == "pair" and rng.random() < 0.6:
+            (name_1, colour_1), (name_2, colour_2) = scene.objects
+            swapped = ((name_2, colour_2), (name_1, colour_1)), ((name_1, colour_2), (name_2, colour_1))
+            other = replace(scene, objects=rng.choice(swapped))
+        if other != scene and not other.held_out and split_of(other) == "train":
+            return other
+
+
+@functools.lru_cache(maxsize=1)
+def image_processor(side: int) -> CLIPImageProcessorPil:
+    """CLIP's image processor for square pictures of `side` pixels."""
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def prepare(drawn: tuple[Batch, list[str]]) -> tuple[np.ndarray, list[str]]:
+    """What CLIP's image processor makes of the pictures of a batch, (N, 3, H, W), and their captions."""
+    batch, captions = drawn
+    return image_processor(batch.side)(batch.pictures(), return_tensors="np").pixel_values, captions
+
+
+def train(
+    recipe: ClipRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0
+) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
+    """Symmetric contrastive loss over a batch of scenes, half of them near misses of the other half."""
+    torch.manual_seed(seed)
+    tokenizer = caption_tokenizer(recipe.text_length, seed, names)
+    tower = {
+        "hidden_size": recipe.hidden,
+        "intermediate_size": 4 * recipe.hidden,
+        "num_attention_heads": recipe.heads,
+        "projection_dim": 128,  # here too, as in the released CLIP, for its single towers
+    }
+    config = CLIPConfig(
+        vision_config={**tower, "num_hidden_layers": recipe.layers, "image_size": side, "patch_size": recipe.patch},
+        text_config={
+            **tower,
+            "num_hidden_layers": recipe.text_layers,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        projection_dim=128,
+        attn_implementation="eager",
+    )
+    model = CLIPModel(config).to(device()).train()
+    rng = random.Random(seed)
+
+    def drawn() -> Iterator[tuple[Batch, list[str]]]:
+        while True:
+            told = [sample_split(rng, "train", names=names) for _ in range(recipe.batch_size // 2)]
+            told += [near_miss(scene, rng, names) for scene in told]
+            yield batch_of(told, side, rng), [sample_caption(scene, rng) for scene in told]
+
+    prepared = ahead(drawn(), prepare, workers)
+
+    def loss_of_step(_: int) -> torch.Tensor:
+        pixels, captions = next(prepared)
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with half_precision():
+            logits = model(
+                input_ids=ids.to(device()), pixel_values=torch.from_numpy(pixels).to(device())
+            ).logits_per_text.float()
+        own = torch.arange(len(captions), device=device())
+        return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+    optimise("clip", list(model.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
+    return model.eval(), tokenizer

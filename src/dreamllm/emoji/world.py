@@ -1,0 +1,278 @@
+"""Writes the emoji world: training shards of Documents, and benchmark files in the formats of the real sets.
+
+    python -m dreamllm make-world --config config/embedded.yaml --out data/emoji
+
+Training documents hold training scenes only; benchmark pictures are unseen scenes, every fourth with an object-colour
+combination that training never shows. Everything follows from `world.seed`: same configuration, same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dreamllm.atomic import new_folder
+from dreamllm.config.reading import load
+from dreamllm.config.world import World
+from dreamllm.data import shards
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.images import encode_png
+from dreamllm.emoji import contexts, corpus, grammar
+from dreamllm.emoji.scenes import (
+    NAMES,
+    Names,
+    Scene,
+    Split,
+    names_of,
+    render,
+    sample_split,
+)
+from dreamllm.seeds import seed_of
+
+KINDS = ["single", "pair", "group"]
+
+
+def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
+    """A scene to learn from: three in five are pairs, which are the hardest both to read and to draw."""
+    return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0], names=names)
+
+
+def pair(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
+    """A picture with its caption."""
+    scene = training_scene(rng, names)
+    parts = (Picture(render(scene, side, rng)), Text(grammar.sample_caption(scene, rng)))
+    return Document(id, "pair", parts, {"scene": scene.to_json()})
+
+
+def story(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
+    """Two to four sentences, each followed by the picture of how the scene stands then."""
+    sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 3, 4]), names)
+    parts: list[Text | Picture] = []
+    for sentence, scene in zip(sentences, scenes, strict=True):
+        parts += [Text(sentence), Picture(render(scene, side, rng))]
+    return Document(id, "interleaved", tuple(parts), {"scenes": [scene.to_json() for scene in scenes]})
+
+
+def instruction(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
+    """Four in five: questions about a picture, a description among them; else a request to draw."""
+    scene = training_scene(rng, names)
+    picture = render(scene, side, rng)
+    meta = {"scene": scene.to_json()}
+    if rng.random() < 0.2:
+        request = rng.choice(["draw {}.", "please draw {}.", "show me {}."])
+        wanted = f"{grammar.subject(scene)} on {scene.background}"
+        parts = (
+            Text(request.format(wanted), "user"),
+            Text(f"here {'are' if scene.layout == 'group' else 'is'} {wanted}.", "assistant"),
+            Picture(picture, "assistant"),
+        )
+        return Document(id, "conversation", parts, meta)
+    turns = corpus.questions(scene, rng, 4, names)
+    turns.insert(rng.randrange(len(turns) + 1), (rng.choice(corpus.DESCRIBE), grammar.caption(scene)))
+    talk: list[Text | Picture] = [Picture(picture, "user")]
+    for question, answer in turns:
+        talk += [Text(question, "user"), Text(answer, "assistant")]
+    return Document(id, "conversation", tuple(talk), meta)
+
+
+def text(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
+    """One document of the text-only corpus."""
+    return corpus.sample(id, rng, names)
+
+
+def write_training(world: World, folder: Path) -> None:
+    """Write the shard sets of `world.training` below `folder`; contexts only where some are asked for."""
+    makers: dict[str, Callable[[str, random.Random, int, Names], Document]]
+    names = names_of(world.pictograms)
+    makers = {"pairs": pair, "stories": story, "instructions": instruction, "text": text}
+    makers |= {"contexts": contexts.document} if world.training.contexts else {}
+    for name, make in makers.items():
+        rng = random.Random(seed_of(world.seed, "emoji world", name))
+        count = getattr(world.training, name)
+        documents = (make(f"{name}-{i:06d}", rng, world.picture_side, names) for i in range(count))
+        shards.write(documents, folder / name, per_shard=2000)
+
+
+def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
+    """Scenes of the split's pictures: kinds in turn, every fourth held out, so that any first n are balanced.
+
+    There are few different scenes of a single object: a scene comes up twice at most, shifted differently.
+    """
+    rng = random.Random(seed_of(world.seed, "emoji world benchmarks", split))
+    objects = names_of(world.pictograms)
+    times: Counter[Scene] = Counter()
+    for i in range(world.benchmarks.pictures):
+        for _ in range(1000):
+            scene = sample_split(rng, split, KINDS[i // 4 % 3], i % 4 == 3, objects)
+            if times[scene] < 2:
+                break
+        else:
+            raise ValueError(
+                f"world.benchmarks.pictures = {world.benchmarks.pictures} is more than the {split} split "
+                f"has scenes for (none left for picture {i}); lower it"
+            )
+        times[scene] += 1
+        yield scene
+
+
+def write_benchmarks(world: World, split: Split, folder: Path) -> None:
+    """Write pictures and all benchmark files of one split."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(seed_of(world.seed, "emoji world questions", split))
+    objects, scenes = names_of(world.pictograms), list(benchmark_scenes(world, split))
+    names = [f"{i:012d}.png" for i in range(len(scenes))]
+    with zipfile.ZipFile(folder / f"images_{split}.zip", "w", zipfile.ZIP_STORED) as archive:
+        for name, scene in zip(names, scenes, strict=True):
+            archive.writestr(zipfile.ZipInfo(name), encode_png(render(scene, world.picture_side, rng)))
+    _jsonl(
+        folder / f"scenes_{split}.jsonl",
+        [
+            {
+                "image_id": i,
+                "kind": scene.kind,
+                "held_out": scene.held_out,
+                "caption": grammar.caption(scene),
+                "scene": scene.to_json(),
+            }
+            for i, scene in enumerate(scenes)
+        ],
+    )
+    _write_captions(folder, split, names, scenes, world.picture_side)
+    _write_vqa(folder, split, scenes, rng, objects)
+    for subset in ("random", "popular", "adversarial"):
+        _jsonl(folder / f"pope_{subset}_{split}.jsonl", _pope(names, scenes, subset, rng, objects))
+    prompts = [{"id": i, "prompt": grammar.caption(scene), "image_id": i} for i, scene in enumerate(scenes)]
+    _jsonl(folder / f"draw_{split}.jsonl", prompts[: world.benchmarks.draw])
+    _write_stories(folder, split, world.benchmarks.stories, rng, objects)
+    _write_language(folder, split, world.benchmarks.language, rng, objects)
+    _write_illustrations(folder, split, world)
+    _write_narratives(folder, split, world, scenes)
+    if count := world.benchmarks.in_context:
+        contexts.write_benchmark(folder, split, world.seed, count, world.picture_side, objects)
+
+
+def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[Scene], side: int) -> None:
+    """COCO caption format, five references a picture."""
+    images = [{"id": i, "file_name": name, "height": side, "width": side} for i, name in enumerate(names)]
+    annotations = [
+        {"id": 5 * i + j, "image_id": i, "caption": words}
+        for i, scene in enumerate(scenes)
+        for j, words in enumerate(grammar.captions(scene))
+    ]
+    _json(folder / f"captions_{split}.json", {"info": {}, "images": images, "annotations": annotations})
+
+
+def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random, objects: Names) -> None:
+    """VQAv2 format: one question of each kind about each picture, ten equal answers."""
+    questions: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, scene in enumerate(scenes):
+        for kind in grammar.question_kinds(scene):
+            asked = grammar.ask(scene, kind, rng, objects)
+            key = {"question_id": len(questions), "image_id": image_id}
+            questions.append({**key, "question": asked.question})
+            answers = [{"answer_id": n + 1, "answer": asked.answer, "answer_confidence": "yes"} for n in range(10)]
+            form = "yes/no" if asked.answer in ("yes", "no") else "number" if kind == "count" else "other"
+            about = {"question_type": kind, "answer_type": form, "multiple_choice_answer": asked.answer}
+            annotations.append({**key, **about, "answers": answers})
+    _json(folder / f"vqa_{split}_questions.json", {"info": {}, "questions": questions})
+    _json(folder / f"vqa_{split}_annotations.json", {"info": {}, "annotations": annotations})
+
+
+def _pope(
+    names: list[str], scenes: list[Scene], subset: str, rng: random.Random, objects: Names
+) -> list[dict[str, Any]]:
+    """POPE format: about each picture one object that is there and one that is not, absent ones picked by `subset`."""
+    records: list[dict[str, Any]] = []
+    for name, scene in zip(names, scenes, strict=True):
+        there, absent = rng.choice(scene.objects)[0], grammar.absent_object(scene, subset, rng, objects)
+        for thing, label in ((there, "yes"), (absent, "no")):
+            question = f"is there {grammar.noun_plain(thing)}?"
+            records.append({"question_id": len(records) + 1, "image": name, "text": question, "label": label})
+    return records
+
+
+def _write_stories(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
+    records = []
+    for i in range(count):
+        sentences, scenes = grammar.story(rng, split, 3, objects)
+        told = [scene.to_json() for scene in scenes]
+        records.append({"id": i, "opening": sentences[0], "sentences": sentences, "scenes": told})
+    _jsonl(folder / f"stories_{split}.jsonl", records)
+
+
+def _write_illustrations(folder: Path, split: Split, world: World) -> None:
+    """The stories of `_write_stories` with a real picture of each sentence; its id follows those of the scenes."""
+    rng = random.Random(seed_of(world.seed, "emoji world illustrations", split))
+    records = []
+    image_id = world.benchmarks.pictures
+    with zipfile.ZipFile(folder / f"images_{split}.zip", "a", zipfile.ZIP_STORED) as archive:
+        for line in (folder / f"stories_{split}.jsonl").read_text().splitlines():
+            story = json.loads(line)
+            image_ids = list(range(image_id, image_id := image_id + len(story["scenes"])))
+            records.append({"id": story["id"], "sentences": story["sentences"], "image_ids": image_ids})
+            for number, scene in zip(image_ids, map(Scene.from_json, story["scenes"]), strict=True):
+                picture = encode_png(render(scene, world.picture_side, rng))
+                archive.writestr(zipfile.ZipInfo(f"{number:012d}.png"), picture)
+    _jsonl(folder / f"illustrations_{split}.jsonl", records)
+
+
+def _write_narratives(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
+    """The prompts of `draw`, about the same pictures, told at length: the stand-in for Localized Narratives."""
+    rng = random.Random(seed_of(world.seed, "emoji world narratives", split))
+    told = [
+        {"id": i, "prompt": grammar.narrative(scene, rng), "image_id": i}
+        for i, scene in enumerate(scenes[: world.benchmarks.draw])
+    ]
+    _jsonl(folder / f"narratives_{split}.jsonl", told)
+
+
+def _write_language(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
+    """PIQA and BoolQ formats: how does a story end, and is this so at its end?"""
+    piqa, labels, boolq = [], [], []
+    for _ in range(count):
+        sentences, scenes = grammar.story(rng, split, rng.choice([2, 3]), objects)
+        right, wrong = (grammar.caption(scene) for scene in (scenes[-1], scenes[-2]))
+        labels.append(rng.randrange(2))
+        first, second = (right, wrong) if labels[-1] == 0 else (wrong, right)
+        piqa.append({"goal": " ".join(sentences), "sol1": first, "sol2": second})
+        asked = grammar.ask(scenes[-1], "presence", rng, objects)
+        record = {
+            "question": asked.question.rstrip("?"),
+            "passage": " ".join(sentences),
+            "answer": asked.answer == "yes",
+        }
+        boolq.append(record)
+    _jsonl(folder / f"piqa_{split}.jsonl", piqa)
+    (folder / f"piqa_{split}-labels.lst").write_text("".join(f"{label}\n" for label in labels))
+    _jsonl(folder / f"boolq_{split}.jsonl", boolq)
+
+
+def _json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content) + "\n")
+
+
+def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm make-world`."""
+    parser.add_argument("--config", type=Path, required=True, help="experiment whose `world` section is written")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write train/ and benchmarks/ to")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write the world into a temporary folder and move it into place."""
+    world = load(args.config).world
+    with new_folder(args.out) as folder:
+        write_training(world, folder / "train")
+        for split in ("dev", "test"):
+            write_benchmarks(world, split, folder / "benchmarks")  # type: ignore[arg-type]
+    print(f"wrote {world.training} and benchmarks of {world.benchmarks.pictures} pictures a split to {args.out}")

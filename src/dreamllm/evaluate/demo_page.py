@@ -1,0 +1,131 @@
+"""Continue prompts with text and pictures and show the result as a small page: `dreamllm generate "Draw a red cat."`
+
+Writes index.html, which holds its pictures and can be sent around, and every drawn picture as a PNG beside it.
+In a prompt, <image> stands for the next --image file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dreamllm.atomic import new_file
+from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.images import decode, encode_png
+
+if TYPE_CHECKING:
+    from dreamllm.model.generate import Continuation
+
+CHECKPOINT = Path("results/checkpoints/embedded/sft")
+STOPPED = {
+    "end": "the model ended here",
+    "tokens": "stopped at the wanted number of tokens",
+    "pictures": "stopped at the wanted number of pictures",
+    "context": "stopped where the context was full",
+}
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>DreamLLM</title>
+<style>
+body {{ font: 18px/1.5 Georgia, serif; max-width: 40em; margin: 2em auto; padding: 0 1em; color: #222 }}
+article {{ border-top: 1px solid #ccc; padding: 1em 0 }}
+.prompt {{ color: #777 }}
+img {{ display: block; margin: 0.5em 0; min-width: 192px }}
+small {{ color: #777 }}
+</style>
+{articles}
+</html>
+"""
+
+
+def render(continuations: Sequence[Continuation]) -> str:
+    """The page for some continuations: prompts in grey, what the model made in black, and why it stopped."""
+    articles = []
+    for continuation in continuations:
+        given = "\n".join(_element(part) for part in continuation.prompt.parts)
+        made = "\n".join(_element(part) for part in continuation.parts)
+        why = f"<small>{STOPPED[continuation.stopped]}</small>"
+        articles.append(f'<article>\n<div class="prompt">\n{given}\n</div>\n{made}\n{why}\n</article>')
+    return PAGE.format(articles="\n".join(articles))
+
+
+def save(continuations: Sequence[Continuation], folder: Path) -> None:
+    """Write index.html and the drawn pictures, PROMPT-PICTURE.png, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, continuation in enumerate(continuations, 1):
+        drawn = [part.image for part in continuation.parts if isinstance(part, Picture)]
+        for index, image in enumerate(drawn, 1):
+            _write(folder / f"{number}-{index}.png", encode_png(image))
+    _write(folder / "index.html", render(continuations).encode())
+
+
+def _element(part: Part) -> str:
+    if isinstance(part, Text):
+        return f"<p>{html.escape(part.text)}</p>"
+    data = base64.b64encode(encode_png(part.image)).decode()
+    return f'<img alt="" src="data:image/png;base64,{data}">'
+
+
+def _write(path: Path, data: bytes) -> None:
+    with new_file(path) as file:
+        file.write_bytes(data)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm generate`."""
+    parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to say to the model, or how a story begins")
+    image = "file for an <image> in the prompts; once for each"  # nargs would take the prompts for files
+    parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=image)
+    parser.add_argument("--as", dest="kind", choices=["conversation", "story"], default="conversation")
+    foundations = Path("data/foundations")
+    parser.add_argument("--foundations", type=Path, default=foundations, help="folder with llm/, clip/ and sd/")
+    checkpoint = f"folder of a checkpoint; once for each, in loading order (default: {CHECKPOINT})"
+    parser.add_argument("--checkpoints", type=Path, action="append", metavar="FOLDER", help=checkpoint)
+    parser.add_argument("--out", type=Path, default=Path("scratch/generated"), help="for index.html and the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count on from it")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always writes the likeliest token")
+    parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability to sample from")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--max-pictures", type=int, default=8)
+    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler class of diffusers")
+    parser.add_argument("--steps", type=int, default=25, help="of the scheduler, per picture")
+    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance; 1 is none")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Load the model, continue the prompts, write the page."""
+    import torch
+
+    from dreamllm.model import precision
+    from dreamllm.model.generate import Writing, interleave
+    from dreamllm.model.processor import PromptProblem, parse
+    from dreamllm.model.sampling import Drawing
+    from dreamllm.train.checkpoint import load_model
+
+    is_story = arguments.kind == "story"
+    images = []
+    for path in arguments.image:
+        try:
+            images.append(decode(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise PromptProblem(f"{path}: {error}") from error
+    parsed = parse(arguments.prompts, images, role="" if is_story else "user")
+    prompts = [
+        Document(f"prompt {number}", "interleaved" if is_story else "conversation", parts)
+        for number, parts in enumerate(parsed, 1)
+    ]
+    writing = Writing(arguments.temperature, arguments.top_p, arguments.max_new_tokens, arguments.max_pictures)
+    drawing = Drawing(arguments.scheduler, arguments.steps, arguments.guidance)
+    seeds = [arguments.seed + index for index in range(len(prompts))]
+    model, processor = load_model(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
+    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
+    continuations = interleave(model, processor, prompts, seeds, writing, drawing)
+    save(continuations, arguments.out)
+    print(arguments.out / "index.html")

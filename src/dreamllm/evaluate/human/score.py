@@ -1,0 +1,164 @@
+"""People's judgements to metrics: `dreamllm human-score`.
+
+Reads the key of a page and one file of judgements per person; writes a metrics file like those of `dreamllm score`:
+
+    supported     share of judgements that call a document supported, of the model's and (group "real") of real ones
+    difference    real minus the model's
+    fleiss_kappa  agreement of all judges beyond chance: 1 is full, 0 none (Fleiss 1971)
+    cohen_kappa   the same for two judges, mean over all pairs of them (Cohen 1960)
+
+Intervals are over the choice of documents; they say nothing of other judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from dreamllm.atomic import new_file
+from dreamllm.digests import sha256_of_file
+from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_json
+from dreamllm.evaluate.human.rating_form import GENERATED, REAL, HumanProblem
+from dreamllm.evaluate.intervals import RESAMPLES, SEED, bootstrap, mean_share, measurement, undefined
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm human-score`."""
+    parser.add_argument("--key", required=True, type=Path, help="key.json of `dreamllm human-page`")
+    parser.add_argument("--judgements", required=True, nargs="+", type=Path, help="files that the judges saved")
+    parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Score the judgements and write their metrics file."""
+    result = score(args.key, args.judgements)
+    with new_file(args.out) as file:
+        file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def score(key_path: Path, paths: Sequence[Path]) -> dict[str, Any]:
+    """All metrics, ready for JSON. Raises BenchmarkProblem and HumanProblem as `read_judgements` does."""
+    key = read_json(key_path)
+    sources = {id_: sample["source"] for id_, sample in field(key, "samples", dict, key_path, "").items()}
+    judges: dict[str, np.ndarray] = {}
+    for path in paths:
+        rater, supported = read_judgements(path, field(key, "page", str, key_path, ""), list(sources))
+        if rater in judges:
+            raise HumanProblem(f"{path}: a second file of judge {rater!r}; keep one of the two")
+        judges[rater] = supported
+    table = np.array(list(judges.values()))  # (judges, samples)
+    groups = {
+        source: {"supported": mean_share(table[:, [one == source for one in sources.values()]].mean(axis=0))}
+        for source in (GENERATED, REAL)
+    }
+    metrics = {
+        "supported": groups[GENERATED]["supported"],
+        "difference": _difference(table, [one == REAL for one in sources.values()]),
+        "fleiss_kappa": _agreement(fleiss_kappa, table),
+        "cohen_kappa": _agreement(mean_cohen_kappa, table),
+    }
+    by_judge = {f"judge/{name}": {"supported": mean_share(row)} for name, row in judges.items()}
+    protocol = {
+        "n": len(sources),
+        "judges": len(judges),
+        "settings": {"judges": len(judges), "samples": len(sources)},
+        "scorer": {"numpy": version("numpy")},
+        "inputs": {path.name: sha256_of_file(path) for path in (key_path, *paths)} | key.get("inputs", {}),
+    }
+    about = {name: field(key, name, str, key_path, "") for name in ("model", "split")}
+    return about | {"benchmark": "human", "metrics": metrics, "groups": groups | by_judge, "protocol": protocol}
+
+
+def read_judgements(path: Path, page: str, ids: Sequence[str]) -> tuple[str, np.ndarray]:
+    """A judge's code name and judgements (samples,) of 0 and 1, in the order of the key.
+
+    Raises HumanProblem for judgements of another page, and for samples that are missing or not on the page;
+    BenchmarkProblem for a malformed file and a sample that is judged twice.
+    """
+    content = read_json(path)
+    of_page = field(content, "page", str, path, "")
+    if of_page != page:
+        raise HumanProblem(f"{path}: is of page {of_page}, the key is of page {page}; give the key that belongs to it")
+    records = []
+    for number, record in enumerate(field(content, "judgements", list, path, "")):
+        place = f"judgements[{number}]"
+        if not isinstance(record, dict):
+            raise BenchmarkProblem(path, place, f"expected an object, found {type(record).__name__}")
+        id_ = field(record, "sample", str, path, place)
+        records.append((id_, field(record, "supported", bool, path, place)))
+    judged = keyed(records, path, "sample")
+    if unknown := [id_ for id_ in judged if id_ not in set(ids)]:
+        raise HumanProblem(f"{path}: sample {unknown[0]} is not on the page")
+    if missing := [id_ for id_ in ids if id_ not in judged]:
+        words = f"{len(missing)} of {len(ids)} samples are not judged, the first is {missing[0]}"
+        raise HumanProblem(f"{path}: {words}; open the page in the same browser, judge them, save again")
+    rater = field(content, "rater", str, path, "").strip()
+    if not rater:
+        raise HumanProblem(f"{path}: the judge has no name; write a code name into the field 'rater'")
+    return rater, np.array([judged[id_] for id_ in ids], dtype=np.float64)
+
+
+def fleiss_kappa(table: np.ndarray) -> float | None:
+    """Agreement of judges on yes and no, table (judges, samples) of 0 and 1; None where no disagreement was possible.
+
+    (P - Pe) / (1 - Pe): P is the share of agreeing pairs of judges, Pe that of pairs of judgements drawn at random from
+    all (Fleiss 1971).
+    """
+    judges = len(table)
+    yes = table.sum(axis=0)
+    agreeing = (yes * (yes - 1) + (judges - yes) * (judges - yes - 1)) / (judges * (judges - 1))
+    share = table.mean()
+    return _beyond_chance(float(agreeing.mean()), float(share**2 + (1 - share) ** 2))
+
+
+def mean_cohen_kappa(table: np.ndarray) -> float | None:
+    """Cohen's kappa, the mean over all pairs of judges; None where a pair had no disagreement to make."""
+    kappas = []
+    for one, other in itertools.combinations(table, 2):
+        chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
+        kappas.append(_beyond_chance(float((one == other).mean()), float(chance)))
+    return None if None in kappas else float(np.mean(kappas))
+
+
+def _beyond_chance(agreement: float, chance: float) -> float | None:
+    return None if np.isclose(chance, 1) else (agreement - chance) / (1 - chance)
+
+
+def _agreement(kappa: Any, table: np.ndarray) -> dict[str, Any]:
+    """A kappa with its bootstrap interval over documents; resamples without a possible disagreement count as 1."""
+    if len(table) < 2:
+        return undefined("agreement needs two judges or more")
+    value = kappa(table)
+    if value is None:
+        return undefined("all documents were judged alike: there was no disagreement to make")
+
+    def of_samples(chosen: np.ndarray) -> float:
+        found = kappa(table[:, chosen])
+        return 1.0 if found is None else found
+
+    return measurement(value, table.shape[1], *bootstrap(of_samples, table.shape[1]))
+
+
+def _difference(table: np.ndarray, is_real: Sequence[bool]) -> dict[str, Any]:
+    """Support of real minus support of the model's documents, resampled within each."""
+    rates, real = table.mean(axis=0), np.array(is_real)
+    parts = rates[real], rates[~real]
+    value = float(parts[0].mean() - parts[1].mean())
+    if all(np.ptp(part) == 0 for part in parts):
+        return measurement(value, len(rates), value, value)
+    interval = stats.bootstrap(
+        parts,
+        lambda one, other, axis: one.mean(axis=axis) - other.mean(axis=axis),
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return measurement(value, len(rates), float(interval.low), float(interval.high))

@@ -1,0 +1,163 @@
+"""A DreamLLM from its foundations: a causal language model, CLIP and Stable Diffusion, in their usual folder layouts.
+
+    llm/    config.json, model.safetensors, tokenizer files                       (transformers)
+    clip/   config.json, model.safetensors, preprocessor_config.json              (transformers; one tower or both)
+    sd/     vae/ unet/ scheduler/, each with its config.json and weights          (diffusers)
+
+Nothing is trained or downloaded here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel
+from transformers.modeling_utils import PreTrainedModel
+from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
+
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
+from dreamllm.model.packed import packed_attention_mask
+from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
+
+
+class FoundationProblem(ValueError):
+    """A foundation that is missing or cannot be built on."""
+
+
+def build_from_foundations(
+    llm_dir: str | Path,
+    clip_dir: str | Path,
+    sd_dir: str | Path,
+    *,
+    num_dream_queries: int = 64,
+    seed: int = 0,
+    vision_feature_layer: int = -2,
+    template: str = "vicuna_v1.1",
+    weights: bool = True,
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """Put the foundations together in fp32; what is new (special tokens, queries, projectors) is random by `seed`.
+
+    The same folders and seed give the same model, bit by bit. Without `weights` it is that model on the meta device,
+    which takes no memory: for processes that are sent the weights (`train/distributed.py`).
+
+    Raises FoundationProblem for a missing folder and for a language model that does not fit: its logits must be its
+    head applied to its last hidden states, it must keep packed documents apart, and its tokenizer must have an
+    end-of-text token.
+    """
+    for folder in (llm_dir, clip_dir, sd_dir):
+        if not Path(folder).is_dir():
+            raise FoundationProblem(f"{folder}: no such foundation folder")
+    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
+    add_special_tokens(tokenizer)
+    language_model, clip, vae, unet = (_read if weights else _outline)(llm_dir, clip_dir, sd_dir)
+    vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
+    for part in (language_model, vision_model):
+        part.config.name_or_path = ""  # a saved model shall not tell where its foundations lay
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+            language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
+        config = DreamLLMConfig(
+            text_config=language_model.config,
+            vision_config=vision_model.config,
+            vae_config=_plain(vae),
+            unet_config=_plain(unet),
+            scheduler_config=DDPMScheduler.load_config(sd_dir, subfolder="scheduler"),
+            num_dream_queries=num_dream_queries,
+            vision_feature_layer=vision_feature_layer,
+            bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=ids[PAD],
+            **{f"{token[1:-1]}_token_id": id for token, id in ids.items() if "_" in token},
+        )
+        with torch.device("meta"):
+            model = DreamLLMForConditionalGeneration(config)
+        model.language_model, model.vision_model, model.vae, model.unet = language_model, vision_model, vae, unet
+        if weights:
+            _materialise_new_parts(model)
+    model.train_only(UNFROZEN)
+    processor = DreamLLMProcessor(
+        AutoImageProcessor.from_pretrained(clip_dir, backend="pil"),
+        tokenizer,
+        num_patches=config.num_patches,
+        num_dream_queries=num_dream_queries,
+        draw_size=config.draw_size,
+        context=getattr(language_model.config, "max_position_embeddings", 2048),
+        template=template,
+    )
+    return model.eval(), processor
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add SPECIAL_TOKENS that are not there yet, in their order, and make [PAD] the padding token.
+
+    Raises FoundationProblem for a tokenizer without an end-of-text token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise FoundationProblem(f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token (eos_token)")
+    known = tokenizer.get_vocab()
+    new = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token not in known]
+    tokenizer.add_tokens(new, special_tokens=True)
+    tokenizer.pad_token = PAD
+
+
+Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionModel]
+
+
+def _read(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
+    """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
+    language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    _check_language_model(language_model)
+    clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
+    return language_model, clip, vae, unet
+
+
+def _outline(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
+    """The same on the meta device, from their configurations alone."""
+    with torch.device("meta"):
+        language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_dir), dtype=torch.float32)
+        clip = AutoModel.from_config(AutoConfig.from_pretrained(clip_dir), dtype=torch.float32)
+        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sd_dir, subfolder="vae"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd_dir, subfolder="unet"))
+    return language_model, clip, vae, unet
+
+
+def _plain(model: ModelMixin) -> dict[str, Any]:
+    """The configuration of a diffusers model as plain JSON, without the path it came from."""
+    return {key: value for key, value in json.loads(model.to_json_string()).items() if key != "_name_or_path"}
+
+
+@torch.no_grad()
+def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
+    """Give the queries and the projectors, built without storage, their random values."""
+    for projector in (model.visual_projector, model.condition_projector):
+        projector.to_empty(device="cpu").reset_parameters()
+    model.dream_queries = torch.nn.Parameter(torch.empty_like(model.dream_queries, device="cpu"))
+    model.dream_queries.normal_(std=getattr(model.config.text_config, "initializer_range", 0.02))
+
+
+@torch.no_grad()
+def _check_language_model(language_model: PreTrainedModel) -> None:
+    """Find out whether the two things that DreamLLM does with its language model hold for this one."""
+    name, ids = type(language_model).__name__, torch.arange(4)[None]
+    alone = language_model.base_model(ids, use_cache=False).last_hidden_state  # (1, 4, D)
+    head = language_model.get_output_embeddings()
+    if not torch.allclose(language_model(ids).logits, head(alone), atol=1e-4):
+        raise FoundationProblem(f"{name} does not fit: its logits are not its head applied to its last hidden states")
+    embeds = language_model.get_input_embeddings()(ids.repeat(1, 2))
+    positions = torch.arange(4).repeat(2)[None]
+    mask = packed_attention_mask(language_model.config, embeds, positions)
+    packed = language_model.base_model(
+        inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    if not torch.allclose(packed, alone.repeat(1, 2, 1), atol=1e-4):
+        raise FoundationProblem(f"{name} does not fit: it does not keep documents apart that are packed into one row")

@@ -1,0 +1,1 @@
+"""The authors' released checkpoints: reading, writing, and conversion to our model and back."""

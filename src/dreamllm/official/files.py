@@ -1,0 +1,216 @@
+"""Reads and writes the folder of an official checkpoint (`convert.py` says what is in it).
+
+Pickled files are read with `weights_only=True`: a pickle that holds anything but tensors is refused, not run.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer
+
+from dreamllm.digests import sha256_of_file
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.processor import PAD, SPECIAL_TOKENS
+from dreamllm.official import convert
+from dreamllm.official.convert import PLUGINS, OfficialProblem
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises OfficialProblem for a missing or malformed file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise OfficialProblem(f"{path}: no such file; is {path.parent} the folder of an official checkpoint?") from None
+    except ValueError as error:
+        raise OfficialProblem(f"{path}: malformed JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise OfficialProblem(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """All tensors of an official checkpoint by file name, mapped into memory and not loaded.
+
+    Raises OfficialProblem for a plugin's file or a shard that is missing, truncated, or holds anything but tensors.
+    """
+    plugins = [f"{plugin}.bin" for plugin in PLUGINS]
+    if absent := [name for name in plugins if not (folder / name).is_file()]:
+        raise OfficialProblem(
+            f"{folder}: {', '.join(absent)} missing; a checkpoint needs {', '.join(plugins)} beside the language model "
+            "(older names, dream_queries.pt and *_projector.pt, are not read)"
+        )
+    return {name: _read(folder / name) for name in [*_language_model_files(folder), *plugins]}
+
+
+def _language_model_files(folder: Path) -> list[str]:
+    """Names of the language model's files; safetensors count before pickles, as in transformers."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [name]
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+                raise OfficialProblem(f"{index}: has no weight_map of tensors to files")
+            shards = sorted(set(weight_map.values()))
+            if outside := [shard for shard in shards if Path(shard).name != shard]:
+                raise OfficialProblem(f"{index}: {outside[0]!r} is no name of a file beside it")
+            if absent := [shard for shard in shards if not (folder / shard).is_file()]:
+                raise OfficialProblem(f"{folder}: {', '.join(absent)} missing, which {index.name} names")
+            return shards
+    raise OfficialProblem(f"{folder}: no language model there, neither model*.safetensors nor pytorch_model*.bin")
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).replace("\n", " ")[:300]
+        raise OfficialProblem(f"{path}: refused, its pickle is broken or would run code: {reason}") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise OfficialProblem(f"{path}: cannot be read, is it cut off? Download it again ({error})") from None
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
+    ):
+        raise OfficialProblem(f"{path}: holds something else than tensors by name")
+    return dict(content)
+
+
+def read_tokenizer(folder: Path, ids: Mapping[str, int], vocab_size: int):
+    """The tokenizer of an official checkpoint, after a check that its special tokens have the ids of config.json.
+
+    Raises OfficialProblem where they have not, or where it knows tokens that have no row in the vocabulary.
+    """
+    if not (folder / "tokenizer.model").is_file():
+        raise OfficialProblem(f"{folder}: tokenizer.model missing")
+    tokenizer = AutoTokenizer.from_pretrained(folder, config=AutoConfig.for_model("llama"))
+    known = tokenizer.get_vocab()
+    if wrong := {token: (known.get(token), id_) for token, id_ in ids.items() if known.get(token) != id_}:
+        told = "; ".join(
+            f"{token} is {there} in the tokenizer and {id_} in config.json" for token, (there, id_) in wrong.items()
+        )
+        raise OfficialProblem(f"{folder}: tokenizer and config.json do not belong together: {told}")
+    if len(tokenizer) > vocab_size:
+        raise OfficialProblem(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows for them"
+        )
+    return tokenizer
+
+
+def model_config(read: convert.OfficialConfig, clip_dir: Path, sd_dir: Path) -> DreamLLMConfig:
+    """Our configuration, with CLIP's and Stable Diffusion's from the folders that an official checkpoint names.
+
+    clip_dir: of transformers, one tower or both.  sd_dir: of diffusers. Their weights are not looked at. Raises
+    OfficialProblem for a folder that is missing.
+    """
+    for folder in (clip_dir / "config.json", sd_dir / "vae", sd_dir / "unet", sd_dir / "scheduler"):
+        if not folder.exists():
+            raise OfficialProblem(f"{folder}: missing; the configurations of CLIP and Stable Diffusion are needed")
+    vision = AutoConfig.from_pretrained(clip_dir)
+    return DreamLLMConfig(
+        text_config=read.llm,
+        vision_config=getattr(vision, "vision_config", vision),
+        vae_config=AutoencoderKL.load_config(sd_dir, subfolder="vae"),
+        unet_config=UNet2DConditionModel.load_config(sd_dir, subfolder="unet"),
+        scheduler_config=DDPMScheduler.load_config(sd_dir, subfolder="scheduler"),
+        num_dream_queries=read.num_dream_queries,
+        vision_feature_layer=read.vision_feature_layer,
+        bos_token_id=read.ids["<s>"],
+        eos_token_id=read.ids["</s>"],
+        pad_token_id=read.ids[PAD],
+        **{f"{token[1:-1]}_token_id": id_ for token, id_ in read.ids.items() if "_" in token},
+    )
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder by its relative name, hidden ones left out."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            found[name.as_posix()] = sha256_of_file(path)
+    return found
+
+
+# ---- writing -------------------------------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path, config: Mapping[str, Any], files: Mapping[str, Mapping[str, torch.Tensor]], llm_dir: Path
+) -> None:
+    """Fill an empty folder with an official checkpoint.
+
+    config: of `convert.official_config`.  files: of `convert.split`.  llm_dir: of the language model
+    Raises OfficialProblem when it has no tokenizer.model.
+    """
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
+    for name, tensors in files.items():
+        # a tensor is cloned: torch.save would write all of a storage that it shares
+        whole = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
+        if name == "model":
+            save_torch_state_dict(whole, folder, max_shard_size="5GB", metadata={"format": "pt"})
+        else:
+            torch.save(whole, folder / name)
+    write_tokenizer(folder, convert.special_ids(config["special_tokens2ids_dict"]), llm_dir, config)
+
+
+def write_tokenizer(folder: Path, ids: Mapping[str, int], llm_dir: Path, config: Mapping[str, Any]) -> None:
+    """Write the files of a slow LLaMA tokenizer with the special tokens.
+
+    The language model's own files are copied where they have these tokens already, as those of an imported model do.
+    """
+    if not (llm_dir / "tokenizer.model").is_file():
+        raise OfficialProblem(f"{llm_dir}: tokenizer.model missing; the official code reads no other kind of tokenizer")
+    added = {token: ids[token] for token in sorted(SPECIAL_TOKENS)}
+    if (llm_dir / "added_tokens.json").is_file() and read_json(llm_dir / "added_tokens.json") == added:
+        for name in TOKENIZER_FILES:
+            if (llm_dir / name).is_file():
+                shutil.copyfile(llm_dir / name, folder / name)
+        return
+    shutil.copyfile(llm_dir / "tokenizer.model", folder / "tokenizer.model")
+    flags = dict.fromkeys(["lstrip", "normalized", "rstrip", "single_word"], False)
+    decoder = {str(id_): {"content": token, **flags, "special": True} for token, id_ in ids.items()}
+    others = sorted((token for token in SPECIAL_TOKENS if token != PAD), key=ids.__getitem__)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": PAD}
+    about = {
+        "added_tokens_decoder": decoder,
+        "additional_special_tokens": others,
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "legacy": True,
+        "model_max_length": config["max_position_embeddings"],
+        "padding_side": "right",
+        "sp_model_kwargs": {},
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "LlamaTokenizer",
+        **names,
+    }
+    contents = {
+        "added_tokens.json": added,
+        "tokenizer_config.json": about,
+        "special_tokens_map.json": {"additional_special_tokens": others, **names},
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

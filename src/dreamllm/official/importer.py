@@ -1,0 +1,174 @@
+"""Imports a checkpoint that the authors released, as foundations and a checkpoint of ours: `dreamllm import-official`.
+
+    FOUNDATIONS/{llm,clip,sd}        the language model with its vocabulary, CLIP and Stable Diffusion
+    CHECKPOINT/trained.safetensors   visual projector, dream queries, condition projector
+    CHECKPOINT/checkpoint.json       as every checkpoint has it
+    CHECKPOINT/import.json           what became of every tensor of the official files; digests; their config.json
+
+So whatever takes foundations and checkpoints takes an imported model: predict, generate, train, export. Nothing of the
+released files is run, and nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionModel, LlamaForCausalLM
+
+from dreamllm import provenance
+from dreamllm.atomic import new_folder
+from dreamllm.config.experiment import RELEASED, Experiment, Model
+from dreamllm.config.reading import load
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.official import convert
+from dreamllm.official.convert import OfficialProblem
+from dreamllm.official.files import (
+    TOKENIZER_FILES,
+    digests,
+    model_config,
+    read_json,
+    read_tensors,
+    read_tokenizer,
+)
+from dreamllm.seeds import seed_of
+from dreamllm.train import checkpoint
+
+REPORT = "import.json"
+NEW_PARTS = ("visual_projector", "dream_queries", "condition_projector")  # what lies in the checkpoint
+OF_SD = ("model_index.json", "text_encoder", "tokenizer", "feature_extractor", "scheduler")  # taken over as they are
+
+
+def import_official(
+    source: Path, clip_dir: Path, sd_dir: Path, foundations: Path, out: Path, experiment: Experiment | None = None
+) -> str:
+    """Write the official checkpoint in `source` to `foundations`/{llm,clip,sd} and `out`; returns a summary in words.
+
+    clip_dir, sd_dir: folders that `source` was made with, for their configurations and for what it does not hold:
+    CLIP's text tower, Stable Diffusion's text encoder.  experiment: whose stages and evaluations use it
+    Raises OfficialProblem when anything does not fit; then nothing is written.
+    """
+    options = (experiment.model if experiment else Model()).model_dump(mode="json")
+    content = read_json(source / "config.json")
+    read = convert.read_config(content, str(source / "config.json"))
+    for name in ("num_dream_queries", "vision_feature_layer"):
+        if experiment and options[name] != getattr(read, name):
+            raise OfficialProblem(
+                f"{source}: {name} is {getattr(read, name)}; write that in the section model of the configuration, "
+                f"which has {options[name]}"
+            )
+        options[name] = getattr(read, name)
+    tokenizer = read_tokenizer(source, read.ids, read.llm.vocab_size)
+    config = model_config(read, clip_dir, sd_dir)
+    tensors, keys = convert.convert(read_tensors(source), convert.expected_shapes(config), read.llm)
+    unused = sorted(
+        path.name
+        for path in source.iterdir()
+        if path.suffix in (".bin", ".pt", ".safetensors") and path.name not in {key.file for key in keys}
+    )
+    with (
+        new_folder(foundations / "llm") as llm,
+        new_folder(foundations / "clip") as clip,
+        new_folder(foundations / "sd") as sd,
+    ):
+        _write_language_model(llm, config, tensors, source)
+        _write_clip(clip, config, tensors, clip_dir)
+        _write_sd(sd, config, tensors, sd_dir)
+
+    report = {
+        "summary": convert.summary(keys).splitlines(),
+        "config": content,
+        "files": digests(source),
+        "files not read": unused,
+        "tokens": len(tokenizer),
+        "keys": convert.as_json(keys),
+        "missing": [],  # or it would have been refused
+    }
+    metadata = {
+        "stage": RELEASED,
+        "model": options | {"seed": seed_of(experiment.seed if experiment else 0, "model")},
+        "foundations": checkpoint.foundation_digests(foundations),
+        "source": report["files"],
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+    }
+    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in NEW_PARTS}
+    with new_folder(out) as folder:
+        checkpoint.save_trained(folder, trained, metadata, "step,language_loss,diffusion_loss\n")
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    notes = [f"not read: {', '.join(unused)}"] if unused else []
+    if differing := [key.name for key in keys if key.use == "differs"]:
+        notes.append(
+            f"{len(differing)} tensors have other values in the language model's file; the plugins' files count"
+        )
+    return "\n".join([*report["summary"], "nothing missing, nothing unexpected", *notes])
+
+
+def _part(tensors: convert.Tensors, prefix: str) -> dict[str, torch.Tensor]:
+    """Tensors of one part of the model, under the names that they have there."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write_language_model(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, source: Path) -> None:
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config.text_config)
+    model.load_state_dict(_part(tensors, "language_model."), assign=True)
+    model.save_pretrained(folder, max_shard_size="5GB")
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_clip(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, clip_dir: Path) -> None:
+    """The vision tower; with the text tower and both projections where `clip_dir` has weights of them."""
+    if any(clip_dir.glob("*.safetensors")) or any(clip_dir.glob("*.bin")):
+        clip = AutoModel.from_pretrained(clip_dir, dtype="auto")
+    else:
+        with torch.device("meta"):
+            clip = CLIPVisionModel._from_config(config.vision_config)
+    vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
+    vision_model.load_state_dict(_part(tensors, "vision_model."), assign=True)
+    clip.save_pretrained(folder)
+    AutoImageProcessor.from_pretrained(clip_dir, backend="pil").save_pretrained(folder)
+
+
+def _write_sd(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, sd_dir: Path) -> None:
+    for name, part, settings in (
+        ("vae", AutoencoderKL, config.vae_config),
+        ("unet", UNet2DConditionModel, config.unet_config),
+    ):
+        with torch.device("meta"):
+            model = part.from_config(settings)
+        model.load_state_dict(_part(tensors, f"{name}."), assign=True)
+        model.save_pretrained(folder / name)
+    for name in OF_SD:
+        if (sd_dir / name).is_dir():
+            shutil.copytree(sd_dir / name, folder / name, ignore=shutil.ignore_patterns("*.fp16.*", "*.msgpack"))
+        elif (sd_dir / name).is_file():
+            shutil.copyfile(sd_dir / name, folder / name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `dreamllm import-official`."""
+    parser.add_argument("--source", required=True, type=Path, help="folder of the official checkpoint")
+    parser.add_argument("--clip", required=True, type=Path, help="folder of the CLIP it was made with (CLIP ViT-L/14)")
+    parser.add_argument(
+        "--sd", required=True, type=Path, help="folder of the Stable Diffusion it was made with (2.1 base)"
+    )
+    parser.add_argument("--foundations", required=True, type=Path, help="folder to write llm/, clip/ and sd/ to")
+    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
+    parser.add_argument("--config", type=Path, help="experiment that uses it; its section model must agree")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run `dreamllm import-official`."""
+    experiment = load(arguments.config) if arguments.config else None
+    print(
+        import_official(
+            arguments.source, arguments.clip, arguments.sd, arguments.foundations, arguments.out, experiment
+        )
+    )

@@ -1,0 +1,181 @@
+"""The model of a plan: DreamLLM on the meta device, which has shapes and no storage, from configurations alone.
+
+Configurations are those of the foundations' folders where these are there; of foundations in a store, those in the
+store; of public models, those in paper/architectures/NAME.json, which say where they are from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
+
+from dreamllm.config.experiment import Experiment
+from dreamllm.emoji.foundations.fetch import FetchProblem, listing, stored
+from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.processor import SPECIAL_TOKENS
+from dreamllm.repro.plan.arithmetic import BF16, FP32, Size
+
+ARCHITECTURES = Path("paper/architectures")
+FILES = {  # a configuration of a foundations' folder: key in an architecture's JSON file
+    "llm/config.json": "llm",
+    "clip/config.json": "clip",
+    "sd/vae/config.json": "vae",
+    "sd/unet/config.json": "unet",
+    "sd/scheduler/scheduler_config.json": "scheduler",
+}
+NORMS = (nn.GroupNorm, nn.LayerNorm)  # whose results autocast leaves in fp32
+VAE_TENSORS = 4  # of the largest size that are alive at once when a picture is encoded
+
+
+class PlanProblem(ValueError):
+    """An experiment that cannot be planned: what is missing, and what to do."""
+
+
+def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) -> dict[str, dict[str, Any]]:
+    """The configurations of an experiment's foundations: llm, clip, vae, unet, scheduler. Raises PlanProblem."""
+    foundations = experiment.foundations
+    folder = Path(foundations.folder)
+    if all((folder / name).is_file() for name in FILES):
+        return {key: _json(folder / name) for name, key in FILES.items()}
+    if foundations.source == "fetch":
+        try:
+            files = {entry["relpath"]: entry["md5"] for entry in listing(Path(foundations.store), foundations.md5)}
+            return {key: _json(stored(Path(foundations.store), files[name], name)) for name, key in FILES.items()}
+        except (FetchProblem, KeyError) as problem:
+            raise PlanProblem(f"{foundations.store}: no configurations of the foundations there ({problem})") from None
+    if foundations.source == "train":
+        raise PlanProblem(f"{folder}: foundations are trained by this experiment and not there yet; train them first")
+    llm = foundations.llm if foundations.source == "hub" else foundations.checkpoint
+    sd = _architecture(foundations.sd, architectures)
+    return {
+        "llm": _architecture(llm, architectures)["config"],
+        "clip": _architecture(foundations.clip, architectures)["config"],
+        **{key: sd[key] for key in ("vae", "unet", "scheduler")},
+    }
+
+
+def build(found: dict[str, dict[str, Any]], num_dream_queries: int) -> DreamLLMForConditionalGeneration:
+    """DreamLLM of these configurations on the meta device, its vocabulary with the special tokens."""
+    text = AutoConfig.for_model(**found["llm"])
+    known = found["llm"].get("vocab_size", text.vocab_size)
+    text.vocab_size = known + len(SPECIAL_TOKENS)
+    vision = found["clip"].get("vision_config", found["clip"])
+    config = DreamLLMConfig(
+        text_config=text,
+        vision_config=vision,
+        vae_config=found["vae"],
+        unet_config=found["unet"],
+        scheduler_config=found["scheduler"],
+        num_dream_queries=num_dream_queries,
+    )
+    with torch.device("meta"):
+        return DreamLLMForConditionalGeneration(config)
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each direct part of a model, tied ones once."""
+    found: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        found[part] = found.get(part, 0) + parameter.numel()
+    return found
+
+
+def measure(model: DreamLLMForConditionalGeneration) -> Size:
+    """What the arithmetic needs of a model: sizes, and what forward passes of the meta device count."""
+    config, text = model.config, model.config.text_config
+    side, latent = config.draw_size, config.unet_config["sample_size"]
+    unet_inputs = (
+        torch.empty(1, config.vae_config["latent_channels"], latent, latent, device="meta"),
+        torch.zeros(1, dtype=torch.long, device="meta"),
+        torch.empty(1, config.num_dream_queries, config.unet_config["cross_attention_dim"], device="meta"),
+    )
+    picture = torch.empty(1, 3, side, side, device="meta")
+    shown = torch.empty(1, 3, config.vision_config.image_size, config.vision_config.image_size, device="meta")
+    unet_outputs = outputs(model.unet, lambda: model.unet(*unet_inputs))
+    embeddings = {id(weight): weight.numel() for weight in (
+        model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    )}  # fmt: skip
+    return Size(
+        parameters=parameters_by_part(model),
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=text.intermediate_size,
+        key_value_share=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        / text.num_attention_heads,
+        vocabulary=model.get_output_embeddings().weight.shape[0],
+        embeddings=sum(embeddings.values()),
+        clip=flops(lambda: model.vision_model(shown)),
+        vae=flops(lambda: model.vae.encode(picture)),
+        unet=flops(lambda: model.unet(*unet_inputs)),
+        unet_saved=sum(size for _, size in unet_outputs),
+        unet_kept=kept_by_blocks(model.unet, unet_outputs),
+        vae_peak=VAE_TENSORS * max(size for _, size in outputs(model.vae, lambda: model.vae.encode(picture))),
+        patches=config.num_patches,
+        queries=config.num_dream_queries,
+    )
+
+
+@torch.no_grad()
+def flops(forward: Callable[[], Any]) -> float:
+    """FLOPs of a forward pass, counted by torch."""
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return counter.get_total_flops()
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, int]]:
+    """(name, bytes under bf16 autocast) of the result of every innermost module that a forward pass calls."""
+    found: list[tuple[str, int]] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if not list(module.children()):
+
+            def note(module: nn.Module, _, result: Any, name: str = name) -> None:
+                if isinstance(result, torch.Tensor):
+                    found.append((name, result.numel() * (FP32 if isinstance(module, NORMS) else BF16)))
+
+            hooks.append(module.register_forward_hook(note))
+    try:
+        forward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def kept_by_blocks(unet: nn.Module, found: list[tuple[str, int]]) -> float:
+    """Bytes of activations with gradient checkpointing: one result per residual block and per transformer, which
+    diffusers checkpoints one by one, and everything inside the largest of them."""
+    inside: dict[str, list[int]] = {}
+    for name, size in found:
+        steps = name.split(".")
+        place = next((n for n, step in enumerate(steps) if step in ("resnets", "attentions")), None)
+        block = ".".join(steps[: place + 2]) if place is not None else name
+        inside.setdefault(block, []).append(size)
+    return sum(sizes[-1] for sizes in inside.values()) + max(sum(sizes) for sizes in inside.values())
+
+
+def _architecture(name: str, folder: Path) -> dict[str, Any]:
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
+        raise PlanProblem(
+            f"{path}: the architecture of {name} is not written down (there are: {known}); fetch the foundations "
+            "first, or write the file from the model's config.json"
+        )
+    content = _json(path)
+    return _architecture(content["same_as"], folder) if "same_as" in content else content
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

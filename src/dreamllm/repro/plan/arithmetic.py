@@ -1,0 +1,239 @@
+"""The arithmetic of a plan as pure functions: documents, tokens, FLOPs, memory, time. Imports neither torch nor models.
+
+Everything here is an estimate. The formulas are in the docstrings; the numbers that no configuration can say (the
+length of a set's documents, the speed of a GPU) are in paper/assumptions.yaml and are printed with every plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dreamllm.config.machine import Machine
+from dreamllm.config.stages import Stage
+from dreamllm.data.layout import Mode
+
+FP32, BF16 = 4, 2  # bytes
+ADAM = 2 * FP32  # two moments per trained parameter
+TOKENS_AROUND = (
+    2  # <s> and </s> of a document; also <im_start> and <im_end>, <dream_start> and <dream_end> of a picture
+)
+RESERVED = 2e9  # bytes of a GPU that go to CUDA, to its libraries and to the gaps between tensors
+
+
+# ---- documents -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the documents of a shard set are like, on average (paper/assumptions.yaml).
+
+    text: tokens of text.  pictures: pictures that the mode reads, draws or both.  shown: pictures of the user,
+    which are only read.  prompt: share of the text that is no target of the language loss.
+    """
+
+    layout: Literal["text", "pair", "interleaved", "conversation"]
+    text: float
+    pictures: float = 0
+    shown: float = 0
+    prompt: float = 0
+
+
+@dataclass(frozen=True)
+class Load:
+    """Of one document, or of a step: tokens, targets of the language loss, pictures read and drawn."""
+
+    tokens: float
+    targets: float
+    read: float
+    drawn: float
+
+    def __mul__(self, factor: float) -> Load:
+        return Load(self.tokens * factor, self.targets * factor, self.read * factor, self.drawn * factor)
+
+    def __add__(self, other: Load) -> Load:
+        return Load(
+            self.tokens + other.tokens,
+            self.targets + other.targets,
+            self.read + other.read,
+            self.drawn + other.drawn,
+        )
+
+
+def document_load(kind: Kind, mode: Mode, read_share: float, patches: int, queries: int) -> Load:
+    """One average document as `data/layout.py` lays it out in a stage of this mode.
+
+    A picture that is read takes patches + 2 tokens, one that is drawn queries + 2. A pair in joint mode is read with
+    the chance `read_share` and drawn otherwise; a drawn pair has no targets. Other pictures are drawn, then read.
+    """
+    reads, draws = mode != "creation", mode != "comprehension"
+    if kind.layout == "pair":
+        read = {"comprehension": 1.0, "creation": 0.0, "joint": read_share}[mode]
+        drawn, heard = 1 - read, read  # heard: share of the documents whose text is a target
+    else:
+        read, drawn, heard = kind.shown + reads * kind.pictures, draws * kind.pictures, 1.0
+    text = kind.text + TOKENS_AROUND
+    tokens = text + read * (patches + TOKENS_AROUND) + drawn * (queries + TOKENS_AROUND)
+    return Load(tokens, heard * (1 - kind.prompt) * kind.text, read, drawn)
+
+
+def mixture_load(stage: Stage, kinds: Mapping[str, Kind], patches: int, queries: int) -> Load:
+    """The average document of a stage's mixture; weights are shares of documents."""
+    total, mean = sum(stage.mixture.values()), Load(0, 0, 0, 0)
+    for name, weight in stage.mixture.items():
+        load = document_load(kinds[name], stage.mode, stage.read_share, patches, queries)
+        mean = mean + load * (weight / total)
+    return mean
+
+
+def documents_per_step(stage: Stage, mean: Load, fill: float) -> float:
+    """rows x context x fill / tokens of the average document; fill: share of a packed row that is no padding."""
+    return stage.rows_per_batch * stage.context * fill / mean.tokens
+
+
+# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the arithmetic has to know of a model.
+
+    parameters: by part of DreamLLM.  layers, hidden, intermediate, key_value_share, vocabulary: of the language model;
+    key_value_share: heads of keys and values by heads of queries.  embeddings: parameters of its token embeddings and
+    head, which are one when tied.  clip, vae, unet: FLOPs of a forward pass for one picture (vae: encoding).
+    unet_saved, unet_kept: bytes of activations of a picture without and with gradient checkpointing.
+    vae_peak: bytes that encoding a picture needs for a moment
+    """
+
+    parameters: Mapping[str, int]
+    layers: int
+    hidden: int
+    intermediate: int
+    key_value_share: float
+    vocabulary: int
+    embeddings: int
+    clip: float
+    vae: float
+    unet: float
+    unet_saved: float
+    unet_kept: float
+    vae_peak: float
+    patches: int
+    queries: int
+
+
+def language_forward(size: Size, tokens: float, context: int) -> float:
+    """FLOPs of the decoder for `tokens` in rows of `context`: 2 per parameter and token, 4 x context x hidden per token
+    and layer for the scores and their use. The mask of packed documents saves no computing.
+    """
+    matrices = size.parameters["language_model"] - size.embeddings
+    return tokens * (2 * matrices + 4 * context * size.hidden * size.layers)
+
+
+def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[str, float]:
+    """FLOPs of one optimiser step of `load`, by part.
+
+    Language model: forward, the gradient of its inputs (always: projectors and queries are on their other side), the
+    gradient of its weights when all of them are trained, and the forward pass once more with gradient checkpointing.
+    Head: the same at the targets alone. UNet: forward, the gradient of its inputs, that of its weights when they are
+    trained, and the forward pass once more where its activations are computed again. CLIP and VAE: forward; for the
+    alignment loss CLIP also of drawn pictures.
+    """
+    whole = "language_model" in stage.trains and stage.lora is None
+    again = machine.gradient_checkpointing
+    head = 2 * size.vocabulary * size.hidden * load.targets if stage.loss_weights.language else 0.0
+    drawn = load.drawn if stage.loss_weights.diffusion else 0.0
+    unet_again = again or machine.pictures_at_a_time is not None
+    return {
+        "language model": language_forward(size, load.tokens, stage.context) * (2 + whole + again),
+        "head": head * (2 + ("language_model" in stage.trains)),
+        "CLIP": size.clip * (load.read + (load.drawn if stage.loss_weights.alignment else 0.0)),
+        "VAE": size.vae * drawn,
+        "UNet": size.unet * drawn * (2 + ("unet" in stage.trains) + unet_again),
+    }
+
+
+def gpu_hours(flops: float, peak: float, utilisation: float) -> float:
+    """FLOPs / (peak FLOP/s x utilisation) in hours of one GPU."""
+    return flops / (peak * utilisation) / 3600
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def lora_parameters(size: Size, rank: int) -> int:
+    """Parameters of adapters of `rank` on all linear layers of a LLaMA but its head: rank x (in + out) of each."""
+    h, i, kv = size.hidden, size.intermediate, int(size.key_value_share * size.hidden)
+    per_layer = 2 * (h + h) + 2 * (h + kv) + 2 * (h + i) + (i + h)  # q and o; k and v; gate and up; down
+    return rank * per_layer * size.layers
+
+
+def trained_parameters(size: Size, stage: Stage) -> dict[str, int]:
+    """Trained parameters by part; with adapters these, the embeddings and the head."""
+    trained = {part: size.parameters[part] for part in stage.trains}
+    if stage.lora:
+        trained["language_model"] = size.embeddings + lora_parameters(size, stage.lora.rank)
+    return trained
+
+
+def layer_activations(size: Size) -> float:
+    """Bytes per token that a decoder layer keeps for its backward pass under bf16, attention keeping no scores.
+
+    Two norms: input and output in fp32, output once more in bf16, 20 h. Queries, keys and values before and after the
+    rotation, 4 h (1 + 2 g), g = key_value_share. Attention's output, 2 h. Gate, up, activation and product, 8 i.
+    """
+    h, i = size.hidden, size.intermediate
+    return 20 * h + 4 * h * (1 + 2 * size.key_value_share) + 2 * h + 8 * i
+
+
+def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[str, float]:
+    """Bytes on each GPU at the worst moment of a step of `load` (the whole batch), by what takes them.
+
+    S: parameters of the language model and of what is new; E: of CLIP, VAE and UNet, whole on every GPU in fp32 (a
+    trained UNet is of S); A: the trained ones; N: GPUs.
+        sharding none             4 S weights, 4 A gradients, 8 A optimiser state
+        shard_grad_op             the same / N, and 2 S: weights in bf16, gathered from forward to backward
+        full_shard                the same / N, and 2 S x 2 / layers: two layers gathered at a time
+    bf16 copies of autocast: 2 A; without gradient checkpointing of all weights that gradients pass through, S and UNet.
+    Activations: rows_at_a_time x context x layers x `layer_activations`, with gradient checkpointing 4 h per layer and
+    one whole layer; those of the UNet or, where it needs more, of the VAE for as many pictures as are in these rows or
+    pictures_at_a_time; logits: 10 V per target (bf16, fp32 and their gradient).
+    """
+    processes = max(1, machine.gpus) * machine.nodes
+    parameters = size.parameters
+    encoders = sum(parameters[part] for part in {"vision_model", "vae", "unet"} - {*stage.trains})
+    shared = sum(parameters.values()) - encoders
+    trained = sum(trained_parameters(size, stage).values())
+    adapters = lora_parameters(size, stage.lora.rank) if stage.lora else 0
+    sharded = machine.sharding != "none" and processes > 1
+    parts = processes if sharded else 1
+
+    rows = stage.rows_per_batch / processes
+    here = min(rows, machine.rows_at_a_time or rows)
+    part = load * (here / stage.rows_per_batch)
+    tokens = here * stage.context
+    pictures = min(part.drawn, machine.pictures_at_a_time or part.drawn) if stage.loss_weights.diffusion else 0.0
+    if machine.gradient_checkpointing:
+        language = tokens * (FP32 * size.hidden * size.layers + layer_activations(size))
+    else:
+        language = tokens * size.layers * layer_activations(size)
+    unet = size.unet_kept if machine.gradient_checkpointing else size.unet_saved
+    copies = 0.0
+    if sharded:
+        copies = BF16 * shared * (1 if machine.sharding == "shard_grad_op" else min(1, 2 / size.layers))
+    elif machine.gradient_checkpointing:
+        copies = BF16 * trained
+    else:
+        frozen_unet = parameters["unet"] if stage.loss_weights.diffusion and "unet" not in stage.trains else 0
+        copies = BF16 * (shared + adapters + frozen_unet)
+    return {
+        "weights": FP32 * (encoders + (shared + adapters) / parts),
+        "gradients": FP32 * trained / parts,
+        "optimiser state": ADAM * trained / parts,
+        "bf16 copies": copies,
+        "activations of the language model": language,
+        "activations of UNet or VAE": pictures * max(unet, size.vae_peak),
+        "logits": 10 * size.vocabulary * part.targets if stage.loss_weights.language else 0.0,
+        "reserve": RESERVED,
+    }

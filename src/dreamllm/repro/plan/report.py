@@ -1,0 +1,253 @@
+"""Print what an experiment costs, before anything is spent: `dreamllm plan --config FILE`.
+
+Parameters, and for each stage what is trained, documents, tokens, pictures, memory per GPU, GPU-hours; then the disk.
+Nothing is fetched and nothing is built but shapes. How each number is made is in `arithmetic.py`; what is assumed is in
+paper/assumptions.yaml and printed with the plan. What evaluation costs is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dreamllm.config.base import Positive, Section, Share
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.reading import ConfigProblem, load, read_yaml
+from dreamllm.config.world import WORLD_SETS
+from dreamllm.repro.plan import arithmetic
+from dreamllm.repro.plan.arithmetic import Kind, Size
+from dreamllm.sources import manifest
+
+ASSUMPTIONS = Path("paper/assumptions.yaml")
+GPU = "A800"
+
+
+class Value(Section):
+    """A number and where it is from."""
+
+    value: Positive
+    why: str
+
+
+class Average(Section):
+    """An average document of a shard set: the fields of `arithmetic.Kind`, and where they are from."""
+
+    layout: str
+    text: Positive
+    pictures: float = 0
+    shown: float = 0
+    prompt: Share = 0
+    why: str
+
+    def kind(self) -> Kind:
+        """As the arithmetic wants it."""
+        return Kind(self.layout, self.text, self.pictures, self.shown, self.prompt)
+
+
+class Gpu(Section):
+    """A GPU: dense bf16 FLOP/s, memory in bytes."""
+
+    flops: Positive
+    memory: Positive
+
+
+class Assumptions(Section):
+    """paper/assumptions.yaml."""
+
+    fill: Value
+    documents: dict[str, Average]
+    picture_bytes: Value
+    gpus: dict[str, Gpu]
+    utilisation: Value
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage costs. steps: of the whole stage; memory: bytes on one GPU by what takes them."""
+
+    name: str
+    trained: dict[str, int]
+    steps: int
+    documents: dict[str, float]
+    step: arithmetic.Load
+    flops: dict[str, float]
+    memory: dict[str, float]
+
+
+def read_assumptions(path: Path) -> Assumptions:
+    """Read and check the assumptions. Raises ConfigProblem."""
+    try:
+        return Assumptions.model_validate(read_yaml(path))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (it is {e['input']!r})" for e in error.errors()]
+        raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None
+
+
+def kinds(experiment: Experiment, assumptions: Assumptions, path: Path) -> dict[str, Kind]:
+    """The average document of each set that a stage names. Raises ConfigProblem for one that nothing is assumed of."""
+    found = {}
+    for name in sorted({name for stage in experiment.stages.values() for name in stage.mixture}):
+        key = name
+        if name.startswith("mmc4_core") and not experiment.sources[name].min_similarity:
+            key = "mmc4_core_unfiltered"
+        if key not in assumptions.documents:
+            raise ConfigProblem(f"{path}: documents: says nothing about {key}, which a mixture names; add it there")
+        found[name] = assumptions.documents[key].kind()
+    return found
+
+
+def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, Kind], fill: float) -> StagePlan:
+    """All numbers of one stage."""
+    stage, machine = experiment.stages[name], experiment.machine
+    mean = arithmetic.mixture_load(stage, sets, size.patches, size.queries)
+    per_step = arithmetic.documents_per_step(stage, mean, fill)
+    total = sum(stage.mixture.values())
+    step = mean * per_step
+    return StagePlan(
+        name=name,
+        trained=arithmetic.trained_parameters(size, stage),
+        steps=stage.steps,
+        documents={key: per_step * stage.steps * weight / total for key, weight in stage.mixture.items()},
+        step=step,
+        flops=arithmetic.step_flops(size, stage, machine, step),
+        memory=arithmetic.gpu_memory(size, stage, machine, step),
+    )
+
+
+def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumptions: Assumptions) -> dict[str, float]:
+    """Bytes on disk by what takes them; sets of unknown size count with their pictures alone."""
+    public = manifest.load() if experiment.sources else {}
+    used: dict[str, float] = {}
+    for name, use in experiment.sources.items():
+        source = public[name]
+        about = assumptions.documents.get(name)
+        documents = use.documents or source.documents
+        if about is None or documents is None or source.format == "instructions":
+            pictures = 0.0
+        else:
+            pictures = documents * (about.pictures + about.shown) * assumptions.picture_bytes.value
+        copies = 2 if source.format in manifest.BY_URL else 1  # as fetched by address, and in the shards
+        used[f"set {name}"] = (source.bytes or 0) + copies * pictures
+    trained = [sum(stage.trained.values()) for stage in stages]
+    return used | {
+        "foundations (at most)": arithmetic.FP32 * sum(size.parameters.values()),
+        "checkpoints": arithmetic.FP32 * sum(trained),
+        "resume state of one training": (arithmetic.FP32 + arithmetic.ADAM) * max(trained, default=0),
+    }
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
+
+
+def lines(
+    experiment: Experiment,
+    sizes: Mapping[int, Size],
+    assumptions: Assumptions,
+    gpu: str,
+    utilisation: float,
+    path: Path,
+) -> list[str]:
+    """The plan, ready to print. sizes: of the model with each number of dream queries that the experiment has."""
+    size = sizes[experiment.model.num_dream_queries]
+    card, machine = assumptions.gpus[gpu], experiment.machine
+    processes = max(1, machine.gpus) * machine.nodes
+    sets = kinds(experiment, assumptions, path)
+    text = [f"experiment {experiment.name}", "", "parameters"]
+    text += [f"  {part:<22} {number:>15,}" for part, number in size.parameters.items()]
+    text += [f"  {'all':<22} {sum(size.parameters.values()):>15,}"]
+    stages, hours = [], 0.0
+    for name in experiment.stages:
+        stage = plan_stage(experiment, name, sizes[experiment.queries(name)], sets, assumptions.fill.value)
+        stages.append(stage)
+        of_stage = arithmetic.gpu_hours(stage.steps * sum(stage.flops.values()), card.flops, utilisation)
+        hours += of_stage
+        text += ["", f"stage {name}: {stage.steps:,} steps of {experiment.stages[name].rows_per_batch:,} rows"]
+        text += _stage_lines(experiment, stage, sets)
+        need = sum(stage.memory.values())
+        fits = "fits" if need <= card.memory else "does NOT fit"
+        text += [f"  memory per GPU         {need / 1e9:.1f} GB, {fits} {gpu} ({card.memory / 1e9:.0f} GB)"]
+        text += [f"    {what:<38} {size_:>9.1f} GB" for what, size_ in _in(1e9, stage.memory)]
+        text += [f"  FLOPs of a step        {sum(stage.flops.values()):.3g}"]
+        text += [f"    {what:<38} {share:>9.0%}" for what, share in _shares(stage.flops)]
+        text += [f"  GPU-hours              {of_stage:,.1f}, {of_stage / processes:,.1f} h on {processes} GPU(s)"]
+    text += ["", f"all stages               {hours:,.1f} GPU-hours, {hours / processes:,.1f} h on {processes} GPU(s)"]
+    used = disk(experiment, size, stages, assumptions)
+    text += ["", f"disk                     {sum(used.values()) / 1e12:.3f} TB"]
+    text += [f"    {what:<38} {size_:>9.1f} GB" for what, size_ in _in(1e9, used)]
+    drawing = experiment.evaluation.drawing
+    text += [
+        "",
+        f"drawing a picture        {2 * drawing.steps * size.unet:.3g} FLOPs: {drawing.steps} steps, twice the UNet",
+        "",
+        f"assumed ({path})",
+        f"  GPU {gpu}: {card.flops:.3g} FLOP/s in bf16, of which training reaches {utilisation:.0%}",
+        f"  packed rows are full to {assumptions.fill.value:.0%}",
+        f"  a stored picture has {assumptions.picture_bytes.value:,.0f} bytes",
+    ]
+    for name in sets:
+        about = sets[name]
+        text += [f"  a document of {name}: {about.text:g} tokens of text, {about.pictures + about.shown:g} picture(s)"]
+    return text
+
+
+def _stage_lines(experiment: Experiment, plan: StagePlan, sets: dict[str, Kind]) -> list[str]:
+    public = manifest.load() if experiment.sources else {}
+    text = [
+        f"  trained parameters     {sum(plan.trained.values()):,} "
+        f"({', '.join(f'{part} {number:,}' for part, number in plan.trained.items())})",
+        f"  tokens                 {plan.step.tokens:,.0f} a step, {plan.step.tokens * plan.steps:,.0f} in all",
+        f"  pictures read          {plan.step.read:,.0f} a step, {plan.step.read * plan.steps:,.0f} in all",
+        f"  pictures drawn         {plan.step.drawn:,.0f} a step, {plan.step.drawn * plan.steps:,.0f} in all",
+        f"  documents              {sum(plan.documents.values()) / plan.steps:,.0f} a step, "
+        f"{sum(plan.documents.values()):,.0f} in all",
+    ]
+    for name, number in plan.documents.items():
+        if name in WORLD_SETS:
+            there = getattr(experiment.world.training, name)
+        else:
+            there = experiment.sources[name].documents or public[name].documents
+        epochs = f", {number / there:.2f} epochs of {there:,}" if there else ", size of the set not known"
+        text.append(f"    {name:<38} {number:>13,.0f}{epochs}")
+    return text
+
+
+def _in(unit: float, sizes: dict[str, float]) -> list[tuple[str, float]]:
+    return [(what, size / unit) for what, size in sizes.items() if size]
+
+
+def _shares(values: dict[str, float]) -> list[tuple[str, float]]:
+    total = sum(values.values())
+    return [(what, value / total) for what, value in values.items() if value]
+
+
+# ---- command line ----------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm plan`."""
+    parser.add_argument("--config", type=Path, required=True, help="experiment file")
+    parser.add_argument("--assumptions", type=Path, default=ASSUMPTIONS, help="default: %(default)s")
+    parser.add_argument("--gpu", default=GPU, help="a GPU of the assumptions; default: %(default)s")
+    parser.add_argument("--utilisation", type=float, help="share of its speed that is reached; default: as assumed")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Entry point of `dreamllm plan`. Raises ConfigProblem or PlanProblem for what cannot be planned."""
+    experiment = load(args.config)
+    assumptions = read_assumptions(args.assumptions)
+    if args.gpu not in assumptions.gpus:
+        raise ConfigProblem(f"--gpu {args.gpu}: {args.assumptions} knows {', '.join(assumptions.gpus)}")
+    utilisation: Any = args.utilisation if args.utilisation is not None else assumptions.utilisation.value
+    if not 0 < utilisation <= 1:
+        raise ConfigProblem(f"--utilisation {utilisation}: should be above 0 and at most 1")
+
+    from dreamllm.repro.plan.architecture import build, configurations, measure  # torch, only when it is needed
+
+    numbers = {experiment.model.num_dream_queries, *map(experiment.queries, experiment.stages)}
+    sizes = {number: measure(build(configurations(experiment), number)) for number in numbers}
+    print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions)))

@@ -1,0 +1,167 @@
+"""What a run cost: time, memory, disk, and an estimate of energy, from the files that Snakemake's `benchmark:` writes.
+
+Nothing is measured here. A job whose file is not there (its outputs came by DVC, say) is not in the sums.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dreamllm.config.experiment import Experiment
+from dreamllm.digests import content_files
+from dreamllm.evaluate.files import BenchmarkProblem, read_text
+
+WATTS_PER_CORE, WATTS_PER_GPU = 10, 400
+ASSUMPTION = (
+    f"Energy is an estimate, not a measurement: {WATTS_PER_CORE} W for each busy core, memory and cooling included, "
+    f"and {WATTS_PER_GPU} W for each GPU for as long as its job ran, busy or not."
+)
+OWN_JOBS = ("site", "crate")  # they write the report, and are not part of what it is about
+KINDS = {  # how the jobs' names begin: what they are for
+    "fetch": "data and foundations",
+    "make": "data and foundations",
+    "build": "data and foundations",
+    "list": "data and foundations",
+    "write": "data and foundations",
+    "place": "data and foundations",
+    "import": "data and foundations",
+    "train_foundation": "foundations, trained here",
+    "train": "training",
+    "predict": "raw predictions",
+    "features": "scores",
+    "real": "scores",
+    "score": "scores",
+    "item": "scores",
+    "human": "scores",
+    "submission": "scores",
+    "tables": "tables and figures",
+    "figures": "tables and figures",
+}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak, MiB
+
+    None where Snakemake wrote NA, as it does for jobs shorter than its interval of measurement.
+    gpus: reserved for it.  run: the folder of its file
+    """
+
+    run: str
+    job: str
+    kind: str
+    seconds: float
+    cpu_seconds: float | None
+    memory_mb: float | None
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums over jobs: hours, and the highest peak of memory in MiB, 0 where none was measured."""
+
+    jobs: int
+    hours: float
+    cpu_hours: float
+    gpu_hours: float
+    memory_mb: float
+    unmeasured: int
+
+    @property
+    def kilowatt_hours(self) -> float:
+        """The estimate of energy, see ASSUMPTION."""
+        return (self.cpu_hours * WATTS_PER_CORE + self.gpu_hours * WATTS_PER_GPU) / 1000
+
+
+def read_timings(folder: Path, experiment: Experiment) -> list[Timing]:
+    """The timing files of an experiment, benchmarks/NAME/*.tsv, by name; none where there is no such folder.
+
+    Raises BenchmarkProblem for a file that is none of Snakemake's.
+    """
+    return [_read(path, experiment) for path in sorted(folder.glob("*.tsv")) if path.stem not in OWN_JOBS]
+
+
+def total(timings: Sequence[Timing]) -> Cost:
+    """The sums."""
+    return Cost(
+        jobs=len(timings),
+        hours=sum(one.seconds for one in timings) / 3600,
+        cpu_hours=sum(one.cpu_seconds or 0 for one in timings) / 3600,
+        gpu_hours=sum(one.seconds * one.gpus for one in timings) / 3600,
+        memory_mb=max((one.memory_mb or 0 for one in timings), default=0),
+        unmeasured=sum(one.cpu_seconds is None for one in timings),
+    )
+
+
+def by_kind(timings: Sequence[Timing]) -> dict[str, Cost]:
+    """The sums by what jobs are for, in the order of KINDS."""
+    kinds = dict.fromkeys([*KINDS.values(), "other"])
+    chosen = {kind: [one for one in timings if one.kind == kind] for kind in kinds}
+    return {kind: total(those) for kind, those in chosen.items() if those}
+
+
+def disk(root: Path, experiment: Experiment, runs: Sequence[str]) -> dict[str, int]:
+    """Bytes of the folders of an experiment and its runs that are there, by their paths relative to `root`."""
+    results = ("checkpoints", "predictions", "features", "metrics", "items")
+    folders = [experiment.world.folder, experiment.foundations.folder]
+    folders += [f"results/{part}/{run}" for run in dict.fromkeys([experiment.name, *runs]) for part in results]
+    folders += ["results/tables", "results/figures"]
+    sizes = {folder: sum(path.stat().st_size for path in content_files(root / folder)) for folder in folders}
+    return {folder: size for folder, size in sizes.items() if size}
+
+
+def size(count: int) -> str:
+    """Bytes for reading, in powers of 1000: 1.3 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Time for reading: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _read(path: Path, experiment: Experiment) -> Timing:
+    lines = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t"))
+    if not lines or not {"s", "max_rss", "cpu_time"} <= lines[0].keys():
+        raise BenchmarkProblem(path, "line 1", "should have the columns s, max_rss and cpu_time, and a line below")
+    numbers = [_number(lines[0][name], path) for name in ("s", "cpu_time", "max_rss")]
+    kind = next((KINDS[stem] for stem in sorted(KINDS, key=len, reverse=True) if _begins(path.stem, stem)), "other")
+    return Timing(
+        path.parent.name, path.stem, kind, numbers[0] or 0.0, numbers[1], numbers[2], _gpus(path.stem, kind, experiment)
+    )
+
+
+def _begins(name: str, stem: str) -> bool:
+    return name == stem or name.startswith(f"{stem}_")
+
+
+def _number(text: str | None, path: Path) -> float | None:
+    if text in (None, "", "NA", "-"):
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise BenchmarkProblem(path, "line 2", f"{text!r} is no number") from None
+    return value if math.isfinite(value) else None
+
+
+def _gpus(job: str, kind: str, experiment: Experiment) -> int:
+    """GPUs that the job's rule reserves (workflow/rules)."""
+    machine = experiment.machine
+    if kind == "training" and job != "train_sd_finetuned":
+        return machine.gpus * machine.nodes
+    uses_one = kind in ("raw predictions", "foundations, trained here") or job == "train_sd_finetuned"
+    return min(1, machine.gpus) if uses_one or re.match("features_|real_", job) else 0

@@ -1,0 +1,1 @@
+"""Clients of services over HTTP: downloads that resume, and chat completions."""

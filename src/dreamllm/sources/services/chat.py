@@ -1,0 +1,82 @@
+"""A language model behind OpenAI's chat completions, every answer of which is kept: nothing is paid for twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import requests
+
+from dreamllm.atomic import new_file
+from dreamllm.config.sources import Service
+from dreamllm.sources.services.http import TIMEOUT, FetchProblem, session
+
+
+@dataclass
+class Chat:
+    """The service of `settings`; its answers are kept below the folder `cache`, the key is in no message or file."""
+
+    settings: Service
+    cache: Path
+    key: str
+    tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "requests": 0, "from cache": 0})
+    models: set[str] = field(default_factory=set)
+    """Names under which the service says that it answered."""
+    web: requests.Session = field(default_factory=session)
+    lock: Any = field(default_factory=Lock)
+
+    def ask(self, messages: list[dict[str, str]], *, temperature: float = 0, repeat: int = 0, **options: Any) -> str:
+        """The service's answer to a conversation, or the one that is kept.
+
+        repeat: number of the time that the same question is asked; each is answered, and kept, by itself.
+        options: more fields of the request. Raises FetchProblem when the service refuses or cannot be reached.
+        """
+        body = {"model": self.settings.model, "messages": messages, "temperature": temperature, **options}
+        kept_as = body | ({"repeat": repeat} if repeat else {})
+        digest = hashlib.sha256(json.dumps(kept_as, sort_keys=True).encode()).hexdigest()
+        path = self.cache / digest[:2] / f"{digest}.json"
+        if cached := path.exists():
+            answer = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            answer = self._post(body)
+            with new_file(path) as temporary:
+                temporary.write_text(json.dumps(answer), encoding="utf-8")
+        with self.lock:
+            self.tokens["from cache" if cached else "requests"] += 1
+            self.tokens["in"] += answer["in"]
+            self.tokens["out"] += answer["out"]
+            self.models.add(answer.get("model") or self.settings.model)
+        return answer["text"]
+
+    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        url = f"{(self.settings.endpoint or '').rstrip('/')}/chat/completions"
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        try:
+            answer = self.web.post(url, json=body, headers=headers, timeout=TIMEOUT)
+        except requests.exceptions.RequestException as error:
+            raise FetchProblem(f"{url}: {self._without_key(str(error))}") from None
+        if answer.status_code != 200:
+            said = self._without_key(answer.text[:300])
+            hint = "; is OPENAI_API_KEY set and right?" if answer.status_code in (401, 403) else ""
+            raise FetchProblem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
+        try:
+            content = answer.json()
+            text, usage = content["choices"][0]["message"]["content"], content.get("usage") or {}
+            counts = {"in": usage.get("prompt_tokens", 0), "out": usage.get("completion_tokens", 0)}
+            return {"text": text or "", "model": content.get("model") or "", **counts}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            said = self._without_key(answer.text[:300])
+            raise FetchProblem(f"{url}: the answer is no chat completion: {said}") from None
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self.key, "***") if self.key else text
+
+    def cost(self) -> dict[str, float]:
+        """Tokens of all answers used, cached ones too, and their price."""
+        price_in, price_out = self.settings.dollars_per_million
+        dollars = (self.tokens["in"] * price_in + self.tokens["out"] * price_out) / 1e6
+        return {**self.tokens, "dollars": round(dollars, 4)}
