@@ -101,13 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
-    import torch
-
-    from dreamllm.model import precision
     from dreamllm.model.generate import Writing, interleave
     from dreamllm.model.processor import PromptProblem, parse
     from dreamllm.model.sampling import Drawing
-    from dreamllm.train.checkpoint import load_model
+    from dreamllm.train.checkpoint import load_for_inference
 
     is_story = arguments.kind == "story"
     images = []
@@ -124,8 +121,7 @@ def main(arguments: argparse.Namespace) -> None:
     writing = Writing(arguments.temperature, arguments.top_p, arguments.max_new_tokens, arguments.max_pictures)
     drawing = Drawing(arguments.scheduler, arguments.steps, arguments.guidance)
     seeds = [arguments.seed + index for index in range(len(prompts))]
-    model, processor = load_model(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
-    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
+    model, processor = load_for_inference(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
     continuations = interleave(model, processor, prompts, seeds, writing, drawing)
     save(continuations, arguments.out)
     print(arguments.out / "index.html")

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from dreamllm.atomic import new_folder
 from dreamllm.config.stages import OF_THE_QUERIES
 from dreamllm.digests import digest
+from dreamllm.model import precision
 from dreamllm.model.build import build_from_foundations
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
@@ -108,6 +109,18 @@ def load_model(
     model, processor = build_from_foundations(*(Path(foundations) / name for name in FOUNDATIONS), **options)
     for folder in checkpoints:
         load_trained(model, folder)
+    return model, processor
+
+
+def load_for_inference(
+    foundations: str | Path, checkpoints: Sequence[str | Path]
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    """Load a model to run it: `load_model`, on the GPU if there is one, in `precision.for_inference`'s precision.
+
+    checkpoints: folders in loading order; at least one. Raises CheckpointProblem as `load_model` does.
+    """
+    model, processor = load_model(foundations, checkpoints)
+    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
     return model, processor
 
 
