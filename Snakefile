@@ -1,7 +1,7 @@
 # DreamLLM as a runnable experiment.
 #
 #   snakemake --cores all results/tables                                    config/embedded.yaml, on a laptop
-#   snakemake --cores all --configfile=config/other.yaml results/tables     another experiment instead
+#   snakemake --cores all --configfile=config/mine.yaml results/tables      another experiment instead
 #   snakemake --cores all --dry-run                                         what would run, and why
 #
 # Rules are in workflow/rules, paths and digests in common.smk and measure.smk there. docs/workflow.md explains the house.

@@ -6,7 +6,7 @@
         for one in walk(link): ...           each link of it once
 
 Each link has the digest of what is there now, and what the link above it wrote down when it was made: where the two
-differ, something was exchanged. Nothing is judged here (`checks.py`). Loads neither torch nor transformers.
+differ, something was exchanged. Nothing is judged here (that is done in `check_*.py`). Loads neither torch nor transformers.
 """
 
 from __future__ import annotations
