@@ -6,7 +6,8 @@
         for one in walk(link): ...           each link of it once
 
 Each link has the digest of what is there now, and what the link above it wrote down when it was made: where the two
-differ, something was exchanged. Nothing is judged here (that is done in `check_*.py`). Loads neither torch nor transformers.
+differ, something was exchanged. The modules `check_*.py` judge, this one does not. Loads
+neither torch nor transformers.
 """
 
 from __future__ import annotations
