@@ -31,7 +31,7 @@ from dreamllm.data.layout import lay_out
 from dreamllm.data.packing import Batch
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.model.sampling import Drawing, draw_states
+from dreamllm.model.sampling import PictureSampling, draw_from_states
 from dreamllm.train import distributed
 
 Model = DreamLLMForConditionalGeneration
@@ -159,11 +159,11 @@ def model_operations(model: Model, batch: Batch) -> float:
 
 
 def pictures(model: Model, count: int) -> str:
-    """The same networks, conditions and scheduler by `draw_states` and by plain diffusers, in bfloat16."""
+    """The same networks, conditions and scheduler by `draw_from_states` and by plain diffusers, in bfloat16."""
     model = model.eval().to(torch.bfloat16)
     shape = (count, model.config.num_dream_queries, model.config.text_config.hidden_size)
     states = torch.randn(shape, device=model.device, dtype=torch.bfloat16)
-    drawing = Drawing("DDIMScheduler", steps=25, guidance=2.0)
+    sampling = PictureSampling("DDIMScheduler", steps=25, guidance=2.0)
     pipeline = StableDiffusionPipeline(
         vae=model.vae,
         unet=model.unet,
@@ -177,13 +177,13 @@ def pictures(model: Model, count: int) -> str:
     pipeline.set_progress_bar_config(disable=True)
     with torch.no_grad():
         conditions = model.condition_projector(states)
-    ours = timed(lambda: draw_states(model, states, states[:1], list(range(count)), drawing), 3)
+    ours = timed(lambda: draw_from_states(model, states, states[:1], list(range(count)), sampling), 3)
     plain = timed(
         lambda: pipeline(
             prompt_embeds=conditions,
             negative_prompt_embeds=conditions[:1].expand_as(conditions),
-            num_inference_steps=drawing.steps,
-            guidance_scale=drawing.guidance,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance,
         ),
         3,
     )

@@ -17,7 +17,7 @@ import test_train
 import tiny
 from dreamllm.data.packing import Batch
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.model.alignment import alignment_targets, grid
+from dreamllm.model.alignment import alignment_targets, grid_shape
 from dreamllm.results.figures import learning_curves, read_losses
 from dreamllm.train import trainer
 from dreamllm.train.checkpoint import load_model
@@ -36,12 +36,12 @@ DECODER |= {"loss_weights": {"language": 0.0, "diffusion": 1.0}}
 
 @pytest.mark.parametrize(("number", "shape"), [(64, (8, 8)), (32, (4, 8)), (128, (8, 16)), (7, (1, 7)), (1, (1, 1))])
 def test_a_grid_is_as_nearly_a_square_as_can_be(number, shape):
-    assert grid(number) == shape
+    assert grid_shape(number) == shape
 
 
 @given(st.integers(1, 400))
 def test_a_grid_has_a_place_for_each_query(number):
-    rows, columns = grid(number)
+    rows, columns = grid_shape(number)
     assert rows * columns == number and rows <= columns
 
 

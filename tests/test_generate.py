@@ -12,11 +12,11 @@ import tiny
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.data.layout import lay_out_prompt
 from dreamllm.model import generate
-from dreamllm.model.generate import Writing, choose, draw, interleave, query_states, write
-from dreamllm.model.sampling import Drawing, make_scheduler
+from dreamllm.model.generate import TextSampling, draw, interleave, query_states, sample_token, write
+from dreamllm.model.sampling import PictureSampling, make_scheduler
 from dreamllm.seeds import seed_of
 
-QUICK = Drawing(steps=2, guidance=3.0)
+QUICK = PictureSampling(steps=2, guidance=3.0)
 MODEL, PROCESSOR = tiny.build()
 
 
@@ -55,7 +55,7 @@ def test_conditions_are_those_of_training():
     "scheduler", ["DPMSolverMultistepScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler"]
 )
 def test_a_picture_depends_on_its_prompt_and_seed_alone(scheduler):
-    drawing = Drawing(scheduler, steps=3, guidance=3.0)
+    drawing = PictureSampling(scheduler, steps=3, guidance=3.0)
     together = draw(MODEL, PROCESSOR, PROMPTS, [5, 6, 7, 8], drawing)
     assert [picture.size for picture in together] == [(16, 16)] * 4
     (alone,) = draw(MODEL, PROCESSOR, PROMPTS[2:3], [7], drawing)
@@ -73,7 +73,7 @@ def test_every_prompt_needs_a_seed():
     "name", ["PNDMScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "UniPCMultistepScheduler"]
 )
 def test_any_scheduler_of_diffusers_draws(name):
-    (picture,) = draw(MODEL, PROCESSOR, PROMPTS[:1], [0], Drawing(name, steps=5, guidance=1.0))
+    (picture,) = draw(MODEL, PROCESSOR, PROMPTS[:1], [0], PictureSampling(name, steps=5, guidance=1.0))
     assert picture.size == (16, 16)
 
 
@@ -109,17 +109,17 @@ def test_a_prompt_without_room_to_write_is_an_error():
 def test_sampling_keeps_to_the_nucleus():
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
     generator = torch.Generator().manual_seed(0)
-    drawn = [choose(logits, 1.0, 0.75, generator) for _ in range(200)]
+    drawn = [sample_token(logits, 1.0, 0.75, generator) for _ in range(200)]
     assert set(drawn) == {0, 1}
-    assert {choose(logits, 1.0, 1.0, generator) for _ in range(200)} == {0, 1, 2, 3}
-    assert choose(logits, 0.0, 1.0, generator) == 0
+    assert {sample_token(logits, 1.0, 1.0, generator) for _ in range(200)} == {0, 1, 2, 3}
+    assert sample_token(logits, 0.0, 1.0, generator) == 0
 
 
 def test_a_model_in_bf16_writes_draws_and_trains():
     model, processor = tiny.build()
     model.to(torch.bfloat16)
     assert len(write(model, processor, PROMPTS, max_new_tokens=3)) == 4
-    (result,) = interleave(model, processor, PROMPTS[:1], [0], Writing(max_new_tokens=3), QUICK)
+    (result,) = interleave(model, processor, PROMPTS[:1], [0], TextSampling(max_new_tokens=3), QUICK)
     assert draw(model, processor, PROMPTS[:1], [0], QUICK)[0].size == (16, 16)
     batch = processor.collate([processor.lay_out(tiny.story(1), "joint", 256)])
     model.config.condition_dropout = 0.5
@@ -135,12 +135,12 @@ def script(monkeypatch, *words: str | int):
     vocabulary = PROCESSOR.vocabulary
     marks = {"picture": [vocabulary.dream_start], "end": [vocabulary.eos]}
     said = iter([token for word in words for token in marks.get(word) or vocabulary.encode(word)])
-    monkeypatch.setattr(generate, "choose", lambda *_: next(said))
+    monkeypatch.setattr(generate, "sample_token", lambda *_: next(said))
 
 
 def test_a_dream_start_draws_a_picture_which_is_read_back(monkeypatch):
     script(monkeypatch, "The river bends slowly.", "picture", "It ends", "picture", "picture", "end")
-    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], Writing(), QUICK)
+    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], TextSampling(), QUICK)
     assert result.stopped == "end"
     kinds = [part.text if isinstance(part, Text) else part.image.size for part in result.parts]
     assert kinds == ["The river bends slowly.", (16, 16), "It ends", (16, 16), (16, 16)]
@@ -152,11 +152,11 @@ def test_the_cache_holds_what_training_would_lay_out(monkeypatch):
     prompt = tiny.story(4)
     script(monkeypatch, "The river bends slowly.", "picture", "It ends")
     seen = []
-    scripted = generate.choose
+    scripted = generate.sample_token
     monkeypatch.setattr(
-        generate, "choose", lambda logits, *rest: (seen.append(logits.clone()), scripted(logits, *rest))[1]
+        generate, "sample_token", lambda logits, *rest: (seen.append(logits.clone()), scripted(logits, *rest))[1]
     )
-    writing = Writing(max_new_tokens=len(PROCESSOR.vocabulary.encode("The river bends slowly.It ends")) - 1)
+    writing = TextSampling(max_new_tokens=len(PROCESSOR.vocabulary.encode("The river bends slowly.It ends")) - 1)
     (result,) = interleave(MODEL, PROCESSOR, [prompt], [3], writing, QUICK)
     words = [PROCESSOR.vocabulary.encode(part.text) for part in result.parts if isinstance(part, Text)]
     sequence = lay_out_prompt(result.document, PROCESSOR.vocabulary, "joint", 256)
@@ -171,7 +171,7 @@ def test_the_cache_holds_what_training_would_lay_out(monkeypatch):
 def test_a_picture_drawn_on_the_way_is_the_one_drawn_after_the_same_words(monkeypatch):
     prompt = tiny.story(4)
     script(monkeypatch, "The river bends slowly.", "picture", "end")
-    (result,) = interleave(MODEL, PROCESSOR, [prompt], [3], Writing(), QUICK)
+    (result,) = interleave(MODEL, PROCESSOR, [prompt], [3], TextSampling(), QUICK)
     read = dataclasses.replace(prompt, parts=(*prompt.parts, result.parts[0]))
     (picture,) = draw(MODEL, PROCESSOR, [read], [seed_of(3, "picture", 0)], QUICK)
     assert same_picture(result.parts[1].image, picture)
@@ -183,7 +183,7 @@ def test_several_prompts_give_what_each_gives_alone():
     bias[processor.vocabulary.dream_start] = 4.0  # a random model seldom draws
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda module, args, output: output + bias)
-    writing = Writing(temperature=1.0, top_p=0.9, max_new_tokens=12, max_pictures=2)
+    writing = TextSampling(temperature=1.0, top_p=0.9, max_new_tokens=12, max_pictures=2)
     together = interleave(model, processor, PROMPTS, [1, 2, 3, 4], writing, QUICK)
     assert sum(isinstance(part, Picture) for result in together for part in result.parts) >= 3
     for index, prompt in enumerate(PROMPTS):
@@ -197,7 +197,7 @@ def test_several_prompts_give_what_each_gives_alone():
 def test_an_answer_in_a_conversation_is_the_assistants(monkeypatch):
     script(monkeypatch, "Here they are.", "picture", "end")
     prompt = Document("chat", "conversation", (Text("Draw two dogs.", "user"),))
-    (result,) = interleave(MODEL, PROCESSOR, [prompt], [0], Writing(), QUICK)
+    (result,) = interleave(MODEL, PROCESSOR, [prompt], [0], TextSampling(), QUICK)
     assert [part.role for part in result.document.parts] == ["user", "assistant", "assistant"]
 
 
@@ -205,16 +205,16 @@ def test_in_mode_creation_pictures_are_not_read_back(monkeypatch):
     script(monkeypatch, "picture", "end")
     read = []
     monkeypatch.setattr(MODEL.vision_model.embeddings, "forward", lambda *_: read.append("a picture"))
-    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], Writing(), QUICK, mode="creation")
+    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], TextSampling(), QUICK, mode="creation")
     assert len(result.parts) == 1 and not read
 
 
 def test_it_stops_at_the_wanted_number_of_pictures_and_tokens(monkeypatch):
     script(monkeypatch, "picture", "picture")
-    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], Writing(max_pictures=1), QUICK)
+    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], TextSampling(max_pictures=1), QUICK)
     assert (result.stopped, len(result.parts)) == ("pictures", 1)
     script(monkeypatch, "The river bends slowly.")
-    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], Writing(max_new_tokens=2), QUICK)
+    (result,) = interleave(MODEL, PROCESSOR, [text("A ship.")], [0], TextSampling(max_new_tokens=2), QUICK)
     assert (result.stopped, len(result.parts)) == ("tokens", 1)
 
 
@@ -224,20 +224,20 @@ def test_a_full_context_stops_before_a_block_and_between_tokens(monkeypatch):
     block = processor.num_dream_queries + 2 + processor.num_patches + 2
     processor.context = len(processor.lay_out_prompt(prompt, "joint")) + block + 1
     script(monkeypatch, "picture", "the", "the")
-    (result,) = interleave(model, processor, [prompt], [0], Writing(), QUICK)
+    (result,) = interleave(model, processor, [prompt], [0], TextSampling(), QUICK)
     assert result.stopped == "context" and [type(part) for part in result.parts] == [Picture, Text]
     processor.context -= 2
     script(monkeypatch, "picture")
-    (result,) = interleave(model, processor, [prompt], [0], Writing(), QUICK)
+    (result,) = interleave(model, processor, [prompt], [0], TextSampling(), QUICK)
     assert (result.stopped, result.parts) == ("context", ())
 
 
 def test_it_never_writes_a_token_that_is_no_target(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        generate, "choose", lambda logits, *_: (seen.append(logits.clone()), PROCESSOR.vocabulary.eos)[1]
+        generate, "sample_token", lambda logits, *_: (seen.append(logits.clone()), PROCESSOR.vocabulary.eos)[1]
     )
-    interleave(MODEL, PROCESSOR, [text("A ship.")], [0], Writing(), QUICK)
+    interleave(MODEL, PROCESSOR, [text("A ship.")], [0], TextSampling(), QUICK)
     vocabulary = PROCESSOR.vocabulary
     barred = [
         vocabulary.pad,

@@ -13,7 +13,7 @@ import tiny
 from dreamllm.data.packing import pack
 from dreamllm.model import generate, precision
 from dreamllm.model.build import build_from_foundations
-from dreamllm.model.sampling import Drawing, draw_states
+from dreamllm.model.sampling import PictureSampling, draw_from_states
 
 BF16 = torch.bfloat16
 
@@ -41,7 +41,7 @@ def test_on_a_cpu_every_weight_stays_bit_for_bit():
     precision.for_inference(model, "cpu")
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     unet = model.unet
-    precision.unet_in(unet, torch.float32)
+    precision.cast_unet(unet, torch.float32)
     assert not unet._forward_hooks and not unet._forward_pre_hooks
 
 
@@ -63,7 +63,9 @@ def test_states_and_pictures_in_bfloat16_are_close():
     for (model, _), state in zip(models, states, strict=True):
         state = state.to(model.unet.dtype)
         with torch.no_grad():
-            picture = draw_states(model, state, model.null_states(), [0], Drawing("DDIMScheduler", 4, 2.0))[0]
+            picture = draw_from_states(
+                model, state, model.null_states(), [0], PictureSampling("DDIMScheduler", 4, 2.0)
+            )[0]
         pictures.append(torch.tensor(list(picture.tobytes()), dtype=torch.float32))
     assert not torch.equal(*pictures) and (pictures[0] - pictures[1]).abs().mean() < 5  # of 255
 
@@ -74,7 +76,12 @@ def test_text_and_stories_are_written_in_bfloat16():
     document = tiny.pair(1)
     assert len(generate.write(model, processor, [document, tiny.text()], max_new_tokens=4)) == 2
     told = generate.interleave(
-        model, processor, [tiny.story(1)], [0], generate.Writing(max_new_tokens=4), Drawing("DDIMScheduler", 2, 2.0)
+        model,
+        processor,
+        [tiny.story(1)],
+        [0],
+        generate.TextSampling(max_new_tokens=4),
+        PictureSampling("DDIMScheduler", 2, 2.0),
     )
     assert told[0].stopped
 
@@ -82,7 +89,7 @@ def test_text_and_stories_are_written_in_bfloat16():
 def test_a_unet_of_a_pipeline_takes_and_gives_fp32_but_computes_in_bfloat16(tmp_path):
     tiny.foundations(tmp_path)
     unets = [UNet2DConditionModel.from_pretrained(tmp_path / "sd", subfolder="unet") for _ in range(2)]
-    precision.unet_in(unets[1], BF16)
+    precision.cast_unet(unets[1], BF16)
     latents, condition = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))[0], torch.ones(1, 3, 20)
     with torch.no_grad():
         wanted = unets[0](latents, 7, encoder_hidden_states=condition, return_dict=False)[0]

@@ -101,9 +101,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
-    from dreamllm.model.generate import Writing, interleave
+    from dreamllm.model.generate import TextSampling, interleave
     from dreamllm.model.processor import PromptProblem, parse
-    from dreamllm.model.sampling import Drawing
+    from dreamllm.model.sampling import PictureSampling
     from dreamllm.train.checkpoint import load_for_inference
 
     is_story = arguments.kind == "story"
@@ -118,10 +118,11 @@ def main(arguments: argparse.Namespace) -> None:
         Document(f"prompt {number}", "interleaved" if is_story else "conversation", parts)
         for number, parts in enumerate(parsed, 1)
     ]
-    writing = Writing(arguments.temperature, arguments.top_p, arguments.max_new_tokens, arguments.max_pictures)
-    drawing = Drawing(arguments.scheduler, arguments.steps, arguments.guidance)
+    limits = (arguments.max_new_tokens, arguments.max_pictures)
+    text_sampling = TextSampling(arguments.temperature, arguments.top_p, *limits)
+    picture_sampling = PictureSampling(arguments.scheduler, arguments.steps, arguments.guidance)
     seeds = [arguments.seed + index for index in range(len(prompts))]
     model, processor = load_for_inference(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
-    continuations = interleave(model, processor, prompts, seeds, writing, drawing)
+    continuations = interleave(model, processor, prompts, seeds, text_sampling, picture_sampling)
     save(continuations, arguments.out)
     print(arguments.out / "index.html")

@@ -21,7 +21,7 @@ from dreamllm.evaluate import prompts, selection
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
-    from dreamllm.model.sampling import Drawing
+    from dreamllm.model.sampling import PictureSampling
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def draw_with_sd(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipeline = pipeline.to(device)
     precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(device))
-    precision.unet_in(pipeline.unet, precision.compute_dtype(device))
+    precision.cast_unet(pipeline.unet, precision.compute_dtype(device))
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     pipeline.scheduler = make_scheduler(settings.scheduler, schedule)
@@ -194,11 +194,11 @@ def cut_off(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
     return {"longest": longest, "prompts": len(lengths), "cut": sum(length > longest for length in lengths)}
 
 
-def how(settings: DrawingSettings) -> Drawing:
+def how(settings: DrawingSettings) -> PictureSampling:
     """The settings as `model.sampling` wants them."""
-    from dreamllm.model.sampling import Drawing
+    from dreamllm.model.sampling import PictureSampling
 
-    return Drawing(settings.scheduler, settings.steps, settings.guidance)
+    return PictureSampling(settings.scheduler, settings.steps, settings.guidance)
 
 
 def _batches(wanted: Sequence[Wanted], size: int) -> Iterator[Sequence[Wanted]]:

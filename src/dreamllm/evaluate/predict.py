@@ -169,10 +169,10 @@ def tell(
     """Free interleaving from each opening, greedily in the words; story k has the seed `settings.seed` + k."""
     from dreamllm.data.document import Text
     from dreamllm.model import generate
-    from dreamllm.model.sampling import Drawing
+    from dreamllm.model.sampling import PictureSampling
 
-    how = Drawing(settings.drawing.scheduler, settings.drawing.steps, settings.drawing.guidance)
-    limits = generate.Writing(
+    how = PictureSampling(settings.drawing.scheduler, settings.drawing.steps, settings.drawing.guidance)
+    limits = generate.TextSampling(
         max_new_tokens=settings.stories.max_new_tokens, max_pictures=settings.stories.max_pictures
     )
     records: Records = []

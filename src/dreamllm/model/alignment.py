@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 
-def grid(number: int) -> tuple[int, int]:
+def grid_shape(number: int) -> tuple[int, int]:
     """Rows and columns, as nearly a square as the number allows: 64 is 8 x 8, 32 is 4 x 8, a prime is one row."""
     rows = max(divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0)
     return rows, number // rows
@@ -31,5 +31,5 @@ def alignment_targets(features: torch.Tensor, num_queries: int) -> torch.Tensor:
     """
     side = math.isqrt(features.shape[1])
     patches = features.float().transpose(1, 2).unflatten(2, (side, side))  # (M, Dv, side, side)
-    pooled = F.adaptive_avg_pool2d(patches, grid(num_queries)).flatten(2).transpose(1, 2)  # (M, Q, Dv)
+    pooled = F.adaptive_avg_pool2d(patches, grid_shape(num_queries)).flatten(2).transpose(1, 2)  # (M, Q, Dv)
     return F.layer_norm(pooled, pooled.shape[2:])

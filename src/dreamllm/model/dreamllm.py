@@ -30,7 +30,7 @@ from dreamllm.data.layout import IGNORE
 from dreamllm.model import diffusion
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.packed import fill_slots, gather_slots, in_parts, packed_attention_mask, packed_lengths
+from dreamllm.model.packed import fill_slots, gather_slots, in_chunks, packed_attention_mask, packed_lengths
 from dreamllm.model.vision import patch_features
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
@@ -187,7 +187,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             width = self.config.vision_config.hidden_size
             features = self.visual_projector.weight.new_zeros(0, self.config.num_patches, width)
         elif features is None:
-            features = in_parts(self.patch_features, self.pictures_at_a_time, pixels)
+            features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
         return self.visual_projector(features)
 
     @torch.no_grad()  # CLIP is frozen throughout
@@ -227,7 +227,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             unused += [] if null_states is None else [null_states]
             return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
         if moments is None:
-            moments = in_parts(self.latent_moments, self.pictures_at_a_time, pixels)
+            moments = in_chunks(self.latent_moments, self.pictures_at_a_time, pixels)
         mean, std = moments.chunk(2, dim=1)
         if noise is None:
             noise = self.draw_noise(len(moments), generator)
@@ -240,7 +240,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         alphas = self.alphas.to(mean.device)[noise.timesteps]
         input_noise = noise.noise if noise.perturbation is None else noise.noise + noise.perturbation
         noisy = diffusion.add_noise(latents, input_noise, alphas)
-        prediction = in_parts(self.denoise, self.pictures_at_a_time, noisy, noise.timesteps, conditions, recompute=True)
+        inputs = (noisy, noise.timesteps, conditions)
+        prediction = in_chunks(self.denoise, self.pictures_at_a_time, *inputs, recompute=True)
         target = diffusion.prediction_target(latents, noise.noise, alphas, self.prediction_type)
         weights = None
         if config.snr_gamma is not None:
@@ -265,7 +266,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if features is None and pixels is None:
             raise ValueError("the alignment loss needs target_pixels: collate the batch with align=True")
         if features is None:
-            features = in_parts(self.patch_features, self.pictures_at_a_time, pixels)
+            features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
         targets = alignment_targets(features, self.config.num_dream_queries)
         return diffusion.squared_error(conditions, targets, count=num_pictures)
 

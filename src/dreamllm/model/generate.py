@@ -1,12 +1,12 @@
-"""What a trained DreamLLM makes of a Document: text, a picture, or a freely interleaved continuation.
+"""Generation with a trained DreamLLM: text, a picture, or freely interleaved text and pictures after a Document.
 
     write(model, processor, prompts)        text alone, by transformers' `generate`
     draw(model, processor, prompts)         one picture per prompt
-    interleave(model, processor, prompts)   text and pictures, where and as the model likes (paper section 3.2)
+    interleave(model, processor, prompts)   text and pictures, each where the model chooses (paper section 3.2)
 
-In free interleaving, a sampled <dream_start> draws a picture from the dream queries' states, CLIP reads the picture
-back, and the text goes on with everything before it in the cache. The authors' code lays its training data out for this
-loop, but does not contain it.
+When the model samples <dream_start> in free interleaving, a picture is drawn from the states of the dream queries, CLIP
+reads it back, and text generation continues with everything before it in the cache. The authors' code lays out its
+training data for this loop, but does not contain the loop itself.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from dreamllm.data.packing import collate
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
-from dreamllm.model.sampling import Drawing, draw_states
+from dreamllm.model.sampling import PictureSampling, draw_from_states
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Writing:
-    """How text is chosen while interleaving, and where it ends. Temperature 0 is greedy."""
+class TextSampling:
+    """How tokens are sampled in free interleaving, and where it stops. Temperature 0 is greedy decoding."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -43,10 +43,10 @@ class Writing:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What came after a prompt, and why it ended.
+    """What the model generated after a prompt, and why it stopped.
 
-    stopped: "end" by the model's own </s>; "tokens" or "pictures" when that many were made and it wanted more;
-    "context" when the next token or picture block would not have fitted, so that no block is ever cut
+    stopped: "end": the model wrote </s>.  "tokens", "pictures": it reached the maximum of TextSampling and would have
+    continued.  "context": the next token or picture block does not fit the context; no block is ever truncated.
     """
 
     prompt: Document
@@ -70,7 +70,7 @@ def write(
     max_new_tokens: int = 64,
     num_beams: int = 1,
 ) -> list[str]:
-    """Continue each prompt with text alone, greedily or by beam search, up to </s>; prompts are batched.
+    """Continue each prompt with text alone, greedily or by beam search, up to </s>; all prompts are one batch.
 
     Raises PromptProblem for a prompt that leaves no room in the context.
     """
@@ -83,7 +83,7 @@ def write(
         max_new_tokens=min(max_new_tokens, processor.context - length),
         num_beams=num_beams,
         do_sample=False,
-        suppress_tokens=_never_written(processor, drawing=False),
+        suppress_tokens=_suppressed_tokens(processor, allow_pictures=False),
         eos_token_id=processor.vocabulary.eos,
         pad_token_id=processor.vocabulary.pad,
     )
@@ -96,27 +96,27 @@ def draw(
     processor: DreamLLMProcessor,
     prompts: Sequence[Document],
     seeds: Sequence[int],
-    drawing: Drawing,
+    sampling: PictureSampling,
     *,
     mode: Mode = "joint",
 ) -> list[Image.Image]:
-    """Draw one picture after each prompt, with a seed for each; all at once, so cut long lists into batches.
+    """Draw one picture after each prompt, with one seed for each. All prompts are one batch: split long lists.
 
-    Raises LayoutProblem for a prompt that does not fit the context.
+    Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds.
     """
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
-    return draw_states(model, query_states(model, processor, prompts, mode=mode), model.null_states(), seeds, drawing)
+    _check_seeds(prompts, seeds)
+    states = query_states(model, processor, prompts, mode=mode)
+    return draw_from_states(model, states, model.null_states(), seeds, sampling)
 
 
 @torch.no_grad()
 def query_states(
     model: Model, processor: DreamLLMProcessor, prompts: Sequence[Document], *, mode: Mode = "joint"
 ) -> torch.Tensor:
-    """The states (M, Q, D) of the dream queries after each prompt, in one forward pass.
+    """Last hidden states (M, Q, D) of the dream queries after each of M prompts, in one forward pass.
 
-    Prompts are padded behind their queries, where the causal mask hides the padding: the states of a prompt do not
-    depend on its batch mates (in the official code they do).
+    Padding comes after the queries, where the causal mask hides it, so the states of a prompt do not depend on the
+    other prompts of the batch (in the official code they do).
     """
     sequences = [processor.lay_out_prompt(prompt, mode, draw=True) for prompt in prompts]
     batch = collate([[sequence] for sequence in sequences], processor.vocabulary, processor.read_pixels, None)
@@ -131,54 +131,56 @@ def interleave(
     processor: DreamLLMProcessor,
     prompts: Sequence[Document],
     seeds: Sequence[int],
-    writing: Writing,
-    drawing: Drawing,
+    text_sampling: TextSampling,
+    picture_sampling: PictureSampling,
     *,
     mode: Literal["creation", "joint"] = "joint",
 ) -> list[Continuation]:
-    """Continue each prompt with text and pictures. Each is written by itself; pictures due are drawn together.
+    """Continue each prompt with text and pictures, with one seed for each prompt.
 
-    A continuation depends on its prompt and its seed, not on the others. In mode "creation" pictures are drawn, but not
-    read back. Raises LayoutProblem for a prompt that does not fit the context.
+    Text is written for one prompt at a time; the pictures that are due next are drawn as one batch. A continuation
+    depends on its own prompt and seed only. In mode "creation" pictures are drawn, but not read back.
+
+    Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds.
     """
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+    _check_seeds(prompts, seeds)
     null_states = model.null_states()
-    writers = [
-        _write_and_dream(model, processor, prompt, mode, writing, torch.Generator().manual_seed(seed_of(seed, "text")))
-        for prompt, seed in zip(prompts, seeds, strict=True)
-    ]
-    finished: dict[int, Continuation] = {}
-    answers: dict[int, Image.Image | None] = dict.fromkeys(range(len(prompts)))  # to send to the writers; None starts
-    drawn = [0] * len(prompts)
-    while answers:
-        wanted: dict[int, torch.Tensor] = {}
-        for index, answer in answers.items():
+    writers = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        generator = torch.Generator().manual_seed(seed_of(seed, "text"))
+        writers.append(_interleave_one(model, processor, prompt, mode, text_sampling, generator))
+    continuations: dict[int, Continuation] = {}
+    num_drawn = [0] * len(prompts)
+    pictures: dict[int, Image.Image | None] = dict.fromkeys(range(len(prompts)))  # by prompt; None starts a writer
+    while pictures:
+        states: dict[int, torch.Tensor] = {}  # by prompt: the query states (1, Q, D) of its next picture
+        for index, picture in pictures.items():
             try:
-                wanted[index] = writers[index].send(answer)
+                states[index] = writers[index].send(picture)
             except StopIteration as end:
-                finished[index] = end.value
-        answers = {}
-        if wanted:
-            picture_seeds = [seed_of(seeds[index], "picture", drawn[index]) for index in wanted]
-            pictures = draw_states(model, torch.cat(list(wanted.values())), null_states, picture_seeds, drawing)
-            answers = dict(zip(wanted, pictures, strict=True))
-            for index in wanted:
-                drawn[index] += 1
-    return [finished[index] for index in range(len(prompts))]
+                continuations[index] = end.value
+        pictures = {}
+        if states:
+            picture_seeds = [seed_of(seeds[index], "picture", num_drawn[index]) for index in states]
+            batch = torch.cat(list(states.values()))  # (M, Q, D)
+            drawn = draw_from_states(model, batch, null_states, picture_seeds, picture_sampling)
+            pictures = dict(zip(states, drawn, strict=True))
+            for index in states:
+                num_drawn[index] += 1
+    return [continuations[index] for index in range(len(prompts))]
 
 
-def _write_and_dream(
+def _interleave_one(
     model: Model,
     processor: DreamLLMProcessor,
     prompt: Document,
     mode: Mode,
-    writing: Writing,
+    sampling: TextSampling,
     generator: torch.Generator,
 ) -> Generator[torch.Tensor, Image.Image, Continuation]:
-    """Write one continuation; yields the query states (1, Q, D) of a picture and wants to be sent the picture."""
+    """Continue one prompt: yields the query states (1, Q, D) of each picture, and expects that picture to be sent."""
     vocabulary = processor.vocabulary
-    never = _never_written(processor, drawing=True)
+    suppressed = _suppressed_tokens(processor, allow_pictures=True)
     role = "assistant" if prompt.kind == "conversation" else ""
     dream = [vocabulary.dream_start, *[vocabulary.im_patch] * vocabulary.num_queries, vocabulary.dream_end]
     image = [vocabulary.im_start, *[vocabulary.im_patch] * vocabulary.num_patches, vocabulary.im_end]
@@ -187,7 +189,7 @@ def _write_and_dream(
     cache = DynamicCache(config=model.config.text_config)
 
     def advance(embeds: torch.Tensor) -> torch.Tensor:
-        """Let the language model read on: embeddings (1, T, D) -> last hidden states (1, T, D)."""
+        """Append embeddings (1, T, D) to the cached sequence; returns their last hidden states (1, T, D)."""
         outputs = model.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
         return outputs.last_hidden_state
 
@@ -195,46 +197,49 @@ def _write_and_dream(
         return torch.tensor([values], device=model.device)
 
     sequence = processor.lay_out_prompt(prompt, mode)
-    given = collate([[sequence]], vocabulary, processor.read_pixels, None).to(model.device)
-    hidden = advance(model.embed(given.input_ids, given.read_pixels, given.read_slots, given.draw_slots))
+    batch = collate([[sequence]], vocabulary, processor.read_pixels, None).to(model.device)
+    hidden = advance(model.embed(batch.input_ids, batch.read_pixels, batch.read_slots, batch.draw_slots))
     parts: list[Part] = []
-    words: list[int] = []
-    written = pictures = 0
+    text_ids: list[int] = []  # tokens written since the last picture
+    num_tokens = num_pictures = 0
 
     def finish(stopped: str) -> Continuation:
-        return Continuation(prompt, tuple(_with_words(parts, words, processor, role)), stopped)
+        return Continuation(prompt, tuple(_with_text(parts, text_ids, processor, role)), stopped)
 
     while True:
         logits = model.get_output_embeddings()(hidden[0, -1]).float()  # (V,)
-        logits[never] = -torch.inf
-        token = choose(logits, writing.temperature, writing.top_p, generator)
+        logits[suppressed] = -torch.inf
+        token = sample_token(logits, sampling.temperature, sampling.top_p, generator)
         if token == vocabulary.eos:
             return finish("end")
         room = processor.context - cache.get_seq_length()
         if token == vocabulary.dream_start:
-            if pictures == writing.max_pictures:
+            if num_pictures == sampling.max_pictures:
                 return finish("pictures")
             if room < len(dream) + len(image):
                 return finish("context")
             hidden = advance(model.embed(tensor(dream), draw_slots=tensor([0, 1])))
             picture = yield hidden[:, 1:-1]
-            pictures += 1
-            parts, words = [*_with_words(parts, words, processor, role), Picture(picture, role)], []
+            num_pictures += 1
+            parts, text_ids = [*_with_text(parts, text_ids, processor, role), Picture(picture, role)], []
             if image:
                 pixels = processor.read_pixels([picture]).to(model.device)
                 hidden = advance(model.embed(tensor(image), pixels, tensor([0, 1])))
         else:
-            if written == writing.max_new_tokens:
+            if num_tokens == sampling.max_new_tokens:
                 return finish("tokens")
             if room < 1:
                 return finish("context")
-            words.append(token)
-            written += 1
+            text_ids.append(token)
+            num_tokens += 1
             hidden = advance(model.embed(tensor([token])))
 
 
-def choose(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """A token by its logits (V,): the best at temperature 0, else sampled from the smallest set with mass top_p."""
+def sample_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """Choose a token from its logits (V,): the argmax at temperature 0, else nucleus sampling.
+
+    The nucleus is the smallest set of tokens with probability mass `top_p` (arXiv 1904.09751).
+    """
     if temperature == 0:
         return int(logits.argmax())
     probabilities, order = (logits / temperature).softmax(-1).cpu().sort(descending=True)
@@ -242,15 +247,20 @@ def choose(logits: torch.Tensor, temperature: float, top_p: float, generator: to
     return int(order[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def _with_words(parts: list[Part], words: list[int], processor: DreamLLMProcessor, role: str) -> list[Part]:
-    """The parts with the words written since as a last Text, if there are any."""
-    text = processor.decode(words, skip_special_tokens=True).strip()
+def _check_seeds(prompts: Sequence[Document], seeds: Sequence[int]) -> None:
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
+
+
+def _with_text(parts: list[Part], text_ids: list[int], processor: DreamLLMProcessor, role: str) -> list[Part]:
+    """The parts, followed by the decoded tokens as one Text unless they are blank."""
+    text = processor.decode(text_ids, skip_special_tokens=True).strip()
     return [*parts, Text(text, role)] if text else parts
 
 
-def _never_written(processor: DreamLLMProcessor, *, drawing: bool) -> list[int]:
-    """Special tokens that are no target in training; without `drawing`, <dream_start> too."""
+def _suppressed_tokens(processor: DreamLLMProcessor, *, allow_pictures: bool) -> list[int]:
+    """Ids of the special tokens that are never a target in training; <dream_start> too unless `allow_pictures`."""
     ids = set(processor.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))) | {processor.vocabulary.bos}
-    if drawing:
+    if allow_pictures:
         ids -= {processor.vocabulary.dream_start}
     return sorted(ids - {processor.vocabulary.eos})

@@ -43,7 +43,7 @@ def packed_lengths(position_ids: torch.Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def in_parts(
+def in_chunks(
     function: Callable[..., torch.Tensor], size: int | None, *tensors: torch.Tensor, recompute: bool = False
 ) -> torch.Tensor:
     """function(*tensors) for at most `size` entries at a time (None: all at once), joined again.

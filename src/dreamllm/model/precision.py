@@ -33,7 +33,7 @@ def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: tor
     model.to(device).eval()
 
 
-def unet_in(unet: torch.nn.Module, dtype: torch.dtype) -> None:
+def cast_unet(unet: torch.nn.Module, dtype: torch.dtype) -> None:
     """Keep a diffusers UNet in `dtype` while latents go in and predictions come out in fp32, as in DreamLLM.denoise.
 
     For diffusers' pipelines, which would otherwise round the latents at each step.

@@ -19,7 +19,7 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 
 
 @dataclass(frozen=True)
-class Drawing:
+class PictureSampling:
     """How pictures are drawn.
 
     scheduler: name of a diffusers scheduler class.  guidance: of the condition over the null condition; 1 is none
@@ -46,22 +46,22 @@ def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerM
     return scheduler_class.from_config(scheduler_config, timestep_spacing="trailing")
 
 
-def draw_states(
+def draw_from_states(
     model: DreamLLMForConditionalGeneration,
     states: torch.Tensor,
     null_states: torch.Tensor,
     seeds: Sequence[int],
-    drawing: Drawing,
+    sampling: PictureSampling,
 ) -> list[Image.Image]:
     """Draw M pictures from their query states (M, Q, D), with null states (1, Q, D) and a seed for each."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     side = model.unet.config.sample_size
     shape = (model.unet.config.in_channels, side, side)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (M, C, h, w)
-    scheduler = make_scheduler(drawing.scheduler, model.config.scheduler_config)
-    scheduler.set_timesteps(drawing.steps, device=model.device)
+    scheduler = make_scheduler(sampling.scheduler, model.config.scheduler_config)
+    scheduler.set_timesteps(sampling.steps, device=model.device)
     latents = sample_latents(
-        model, states, null_states, noise.to(model.device), scheduler, drawing.guidance, generators
+        model, states, null_states, noise.to(model.device), scheduler, sampling.guidance, generators
     )
     return decode_latents(model, latents)
 
