@@ -12,7 +12,7 @@ import pytest
 import audited
 import repository
 from dreamllm.digests import sha256_of_file
-from dreamllm.repro.audit import check_inputs, lineage, run, tensors
+from dreamllm.repro.audit import check_inputs, lineage, run
 from dreamllm.repro.audit.findings import AuditProblem, Result
 
 CHECKPOINT = "results/checkpoints/small/{}/checkpoint.json"
@@ -50,6 +50,12 @@ def rewrite(path: Path, change) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_a_checkpoint_that_is_cut_off_is_no_whole_safetensors_file(checkout):
+    cut_a_checkpoint(checkout)
+    [fault] = results(checkout)["A09"].faults
+    assert fault.file == TENSORS.format("sft") and fault.what.startswith("is no whole safetensors file")
 
 
 def test_a_sound_repository_has_no_faults(sound):
@@ -278,7 +284,7 @@ def test_outside_of_a_checkout_the_audit_says_where_to_run_it(tmp_path, monkeypa
         run.main(argparse.Namespace(config=Path("config/embedded.yaml"), out=Path("audit.json"), pictures=False))
 
 
-# ---- the chain and the index of tensors ----------------------------------------------------------------------------
+# ---- lineage and lock file -----------------------------------------------------------------------------------------
 
 
 def test_a_cell_is_followed_down_to_commit_and_environment(sound):
@@ -290,14 +296,6 @@ def test_a_cell_is_followed_down_to_commit_and_environment(sound):
     assert {"checkpoint", "configuration", "foundations", "data", "commit", "environment"} <= set(kinds)
     assert all(link.agrees for link in links)
     assert {link.name for link in links if link.kind == "checkpoint"} == {"align", "sft"}
-
-
-def test_a_damaged_file_of_tensors_is_refused(tmp_path):
-    indices = [len(text).to_bytes(8, "little") + text for text in (b"[]", b'{"a": {}}', b'{"a": [')]
-    for content in (b"", b"\1", b"\xff" * 16, *indices):
-        (tmp_path / "t.safetensors").write_bytes(content)
-        with pytest.raises(AuditProblem):
-            tensors.shapes(tmp_path / "t.safetensors")
 
 
 def test_a_lock_is_read_without_what_is_for_other_machines():

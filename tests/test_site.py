@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import browser
 import run
 from dreamllm.config.reading import ConfigProblem
-from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.repro.report import cost, gallery, site
 from dreamllm.repro.report.evidence import Report, gather
+from dreamllm.snakemake_records import RecordProblem
 
 
 def build(root: Path, out: Path) -> Path:
@@ -195,10 +195,10 @@ def test_gpu_hours_follow_what_the_rules_reserve(root, report) -> None:
 
 def test_a_file_that_is_no_timing_is_refused(report, tmp_path) -> None:
     (tmp_path / "train_sft.tsv").write_text("step\tloss\n1\t2\n")
-    with pytest.raises(BenchmarkProblem, match="columns s, max_rss"):
+    with pytest.raises(RecordProblem, match="columns s, max_rss"):
         cost.read_timings(tmp_path, report.run.experiment)
     (tmp_path / "train_sft.tsv").write_text("s\tmax_rss\tcpu_time\nlong\t2\t3\n")
-    with pytest.raises(BenchmarkProblem, match="'long' is no number"):
+    with pytest.raises(RecordProblem, match="line 2: could not convert string to float: 'long'"):
         cost.read_timings(tmp_path, report.run.experiment)
 
 

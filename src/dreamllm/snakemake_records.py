@@ -1,20 +1,29 @@
-"""Snakemake's records of what it made, held against the files that are there.
+"""Read what Snakemake wrote about its jobs, and find result files that it did not make.
 
-DVC runs a stage when its configuration or code changed, and takes what the stage leaves for the result. Snakemake goes
-by its own records; of a file without one (it came by `dvc pull`), or one that was edited since, it sees the time alone
-and may call it up to date. Together they would record an old file as the result of new settings. So a stage is refused
-(Snakefile), and nothing is recorded (workflow/record.py), while its folders hold such files.
+    .snakemake/metadata      a JSON record of every output: rule, inputs, command, start and end
+    .snakemake/incomplete    an empty file for every output of a job that has begun and not ended
+    benchmarks/RUN/JOB.tsv   what the rule's `benchmark:` measured: seconds, CPU seconds, peak memory
+
+DVC runs a stage when its configuration or code changed, and records whatever the stage leaves as its result. Snakemake
+decides by its own records. For a file that has no record (it came by `dvc pull`) or that was edited later, Snakemake
+only compares times and may call it up to date. The two together would then record an old file as the result of new
+settings. Therefore a stage does not start (Snakefile) and nothing is recorded (workflow/record.py) while the stage's
+folders hold such files.
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -23,18 +32,63 @@ from dreamllm.digests import content_files
 SLACK = 0.01  # seconds; a record has the output's own time, as a float
 
 
+class RecordProblem(ValueError):
+    """A file of Snakemake's that cannot be read: which file, and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What Snakemake measured of a job. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak, MiB
+
+    None where Snakemake wrote NA, as it does for jobs that are shorter than its sampling interval.
+    """
+
+    seconds: float
+    cpu_seconds: float | None
+    memory_mb: float | None
+
+
+def read_usage(path: Path) -> Usage:
+    """Read the file of a job's `benchmark:`.
+
+    Raises FileNotFoundError where there is none, and RecordProblem for a file of another form.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        line = next(csv.DictReader(file, delimiter="\t"), {})
+    if not {"s", "cpu_time", "max_rss"} <= line.keys():
+        raise RecordProblem(f"{path}, line 1: should have the columns s, max_rss and cpu_time, and a line below")
+    try:
+        numbers = [None if line[key] in (None, "", "NA", "-") else float(line[key]) for key in ("cpu_time", "max_rss")]
+        return Usage(float(line["s"]), *(None if n is None or not math.isfinite(n) else n for n in numbers))
+    except (TypeError, ValueError) as error:
+        raise RecordProblem(f"{path}, line 2: {error}") from None
+
+
+def read_records(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
+    """Snakemake's record of every output by the output's path; files that are no records are passed over."""
+    found = {}
+    for output, file in _record_files(Path(state) / "metadata"):
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(record, dict) and {"rule", "input", "log", "shellcmd", "starttime", "endtime"} <= record.keys():
+            found[output] = record
+    return found
+
+
 def outputs(stage: Mapping) -> list[str]:
     """Paths that a stage of dvc.yaml makes."""
     return [next(iter(out)) if isinstance(out, Mapping) else out for out in stage["outs"]]
 
 
 def untracked_outputs(folders: Iterable[str | Path], state: str | Path = ".snakemake") -> dict[str, str]:
-    """Files below `folders` that no finished or begun job of Snakemake accounts for, each with the reason.
+    """Files below `folders` that no finished or begun job of Snakemake made, each with the reason.
 
-    `state`: where Snakemake keeps its records, one file for each output, named by the output's path in base64.
+    state: the folder of Snakemake's records
     """
-    ended = {name: json.loads(file.read_text(encoding="utf-8")) for name, file in _records(Path(state) / "metadata")}
-    begun = {name for name, _ in _records(Path(state) / "incomplete")}  # Snakemake makes these again by itself
+    ended = read_records(state)
+    begun = {name for name, _ in _record_files(Path(state) / "incomplete")}  # Snakemake makes these again by itself
     found = {}
     for path in (path for folder in folders for path in content_files(folder)):
         names = [str(name) for name in (path, *path.parents)]
@@ -49,7 +103,7 @@ def untracked_outputs(folders: Iterable[str | Path], state: str | Path = ".snake
 
 
 def refusal(pipeline: str | Path, stages: Iterable[str] | None = None) -> str | None:
-    """Why the outputs of these stages of a dvc.yaml (all, unless named) must not be recorded; None if they may be."""
+    """Why the outputs of these stages of a dvc.yaml (default: all) must not be recorded; None if they may be."""
     described = yaml.safe_load(Path(pipeline).read_text(encoding="utf-8"))["stages"]
     found = untracked_outputs(path for name in stages or described for path in outputs(described[name]))
     if not found:
@@ -63,15 +117,15 @@ def refusal(pipeline: str | Path, stages: Iterable[str] | None = None) -> str | 
 
 
 def refusal_under_dvc(pipeline: str | Path) -> str | None:
-    """`refusal` of the stage that DVC runs just now, which it names in DVC_STAGE; None where nobody runs a stage."""
+    """`refusal` for the stage that DVC is running, which it names in DVC_STAGE; None outside of DVC."""
     stage = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     return refusal(pipeline, [stage]) if stage else None
 
 
 def sweep(folder: str | Path) -> list[Path]:
-    """Remove what `atomic` could not after a SIGKILL: files and folders named .NAME.PID. Returns those it removed.
+    """Remove the temporary files and folders (.NAME.PID) that `atomic` leaves after a SIGKILL; return their paths.
 
-    For the one who holds Snakemake's lock: then no job of this workflow is at work on such a file.
+    Call this only while holding Snakemake's lock: then no job of this workflow is writing such a file.
     """
     left = [path for path in sorted(Path(folder).rglob(".*")) if re.fullmatch(r"\..+\.\d+", path.name)]
     for path in left:
@@ -82,9 +136,15 @@ def sweep(folder: str | Path) -> list[Path]:
     return left
 
 
-def _records(folder: Path) -> Iterable[tuple[str, Path]]:
-    """Path of the output and file of every record; long names are cut into folders whose names begin with @."""
-    for file in folder.rglob("*"):
-        if file.is_file():
-            parts = [part.removeprefix("@") for part in file.relative_to(folder).parts]
-            yield base64.urlsafe_b64decode("".join(parts)).decode(), file
+def _record_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Output and file of every record, sorted by file; files whose names are not base64 are passed over.
+
+    A file is named by its output's path in URL-safe base64; a name that is too long for the file system is cut, and all
+    parts but the last are folders that begin with @.
+    """
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = "".join(part.removeprefix("@") for part in file.relative_to(folder).parts)
+        try:
+            yield base64.urlsafe_b64decode(name).decode(), file
+        except ValueError:  # binascii.Error and UnicodeDecodeError
+            continue

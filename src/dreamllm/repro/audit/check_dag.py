@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from dreamllm.config.reading import load
 from dreamllm.digests import content_files
 from dreamllm.repro.audit.evidence import Evidence
 from dreamllm.repro.audit.findings import Fault, Result, absent, judged
+from dreamllm.snakemake_records import RecordProblem, Usage, read_usage
 
 LONGEST_SMOKE = 600.0  # CPU seconds: what the end-to-end run may take
 SMOKE = "config/smoke.yaml"
@@ -82,36 +81,19 @@ def costs(evidence: Evidence) -> Result:
         if not (evidence.root / output.path).exists():
             continue
         file = f"benchmarks/{run.name}/{job}.tsv"
-        found, problem = _timing(evidence.root / file)
+        try:
+            usage = read_usage(evidence.root / file)
+            problem = "" if usage.seconds > 0 else "its time is not positive"
+        except FileNotFoundError:
+            usage, problem = Usage(0.0, None, None), "has no timing"
+        except RecordProblem:
+            usage, problem = Usage(0.0, None, None), "its timing cannot be read"
         if problem:
             faults.append(Fault(f"job {job}: {problem}", file, f"run it again: snakemake --forcerun {output.rule}"))
-        seconds += found[0]
-        memory = max(memory, found[1])
+        seconds += usage.seconds
+        memory = max(memory, usage.memory_mb or 0.0)
     words = f"{len(jobs)} jobs, {seconds / 3600:.2f} hours one after another, at most {memory:.0f} MB"
     return judged(faults, words)
-
-
-def _timing(file: Path) -> tuple[tuple[float, float], str]:
-    """Seconds and peak memory (MB) of a job, and what is wrong with its file. Short jobs have no memory ("NA")."""
-    if not file.is_file():
-        return (0.0, 0.0), "has no timing"
-    lines = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")), delimiter="\t"))
-    try:
-        seconds = float(lines[0]["s"])
-        text = lines[0].get("max_rss", "")
-        memory = 0.0 if text in ("-", "NA", "") else float(text)
-    except (IndexError, KeyError, ValueError):
-        return (0.0, 0.0), "its timing cannot be read"
-    return (seconds, memory), "" if seconds > 0 and memory >= 0 else "its timing is not positive"
-
-
-def _computing(file: Path) -> float:
-    """CPU seconds of a job; of a job too short for Snakemake to look at them, its seconds."""
-    lines = list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")), delimiter="\t"))
-    try:
-        return float(lines[0]["cpu_time"])
-    except (IndexError, KeyError, TypeError, ValueError):
-        return _timing(file)[0][0]
 
 
 def small_run(evidence: Evidence) -> Result:
@@ -134,7 +116,8 @@ def small_run(evidence: Evidence) -> Result:
         return absent(f"the small run was not made here: snakemake --cores all --configfile={SMOKE} results/tables")
     if missing:
         return judged(faults, "")
-    seconds = sum(_computing(file) for file in sorted(folder.glob("*.tsv")))
+    usages = [read_usage(file) for file in sorted(folder.glob("*.tsv"))]
+    seconds = sum(usage.seconds if usage.cpu_seconds is None else usage.cpu_seconds for usage in usages)
     if seconds > LONGEST_SMOKE:
         what = f"its jobs took {seconds:.0f} CPU seconds, more than {LONGEST_SMOKE:.0f}"
         fix = "make the smoke run smaller"

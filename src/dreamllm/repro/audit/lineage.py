@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from dreamllm.config.experiment import RELEASED, Experiment
 from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceUse
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.digests import digest
+from dreamllm.snakemake_records import RecordProblem, Usage, read_usage
 
 Kind = Literal[
     "cell", "metric", "items", "judgements", "features", "predictions", "checkpoint", "configuration", "foundations",
@@ -254,7 +256,7 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
         "settings": protocol.get("settings"),
         "versions": protocol.get("libraries"),
         "machine": protocol.get("machine"),
-        "cost": cost(run, f"predict_{name.replace('/', '_')}"),
+        "usage": _usage(run, f"predict_{name.replace('/', '_')}"),
     }
     link = Link("predictions", path, name, run.digest(path), recorded, tuple(below), facts, problem)
     run._links[key] = link
@@ -267,9 +269,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
 
     try:
         if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                index = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            line = index["__metadata__"]["index.jsonl"].partition("\n")[0].encode()
+            with safe_open(path, "numpy") as tensors:
+                line = tensors.metadata()["index.jsonl"].partition("\n")[0].encode()
         elif path.suffix == ".tar":
             with tarfile.open(path, "r:") as archive:
                 member = archive.next()
@@ -281,7 +282,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
         return json.loads(line)["header"], ""
     except FileNotFoundError:
         return {}, "is not there"
-    except (OSError, tarfile.TarError, ValueError, KeyError, TypeError) as error:
+    except (OSError, tarfile.TarError, SafetensorError, ValueError, KeyError, TypeError) as error:
         return {}, f"has no header ({type(error).__name__})"
 
 
@@ -325,7 +326,7 @@ def _below(run: Run, stage: str, about: Mapping[str, Any]) -> Iterator[Link]:
 def _facts(run: Run, about: Mapping[str, Any]) -> dict[str, Any]:
     chosen = ("stage", "seed", "model", "code", "versions", "totals", "tensors", "machine")
     facts = {key: about[key] for key in chosen if key in about}
-    return facts | {"cost": cost(run, f"train_{about.get('stage', '')}")}
+    return facts | {"usage": _usage(run, f"train_{about.get('stage', '')}")}
 
 
 def foundation_link(run: Run, part: str, recorded: str, *, measures: bool = False) -> Link:
@@ -350,15 +351,12 @@ def commit_link(run: Run, recorded: str) -> Link:
 # ---- what else is written down ---------------------------------------------------------------------------------------
 
 
-def cost(run: Run, job: str) -> dict[str, float]:
-    """What Snakemake measured of a job: seconds, CPU seconds, peak memory in MB; nothing where there is no file."""
-    path = run.root / f"benchmarks/{run.name}/{job}.tsv"
-    if not path.is_file():
-        return {}
-    lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")), delimiter="\t"))
-    names = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "memory_mb"}
-    line = lines[0] if lines else {}
-    return {new: float(line[old]) for old, new in names.items() if _is_number(line.get(old))}
+def _usage(run: Run, job: str) -> Usage | None:
+    """What Snakemake measured of a job; None where it left no file that can be read."""
+    try:
+        return read_usage(run.root / f"benchmarks/{run.name}/{job}.tsv")
+    except (FileNotFoundError, RecordProblem):
+        return None
 
 
 def recorded_outputs(run: Run) -> dict[str, tuple[str, str]]:
@@ -379,14 +377,6 @@ def walk(link: Link) -> Iterator[Link]:
             seen.add(key)
             yield one
             todo += one.made_from
-
-
-def _is_number(text: str | None) -> bool:
-    try:
-        float(text or "")
-    except ValueError:
-        return False
-    return True
 
 
 def _json(path: Path) -> Any:

@@ -5,9 +5,6 @@ Nothing is measured here. A job whose file is not there (its outputs came by DVC
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from pathlib import Path
 
 from dreamllm.config.experiment import Experiment
 from dreamllm.digests import content_files
-from dreamllm.evaluate.files import BenchmarkProblem, read_text
+from dreamllm.snakemake_records import Usage, read_usage
 
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400
 ASSUMPTION = (
@@ -46,19 +43,12 @@ KINDS = {  # how the jobs' names begin: what they are for
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A job as Snakemake measured it. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak, MiB
-
-    None where Snakemake wrote NA, as it does for jobs shorter than its interval of measurement.
-    gpus: reserved for it.  run: the folder of its file
-    """
+class Timing(Usage):
+    """A job as Snakemake measured it. gpus: reserved for it.  run: the folder of its file"""
 
     run: str
     job: str
     kind: str
-    seconds: float
-    cpu_seconds: float | None
-    memory_mb: float | None
     gpus: int
 
 
@@ -82,7 +72,7 @@ class Cost:
 def read_timings(folder: Path, experiment: Experiment) -> list[Timing]:
     """The timing files of an experiment, benchmarks/NAME/*.tsv, by name; none where there is no such folder.
 
-    Raises BenchmarkProblem for a file that is none of Snakemake's.
+    Raises RecordProblem for a file that is none of Snakemake's.
     """
     return [_read(path, experiment) for path in sorted(folder.glob("*.tsv")) if path.stem not in OWN_JOBS]
 
@@ -134,28 +124,13 @@ def duration(seconds: float) -> str:
 
 
 def _read(path: Path, experiment: Experiment) -> Timing:
-    lines = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t"))
-    if not lines or not {"s", "max_rss", "cpu_time"} <= lines[0].keys():
-        raise BenchmarkProblem(path, "line 1", "should have the columns s, max_rss and cpu_time, and a line below")
-    numbers = [_number(lines[0][name], path) for name in ("s", "cpu_time", "max_rss")]
     kind = next((KINDS[stem] for stem in sorted(KINDS, key=len, reverse=True) if _begins(path.stem, stem)), "other")
-    return Timing(
-        path.parent.name, path.stem, kind, numbers[0] or 0.0, numbers[1], numbers[2], _gpus(path.stem, kind, experiment)
-    )
+    gpus = _gpus(path.stem, kind, experiment)
+    return Timing(**vars(read_usage(path)), run=path.parent.name, job=path.stem, kind=kind, gpus=gpus)
 
 
 def _begins(name: str, stem: str) -> bool:
     return name == stem or name.startswith(f"{stem}_")
-
-
-def _number(text: str | None, path: Path) -> float | None:
-    if text in (None, "", "NA", "-"):
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise BenchmarkProblem(path, "line 2", f"{text!r} is no number") from None
-    return value if math.isfinite(value) else None
 
 
 def _gpus(job: str, kind: str, experiment: Experiment) -> int:

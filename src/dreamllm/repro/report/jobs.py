@@ -1,22 +1,17 @@
-"""The jobs that made a run, as Snakemake wrote them down: which rule made what from what, how, and when.
+"""The jobs that made a run, from Snakemake's records: rule, inputs, outputs, command, start and end.
 
-Snakemake keeps a record for every output in `.snakemake/metadata`, named by its path in URL-safe base64. It is not
-part of the results: in a clone whose results came by DVC there is none, and a run then has no jobs here.
+The records are not part of the results: a clone whose results came by DVC has none, and its run has no jobs here.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-RECORDS = ".snakemake/metadata"
-CUT = "@"  # where a name is longer than the file system allows, all parts but the last are folders that begin so
+from dreamllm.snakemake_records import read_records
 
 
 @dataclass(frozen=True)
@@ -38,33 +33,18 @@ class Job:
 
 def read_jobs(root: Path, targets: Iterable[str]) -> list[Job]:
     """The jobs that made `targets` and all that they were made from, the earliest one first."""
-    records = dict(_records(root))
+    records = {_relative(output, root): record for output, record in read_records(root / ".snakemake").items()}
     wanted, todo = {}, list(targets)
     while todo:
         path = todo.pop()
         if path in records and path not in wanted:
             wanted[path] = records[path]
             todo += [_relative(one, root) for one in records[path]["input"]]
-    together: dict[tuple[Any, ...], list[str]] = {}
+    outputs: dict[tuple[Any, ...], list[str]] = {}  # by job
     for path, record in sorted(wanted.items()):
-        together.setdefault((record["rule"], record["starttime"], tuple(record["log"])), []).append(path)
-    jobs = [_job(records[paths[0]], paths, root) for paths in together.values()]
+        outputs.setdefault((record["rule"], record["starttime"], tuple(record["log"])), []).append(path)
+    jobs = [_job(records[paths[0]], paths, root) for paths in outputs.values()]
     return sorted(jobs, key=lambda job: (job.start, job.outputs))
-
-
-def _records(root: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    folder = root / RECORDS
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
-        try:
-            name = "".join(part.removeprefix(CUT) for part in path.relative_to(folder).parts)
-            output = base64.urlsafe_b64decode(name).decode()
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (binascii.Error, ValueError):
-            continue  # no record of Snakemake's
-        if isinstance(record, dict) and {"rule", "input", "log", "shellcmd", "starttime", "endtime"} <= record.keys():
-            yield _relative(output, root), record
 
 
 def _job(record: dict[str, Any], outputs: list[str], root: Path) -> Job:
