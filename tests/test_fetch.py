@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dreamllm.emoji.foundations.fetch import FetchProblem, fetch, md5_of, sha256_of
+from dreamllm.digests import digest, md5
+from dreamllm.emoji.foundations.fetch import StoreProblem, fetch
 
 FILES = {
     "llm/config.json": b"{}",
@@ -44,7 +45,7 @@ def store(tmp_path_factory, folder) -> Path:
 
 
 def test_what_dvc_pushes_is_fetched(store, folder, tmp_path):
-    fetch(store, md5_of(folder), sha256_of(folder), tmp_path / "out")
+    fetch(store, md5(folder), digest(folder), tmp_path / "out")
     out = tmp_path / "out"
     found = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert found == FILES
@@ -55,14 +56,14 @@ def test_what_was_there_is_replaced_and_other_folders_stay(store, folder, tmp_pa
         path = tmp_path / "out" / name
         path.parent.mkdir(parents=True)
         path.touch()
-    fetch(store, md5_of(folder), sha256_of(folder), tmp_path / "out")
+    fetch(store, md5(folder), digest(folder), tmp_path / "out")
     assert not (tmp_path / "out/llm/old").exists()
     assert (tmp_path / "out/vae/mine").exists()
 
 
 def test_a_wrong_digest_is_told_and_nothing_is_written(store, folder, tmp_path):
-    with pytest.raises(FetchProblem, match=f"has sha256 {sha256_of(folder)}, the configuration says 0000"):
-        fetch(store, md5_of(folder), "0" * 64, tmp_path / "out")
+    with pytest.raises(StoreProblem, match=f"has sha256 {digest(folder)}, the configuration says 0000"):
+        fetch(store, md5(folder), "0" * 64, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -72,17 +73,17 @@ def test_a_corrupt_store_is_noticed(store, folder, tmp_path):
     victim = next(path for path in corrupt.rglob("*") if path.is_file() and path.read_bytes() == b"weights")
     victim.chmod(0o644)
     victim.write_bytes(b"weightz")
-    with pytest.raises(FetchProblem, match="sha256"):
-        fetch(corrupt, md5_of(folder), sha256_of(folder), tmp_path / "out")
+    with pytest.raises(StoreProblem, match="sha256"):
+        fetch(corrupt, md5(folder), digest(folder), tmp_path / "out")
 
 
 def test_marks_of_snakemake_are_not_content(folder, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "llm/.snakemake_timestamp").touch()
-    assert (md5_of(copy), sha256_of(copy)) == (md5_of(folder), sha256_of(folder))
+    assert (md5(copy), digest(copy)) == (md5(folder), digest(folder))
 
 
 def test_a_missing_object_is_named(store, folder, tmp_path):
-    with pytest.raises(FetchProblem, match="not in the store"):
+    with pytest.raises(StoreProblem, match="not in the store"):
         fetch(store, "f" * 32 + ".dir", "0" * 64, tmp_path / "out")

@@ -130,7 +130,7 @@ def test_a_missing_file_and_a_web_page_are_no_files(server, tmp_path):
 
 
 def test_a_wrong_checksum_is_refused(server, tmp_path):
-    with pytest.raises(FetchProblem, match=f"sha256 {SHA256}, by its publisher it should be 0000"):
+    with pytest.raises(FetchProblem, match=f"sha256 is {SHA256}, the manifest says 0000"):
         fetch("set", source({"url": f"{server.url}/set.zip", "sha256": "0" * 64}), tmp_path / "set")
     assert nothing_but(tmp_path)
     assert not list(tmp_path.rglob("set.zip"))
@@ -141,7 +141,7 @@ def test_a_file_that_changed_since_the_first_fetch_is_refused(server, tmp_path):
     fetch("set", wanted, tmp_path / "set")
     (tmp_path / "set/set.zip").unlink()
     server.files["/set.zip"] = CONTENT + b"more"
-    with pytest.raises(FetchProblem, match="by the lock file it should be"):
+    with pytest.raises(FetchProblem, match="the lock file says"):
         fetch("set", wanted, tmp_path / "set")
     lock_path(tmp_path / "set").unlink()
     fetch("set", wanted, tmp_path / "set")
@@ -187,7 +187,7 @@ def test_two_files_of_one_name_are_refused(server, tmp_path):
 def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(FetchProblem, match="needs 0.0 GB"):
-        module.check_space(tmp_path, module.Item("x", "http://x", size=11))
+        module.check_space(tmp_path, "http://x", 11)
 
 
 def test_two_fetches_of_one_set_do_not_mix(server, tmp_path):
@@ -284,7 +284,7 @@ def test_bytes_that_the_hub_does_not_announce_are_refused(server, tmp_path, monk
         return entry
 
     monkeypatch.setattr(loopback, "_entry", lying)
-    with pytest.raises(FetchProblem, match="by its publisher it should be 0000"):
+    with pytest.raises(FetchProblem, match="the Hub says 0000"):
         fetch("set", source({"hub": "datasets/owner/name", "path": "data/train-1.bin"}), tmp_path / "set")
     assert nothing_but(tmp_path)
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import hub
+import loopback
 import repository
 import tiny
 from dreamllm.config.benchmarks import DRAWN
@@ -89,15 +89,17 @@ def test_foundations_of_the_hub_are_in_the_manifest(path):
 
 def test_a_foundation_comes_from_the_hub(checkout, tmp_path, monkeypatch):
     served = tiny.foundations(tmp_path / "served") / "llm"
-    with hub.serve("owner/tiny", served) as server:
+    with loopback.serve() as server:
+        server.hub["models/owner/tiny"] = {path.name: path.read_bytes() for path in served.iterdir()}
         folder = tmp_path / "checkout"
         shutil.copytree(checkout, folder, symlinks=True)
         path = folder / "paper/released.yaml"
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries["vicuna-7b-v1.1"] = {"repo": "owner/tiny", "revision": hub.REVISION, "patterns": ["*"], "sha256": {}}
+        entry = {"repo": "owner/tiny", "revision": loopback.COMMIT, "patterns": ["*"], "sha256": {}}
+        entries["vicuna-7b-v1.1"] = entry
         path.write_text(yaml.safe_dump(entries))
         target = ("--configfile=config/paper.yaml", "data/foundations_paper/llm")
-        monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         repository.run(folder, "snakemake", "--cores", "1", *target)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):

@@ -12,14 +12,16 @@ import pytest
 import torch
 import yaml
 
-import hub
+import loopback
 import released
 import repository
 import tiny
 from dreamllm.config.reading import ConfigProblem, load
-from dreamllm.emoji.foundations import fetch as store
+from dreamllm.digests import digest, md5, sha256_of_file
 from dreamllm.emoji.foundations import scene_classifier
-from dreamllm.sources.hub import ReleasedProblem, fetch, read_entry
+from dreamllm.sources.released import fetch, read_entry
+from dreamllm.sources.services import http
+from dreamllm.sources.services.http import FetchProblem
 
 REPO = "authors/dreamllm"
 MANIFEST = repository.ROOT / "paper/released.yaml"
@@ -32,7 +34,7 @@ def test_every_entry_of_the_manifest_is_complete_or_says_what_is_missing():
     content = yaml.safe_load(MANIFEST.read_text(encoding="utf-8"))
     for name, entry in content.items():
         if entry["revision"] is None:
-            with pytest.raises(ReleasedProblem, match=f"{name} has no revision yet. Look it up on the page of"):
+            with pytest.raises(FetchProblem, match=f"{name} has no revision yet. Look it up on the page of"):
                 read_entry(MANIFEST, name)
         else:
             read_entry(MANIFEST, name)
@@ -51,40 +53,50 @@ def test_every_entry_of_the_manifest_is_complete_or_says_what_is_missing():
 )
 def test_a_wrong_entry_is_refused(tmp_path, change, told):
     path = tmp_path / "released.yaml"
-    entry = {"repo": REPO, "revision": hub.REVISION, "patterns": ["*"], "sha256": {}}
+    entry = {"repo": REPO, "revision": loopback.COMMIT, "patterns": ["*"], "sha256": {}}
     path.write_text(yaml.safe_dump({"a": entry | change}))
-    with pytest.raises(ReleasedProblem, match=re.escape(told)):
+    with pytest.raises(FetchProblem, match=re.escape(told)):
         read_entry(path, "a")
-    with pytest.raises(ReleasedProblem, match="no entry 'b'; there are a"):
+    with pytest.raises(FetchProblem, match="no entry 'b'; there are a"):
         read_entry(path, "b")
 
 
 # ---- fetching ------------------------------------------------------------------------------------------------------
 
 
+FILES = {
+    "config.json": b"{}",
+    "dream_embedding.bin": bytes(range(256)) * 400,
+    "vae/config.json": b"{ }",
+    "README.md": b"not wanted",
+}
+
+
 @pytest.fixture
-def files(tmp_path) -> Path:
-    folder = tmp_path / "hub"
-    (folder / "vae").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "dream_embedding.bin").write_bytes(bytes(range(256)) * 400)
-    (folder / "vae/config.json").write_text("{ }")
-    (folder / "README.md").write_text("not wanted")
-    return folder
+def server(monkeypatch):
+    """A Hub that has the repository."""
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    with loopback.serve() as running:
+        running.hub[f"models/{REPO}"] = FILES
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        yield running
 
 
 def entry(**changes) -> dict:
-    return {"repo": REPO, "revision": hub.REVISION, "patterns": ["*.json", "*.bin"], "sha256": {}} | changes
+    return {"repo": REPO, "revision": loopback.COMMIT, "patterns": ["*.json", "*.bin"], "sha256": {}} | changes
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def resolved(name: str) -> str:
+    return f"/{REPO}/resolve/{loopback.COMMIT}/{name}"
 
 
-def test_the_wanted_files_come_and_are_checked(files, tmp_path):
-    with hub.serve(REPO, files) as server:
-        given = {"vae/config.json": sha256(files / "vae/config.json")}
-        record = fetch(entry(sha256=given), tmp_path / "out", server.address)
+def sha256(name: str) -> str:
+    return hashlib.sha256(FILES[name]).hexdigest()
+
+
+def test_the_wanted_files_are_downloaded_and_checked(server, tmp_path):
+    record = fetch(entry(sha256={"vae/config.json": sha256("vae/config.json")}), tmp_path / "out")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {"config.json", "dream_embedding.bin", "vae/config.json", "download.json"}
     assert {name: file["checked"] for name, file in record["files"].items()} == {
@@ -93,57 +105,55 @@ def test_the_wanted_files_come_and_are_checked(files, tmp_path):
         "vae/config.json": "manifest",
     }
     assert json.loads((tmp_path / "out/download.json").read_text()) == record
-    assert record["files"]["config.json"]["sha256"] == sha256(files / "config.json")
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert record["files"]["config.json"]["sha256"] == sha256("config.json")
+    assert not (tmp_path / f".out.{loopback.COMMIT[:12]}").exists()
 
 
-def test_a_wrong_digest_is_refused_and_the_file_deleted(files, tmp_path):
-    with hub.serve(REPO, files) as server:
-        with pytest.raises(ReleasedProblem, match="dream_embedding.bin has sha256 .* should have 0000"):
-            fetch(entry(sha256={"dream_embedding.bin": "0" * 64}), tmp_path / "out", server.address)
-        assert not (tmp_path / "out").exists()
-        assert not list(tmp_path.rglob(".out*/dream_embedding.bin"))
-        fetch(entry(), tmp_path / "out", server.address)  # with the right digest it comes again
+def test_a_wrong_digest_is_refused_and_the_file_deleted(server, tmp_path):
+    with pytest.raises(FetchProblem, match="dream_embedding.bin: sha256 is .* the manifest says 0000"):
+        fetch(entry(sha256={"dream_embedding.bin": "0" * 64}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("dream_embedding.bin"))
+    fetch(entry(), tmp_path / "out")
+    assert sha256_of_file(tmp_path / "out/dream_embedding.bin") == sha256("dream_embedding.bin")
 
 
-def test_a_connection_that_breaks_is_made_again(files, tmp_path):
-    with hub.serve(REPO, files) as server:
-        server.cut = {"dream_embedding.bin"}
-        fetch(entry(), tmp_path / "out", server.address)
-    assert server.served.count("dream_embedding.bin") == 2
-    assert sha256(tmp_path / "out/dream_embedding.bin") == sha256(files / "dream_embedding.bin")
+def test_a_broken_connection_is_resumed(server, tmp_path):
+    server.faults[resolved("dream_embedding.bin")] = [("cut", 50_000)]
+    fetch(entry(), tmp_path / "out")
+    assert len(server.requests(resolved("dream_embedding.bin"))) == 2
+    assert sha256_of_file(tmp_path / "out/dream_embedding.bin") == sha256("dream_embedding.bin")
 
 
-def test_a_download_that_failed_leaves_nothing_under_its_name_and_goes_on(files, tmp_path):
-    with hub.serve(REPO, files) as server:
-        server.gone = {"dream_embedding.bin"}
-        with pytest.raises(ReleasedProblem, match="cannot be fetched: .*Call again to go on"):
-            fetch(entry(), tmp_path / "out", server.address)
-        assert not (tmp_path / "out").exists()
-        server.gone = set()
-        fetch(entry(), tmp_path / "out", server.address)
-    assert server.served.count("config.json") <= 2  # one of them is vae/config.json
-    assert sha256(tmp_path / "out/dream_embedding.bin") == sha256(files / "dream_embedding.bin")
+def test_a_failed_download_leaves_nothing_under_its_name_and_is_resumed(server, tmp_path):
+    server.faults[resolved("dream_embedding.bin")] = [("status", 404, {"X-Error-Code": "EntryNotFound"})]
+    with pytest.raises(FetchProblem, match=f"models/{REPO}@{loopback.COMMIT}: .*Entry Not Found"):
+        fetch(entry(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    fetch(entry(), tmp_path / "out")
+    assert len(server.requests(resolved("config.json"))) == 1
+    assert sha256_of_file(tmp_path / "out/dream_embedding.bin") == sha256("dream_embedding.bin")
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
-        ({"revision": "f" * 40}, "authors/dreamllm at ffffffffffff cannot be fetched: .*Revision Not Found"),
-        ({"repo": "authors/other"}, "authors/other at 0123456789ab cannot be fetched: .*Repository Not Found"),
-        ({"patterns": ["*.gguf"]}, "no file fits *.gguf"),
+        ({"revision": "f" * 40}, "models/authors/dreamllm: there is no revision 'ffff"),
+        ({"repo": "authors/other"}, "models/authors/other: it does not exist"),
+        ({"patterns": ["*.gguf"]}, "no file matches '*.gguf'"),
         ({"sha256": {"x": "0" * 64}}, "x of the manifest is not there"),
     ],
 )
-def test_what_cannot_be_had_is_told(files, tmp_path, change, told):
-    with hub.serve(REPO, files) as server, pytest.raises(ReleasedProblem, match=told.replace("*.gguf", r"\*\.gguf")):
-        fetch(entry(**change), tmp_path / "out", server.address)
+def test_what_does_not_exist_is_named(server, tmp_path, change, expected):
+    with pytest.raises(FetchProblem, match=re.escape(expected)):
+        fetch(entry(**change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(ReleasedProblem, match="cannot be fetched"):
-        fetch(entry(), tmp_path / "out", "http://127.0.0.1:9")
+def test_an_unreachable_hub_is_named(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(FetchProblem, match="run the same command again to resume"):
+        fetch(entry(), tmp_path / "out")
 
 
 # ---- the configuration ---------------------------------------------------------------------------------------------
@@ -257,15 +267,14 @@ def put_in_store(folder: Path, where: Path) -> dict[str, str]:
     listing = []
     for path in folder.rglob("*"):
         if path.is_file():
-            md5 = hashlib.md5(path.read_bytes()).hexdigest()
-            listing.append({"md5": md5, "relpath": path.relative_to(folder).as_posix()})
-            put(path.read_bytes(), md5, where)
+            listing.append({"md5": md5(path), "relpath": path.relative_to(folder).as_posix()})
+            put(path.read_bytes(), md5(path), where)
     listing.sort(key=lambda file: file["relpath"])
-    put(json.dumps(listing).encode(), store.md5_of(folder), where)
-    return {"md5": store.md5_of(folder), "sha256": store.sha256_of(folder)}
+    put(json.dumps(listing).encode(), md5(folder), where)
+    return {"md5": md5(folder), "sha256": digest(folder)}
 
 
-def put(content: bytes, md5: str, where: Path) -> None:
-    path = where / "files/md5" / md5[:2] / md5[2:]
+def put(content: bytes, name: str, where: Path) -> None:
+    path = where / "files/md5" / name[:2] / name[2:]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)

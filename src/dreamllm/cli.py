@@ -48,7 +48,7 @@ VERBS = {  # verb: (module, what it does)
     "human-score": ("dreamllm.evaluate.human.score", "turn people's judgements into metrics"),
     "generate": ("dreamllm.evaluate.demo_page", "continue a prompt with text and pictures, as a small HTML page"),
     "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
-    "fetch-released": ("dreamllm.sources.hub", "download what the authors released, at a pinned revision"),
+    "fetch-released": ("dreamllm.sources.released", "download what the authors released, at a pinned revision"),
     "import-official": ("dreamllm.official.importer", "read a checkpoint that the authors released"),
     "export-official": ("dreamllm.official.exporter", "write a trained model as their code reads it"),
 }

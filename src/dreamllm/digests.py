@@ -6,42 +6,53 @@ import hashlib
 import json
 from pathlib import Path
 
-NOT_CONTENT = ".snakemake_timestamp"  # a mark that Snakemake leaves in folders; .dvcignore has it too
+NOT_CONTENT = ".snakemake_timestamp"  # Snakemake leaves such a file in folders that it made; also in .dvcignore
 
 
 def sha256_of_file(path: str | Path) -> str:
     """SHA-256 of a file, in hex, read in blocks. Raises OSError as `open` does."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _of_file(path, "sha256")
 
 
 def digest(path: str | Path) -> str:
-    """sha256 of a file, or of a folder: of the names and digests of all files in it, Snakemake's mark apart.
+    """SHA-256, in hex, of a file; or of a folder: of the names and SHA-256 of its `content_files`.
 
-    Raises FileNotFoundError where there is neither.
+    Raises FileNotFoundError when the path does not exist.
     """
-    path = Path(path)
-    if path.is_file():
-        return sha256_of_file(path)
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    lines = [f"{sha256_of_file(file)}  {file.relative_to(path).as_posix()}\n" for file in content_files(path)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    files = _listing(path, "sha256")
+    if isinstance(files, str):
+        return files
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in files).encode()).hexdigest()
 
 
 def md5(path: str | Path) -> str:
-    """DVC's name of a file's or a folder's content, as in dvc.lock. Raises FileNotFoundError where there is neither."""
-    path = Path(path)
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "md5").hexdigest()
-    if not path.is_dir():
-        raise FileNotFoundError(f"{path}: no such file or folder")
-    named = sorted((file.relative_to(path).as_posix(), file) for file in content_files(path))
-    listing = [{"md5": md5(file), "relpath": name} for name, file in named]
+    """DVC's name of the content of a file or folder, as in dvc.lock: MD5 in hex, followed by `.dir` for a folder.
+
+    Raises FileNotFoundError when the path does not exist.
+    """
+    files = _listing(path, "md5")
+    if isinstance(files, str):
+        return files
+    listing = [{"md5": md5, "relpath": name} for name, md5 in files]
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def content_files(folder: str | Path) -> list[Path]:
-    """All files below a folder but Snakemake's marks, sorted by path; none where there is no such folder."""
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != NOT_CONTENT)
+    """All files below a folder except Snakemake's marks, sorted by POSIX path; [] when there is no such folder."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != NOT_CONTENT)
+    return sorted(files, key=Path.as_posix)  # DVC's order
+
+
+def _listing(path: str | Path, algorithm: str) -> str | list[tuple[str, str]]:
+    """The digest of a file, or (name, digest) of each file of a folder."""
+    path = Path(path)
+    if path.is_file():
+        return _of_file(path, algorithm)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    return [(file.relative_to(path).as_posix(), _of_file(file, algorithm)) for file in content_files(path)]
+
+
+def _of_file(path: str | Path, algorithm: str) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()

@@ -11,7 +11,6 @@ inside `dvc repro` (no lock), in a copy without git history, and follows the con
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,9 @@ import tempfile
 from pathlib import Path
 
 from dreamllm import digests
-from dreamllm.digests import content_files, sha256_of_file
 
 
-class FetchProblem(ValueError):
+class StoreProblem(ValueError):
     """Foundations that are not in the store, or are not what the configuration says."""
 
 
@@ -30,7 +28,7 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
     """Copy the folder called `md5` (`<hex>.dir`) from `store` to `out` and check it against `sha256`.
 
     Each entry of the folder replaces the one of that name in `out`, after all of them have been checked.
-    Raises FetchProblem, naming what is missing or different.
+    Raises StoreProblem, naming what is missing or different.
     """
     files = listing(store, md5)
     out.mkdir(parents=True, exist_ok=True)
@@ -40,9 +38,9 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
             target = staging / file["relpath"]
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(stored(store, file["md5"], file["relpath"]), target)
-        found = sha256_of(staging)
+        found = digests.digest(staging)
         if found != sha256:
-            raise FetchProblem(
+            raise StoreProblem(
                 f"the folder {md5} in {store} has sha256 {found}, the configuration says {sha256}: "
                 "take both digests from `dreamllm fetch-foundations --describe FOLDER`"
             )
@@ -53,32 +51,16 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
             os.replace(entry, target)
 
 
-def sha256_of(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files of a folder."""
-    lines = [f"{sha256_of_file(file)}  {name}\n" for name, file in _files(folder)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def md5_of(folder: Path) -> str:
-    """DVC's name of a folder's content, as in dvc.lock."""
-    return digests.md5(folder)
-
-
-def _files(folder: Path) -> list[tuple[str, Path]]:
-    """All files below a folder with their relative POSIX names, in the order in which DVC lists them."""
-    return sorted((file.relative_to(folder).as_posix(), file) for file in content_files(folder))
-
-
 def stored(store: Path, md5: str, what: str) -> Path:
-    """The file of this MD5 in a store. Raises FetchProblem, naming `what`, when it is not there."""
+    """The file of this MD5 in a store. Raises StoreProblem, naming `what`, when it is not there."""
     path = store / "files" / "md5" / md5[:2] / md5[2:]
     if not path.exists():
-        raise FetchProblem(f"{what} is not in the store: {path} does not exist. Is data/store complete (git status)?")
+        raise StoreProblem(f"{what} is not in the store: {path} does not exist. Is data/store complete (git status)?")
     return path
 
 
 def listing(store: Path, md5: str) -> list[dict[str, str]]:
-    """The files, {md5, relpath} each, of the folder called `md5` in a store. Raises FetchProblem."""
+    """The files, {md5, relpath} each, of the folder called `md5` in a store. Raises StoreProblem."""
     return json.loads(stored(store, md5, "the folder of the foundations").read_text(encoding="utf-8"))
 
 
@@ -94,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm fetch-foundations`."""
     if args.describe:
-        print(f"md5: {md5_of(args.describe)}\nsha256: {sha256_of(args.describe)}")
+        print(f"md5: {digests.md5(args.describe)}\nsha256: {digests.digest(args.describe)}")
     elif all((args.store, args.md5, args.sha256, args.out)):
         fetch(args.store, args.md5, args.sha256, args.out)
     else:
-        raise FetchProblem("--store, --md5, --sha256 and --out are needed together, or --describe alone")
+        raise StoreProblem("--store, --md5, --sha256 and --out are needed together, or --describe alone")

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from dreamllm.config.experiment import Experiment
-from dreamllm.emoji.foundations.fetch import FetchProblem, listing, stored
+from dreamllm.emoji.foundations.fetch import StoreProblem, listing, stored
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import SPECIAL_TOKENS
@@ -49,7 +49,7 @@ def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) 
         try:
             files = {entry["relpath"]: entry["md5"] for entry in listing(Path(foundations.store), foundations.md5)}
             return {key: _json(stored(Path(foundations.store), files[name], name)) for name, key in FILES.items()}
-        except (FetchProblem, KeyError) as problem:
+        except (StoreProblem, KeyError) as problem:
             raise PlanProblem(f"{foundations.store}: no configurations of the foundations there ({problem})") from None
     if foundations.source == "train":
         raise PlanProblem(f"{folder}: foundations are trained by this experiment and not there yet; train them first")
