@@ -211,10 +211,10 @@ def test_a_killed_run_goes_on_bit_equal(world, tmp_path):
     arguments += ["--data", world / "data", "--out", tmp_path / "killed" / "out", "--work", work, "--save-every", "0"]
     code = """if True:
         import argparse
-        from dreamllm.train import trainer
+        from dreamllm.verbs import train
         parser = argparse.ArgumentParser()
-        trainer.add_arguments(parser)
-        trainer.main(parser.parse_args())"""
+        train.add_arguments(parser)
+        train.main(parser.parse_args())"""
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stderr=subprocess.DEVNULL)
     while process.poll() is None and saved_step(work) < 3:
         time.sleep(0.005)

@@ -24,7 +24,7 @@ VERBS = {  # verb: (module, what it does)
     "place-benchmark": ("dreamllm.evaluate.placing", "put a fetched evaluation set where its reader looks for it"),
     "fetch-foundations": ("dreamllm.emoji.foundations.fetch", "fetch the foundation models by digest"),
     "train-foundation": ("dreamllm.emoji.foundations.run", "train one foundation model from nothing"),
-    "train": ("dreamllm.train.trainer", "train one stage of DreamLLM"),
+    "train": ("dreamllm.verbs.train", "train one stage of DreamLLM"),
     "finetune-sd": ("dreamllm.train.finetune_sd", "fine-tune Stable Diffusion, a baseline, on the same pairs"),
     "predict": ("dreamllm.evaluate.predict", "write a model's raw answers to a benchmark"),
     "score": ("dreamllm.evaluate.score", "turn raw answers into metrics"),
@@ -38,9 +38,9 @@ VERBS = {  # verb: (module, what it does)
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),
     "audit": ("dreamllm.repro.audit.run", "check what can be trusted: every number against what it was made from"),
     "compare": ("dreamllm.repro.audit.compare", "say of each number of two result folders how well it was reproduced"),
-    "figures": ("dreamllm.results.figures", "draw the paper's figures from stored predictions"),
-    "site": ("dreamllm.repro.report.site", "write the report of a run: a static site, REPORT.md, model and data cards"),
-    "crate": ("dreamllm.repro.report.crate", "write what a run was made from as RO-Crate, and the CODECHECK manifest"),
+    "figures": ("dreamllm.verbs.figures", "draw the paper's figures from stored predictions"),
+    "site": ("dreamllm.verbs.site", "write the report of a run: a static site, REPORT.md, model and data cards"),
+    "crate": ("dreamllm.verbs.crate", "write what a run was made from as RO-Crate, and the CODECHECK manifest"),
     "human-page": (
         "dreamllm.evaluate.human.rating_form",
         "build a page on which people judge model and real documents, unmarked",
@@ -49,8 +49,8 @@ VERBS = {  # verb: (module, what it does)
     "generate": ("dreamllm.evaluate.demo_page", "continue a prompt with text and pictures, as a small HTML page"),
     "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
     "fetch-released": ("dreamllm.sources.released", "download what the authors released, at a pinned revision"),
-    "import-official": ("dreamllm.official.importer", "read a checkpoint that the authors released"),
-    "export-official": ("dreamllm.official.exporter", "write a trained model as their code reads it"),
+    "import-official": ("dreamllm.verbs.import_official", "read a checkpoint that the authors released"),
+    "export-official": ("dreamllm.verbs.export_official", "write a trained model as their code reads it"),
 }
 
 

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from dreamllm.atomic import new_file
 from dreamllm.digests import sha256_of_file
@@ -114,6 +113,8 @@ def spread(name: str, alone: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
     if reason:
         return {name: undefined(reason), f"{name}_std": undefined(reason)}
     n, mean, std = len(values), float(values.mean()), float(values.std(ddof=1))
+    from scipy import stats  # only when it is needed: it takes half a second
+
     half = float(stats.t.ppf(0.975, n - 1)) * std / n**0.5
     low, high = (std * ((n - 1) / stats.chi2.ppf(share, n - 1)) ** 0.5 for share in (0.975, 0.025))
     return {name: measurement(mean, n, mean - half, mean + half), f"{name}_std": measurement(std, n, low, high)}

@@ -1,12 +1,7 @@
-"""Writes a trained model in the layout of the authors' released checkpoints: `dreamllm export-official`.
-
-Their code then loads it. An imported model that was not trained further comes out with the tensors it went in with, bit
-by bit, and with its own config.json.
-"""
+"""Writes a trained model in the layout of the authors' released checkpoints."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +10,12 @@ import torch
 
 from dreamllm.atomic import new_folder
 from dreamllm.model.processor import SPECIAL_TOKENS
-from dreamllm.official import convert, files
+from dreamllm.official import CLIP, SD, convert, files
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.importer import REPORT
 from dreamllm.train.checkpoint import load_model
 
 PLUGIN_FILES = {f"{plugin}.bin" for plugin in convert.PLUGINS}
-CLIP, SD = "openai/clip-vit-large-patch14", "stabilityai/stable-diffusion-2-1-base"
 
 
 def export_official(
@@ -69,21 +63,3 @@ def _to_old_precision(file: str, tensors: dict[str, torch.Tensor], keys: Sequenc
             else:
                 left += 1
     return left
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `dreamllm export-official`."""
-    parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
-    parser.add_argument("--checkpoints", required=True, type=Path, nargs="+", help="in loading order")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--clip", default=CLIP, help="what the official code loads CLIP from, if not imported")
-    parser.add_argument("--sd", default=SD, help="what the official code loads Stable Diffusion from, if not imported")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run `dreamllm export-official`."""
-    print(
-        export_official(
-            arguments.foundations, arguments.checkpoints, arguments.out, clip=arguments.clip, sd=arguments.sd
-        )
-    )

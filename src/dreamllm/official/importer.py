@@ -1,17 +1,7 @@
-"""Imports a checkpoint that the authors released, as foundations and a checkpoint of ours: `dreamllm import-official`.
-
-    FOUNDATIONS/{llm,clip,sd}        the language model with its vocabulary, CLIP and Stable Diffusion
-    CHECKPOINT/trained.safetensors   visual projector, dream queries, condition projector
-    CHECKPOINT/checkpoint.json       as every checkpoint has it
-    CHECKPOINT/import.json           what became of every tensor of the official files; digests; their config.json
-
-So whatever takes foundations and checkpoints takes an imported model: predict, generate, train, export. Nothing of the
-released files is run, and nothing is left out silently.
-"""
+"""Imports a checkpoint that the authors released; `dreamllm.verbs.import_official` says what is written."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +13,6 @@ from transformers import AutoImageProcessor, AutoModel, CLIPModel, CLIPVisionMod
 from dreamllm import provenance
 from dreamllm.atomic import new_folder
 from dreamllm.config.experiment import RELEASED, Experiment, Model
-from dreamllm.config.reading import load
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.official import convert
 from dreamllm.official.convert import OfficialProblem
@@ -150,25 +139,3 @@ def _write_sd(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, sd
             shutil.copytree(sd_dir / name, folder / name, ignore=shutil.ignore_patterns("*.fp16.*", "*.msgpack"))
         elif (sd_dir / name).is_file():
             shutil.copyfile(sd_dir / name, folder / name)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `dreamllm import-official`."""
-    parser.add_argument("--source", required=True, type=Path, help="folder of the official checkpoint")
-    parser.add_argument("--clip", required=True, type=Path, help="folder of the CLIP it was made with (CLIP ViT-L/14)")
-    parser.add_argument(
-        "--sd", required=True, type=Path, help="folder of the Stable Diffusion it was made with (2.1 base)"
-    )
-    parser.add_argument("--foundations", required=True, type=Path, help="folder to write llm/, clip/ and sd/ to")
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
-    parser.add_argument("--config", type=Path, help="experiment that uses it; its section model must agree")
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run `dreamllm import-official`."""
-    experiment = load(arguments.config) if arguments.config else None
-    print(
-        import_official(
-            arguments.source, arguments.clip, arguments.sd, arguments.foundations, arguments.out, experiment
-        )
-    )

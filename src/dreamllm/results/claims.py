@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
-from scipy import stats
 
 from dreamllm.config.base import Section, near
 from dreamllm.config.reading import ConfigProblem, read_yaml
@@ -293,6 +292,8 @@ def bootstrap_mean(scores: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of scores (N,) by resampling them: the percentile bootstrap."""
     if len(scores) < 2 or np.ptp(scores) == 0:  # nothing to resample
         return float(scores[0]), float(scores[0])
+    from scipy import stats  # only when it is needed: it takes half a second
+
     generator = np.random.default_rng(SEED)
     result = stats.bootstrap(
         (scores,), np.mean, n_resamples=RESAMPLES, batch=50, method="percentile", rng=generator

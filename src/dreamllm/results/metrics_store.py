@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from dreamllm.evaluate import files
 from dreamllm.evaluate.files import BenchmarkProblem, read_json
@@ -60,6 +59,8 @@ def over_seeds(values: Sequence[float], items: Interval) -> Interval:
     value, low, high = items
     if len(values) < 2:
         return items
+    from scipy import stats  # only when it is needed: it takes half a second
+
     seeds = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return value, value - math.hypot(value - low, seeds), value + math.hypot(high - value, seeds)
 

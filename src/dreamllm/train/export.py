@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
-from dreamllm.train.checkpoint import load_model
 
 
 def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
@@ -18,6 +17,8 @@ def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
 
     Raises CheckpointProblem where they do not fit.
     """
+    from dreamllm.train.checkpoint import load_model  # torch, only when it is needed
+
     model, processor = load_model(foundations, checkpoints)
     with new_folder(out) as folder:
         model.save_pretrained(folder)

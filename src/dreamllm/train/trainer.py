@@ -1,4 +1,4 @@
-"""Train one stage (paper section 3.2: alignment, I-GPT, supervised fine-tuning): `dreamllm train --stage NAME ...`.
+"""Training of one stage: alignment, I-GPT or supervised fine-tuning (paper section 3.2).
 
 What is trained, on what, and how is said by the stage's section of the configuration; this file is the loop. It knows
 no tokens (`data/layout.py`), no losses (`model/dreamllm.py`), no order of documents (`data/mixture.py`), no state files
@@ -10,7 +10,6 @@ parts where the machine cannot hold them at once, and every part's loss is divid
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
@@ -28,7 +27,6 @@ from tqdm import tqdm
 
 from dreamllm import provenance
 from dreamllm.config.experiment import Experiment
-from dreamllm.config.reading import load
 from dreamllm.config.stages import Stage
 from dreamllm.data import shards
 from dreamllm.data.mixture import Mixture, pair_mode
@@ -42,7 +40,6 @@ from dreamllm.train.schedule import learning_rate
 
 LOOK_EVERY = 10  # steps between looks at the losses on a GPU, each of which waits for it; on a CPU it is every step
 SAVING_SHARE = 0.05  # of the time at most goes into saving the state, which takes minutes for a large model
-ENCODED_PICTURES = Path("scratch/encoded")
 
 
 def train(
@@ -55,7 +52,7 @@ def train(
     out: Path,
     work: Path,
     save_every: float = 60.0,
-    encoded_pictures: Path = ENCODED_PICTURES,
+    encoded_pictures: Path = Path("scratch/encoded"),
 ) -> None:
     """Train the stage `name` and write its checkpoint folder `out`.
 
@@ -303,40 +300,3 @@ def summary(name: str, stage: Stage, model: DreamLLMForConditionalGeneration, mi
 
 
 # ---- command line --------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `dreamllm train`."""
-    parser.add_argument("--stage", required=True, help="a name below `stages` in the configuration")
-    parser.add_argument("--config", required=True, type=Path, help="experiment file")
-    parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
-    parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
-    parser.add_argument("--data", required=True, type=Path, nargs="+", help="folders with shard sets")
-    parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoint folders to start from, in order")
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
-    parser.add_argument("--work", required=True, type=Path, help="folder for resume state and TensorBoard logs")
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves, or 0")
-    parser.add_argument(
-        "--encoded-pictures",
-        type=Path,
-        default=ENCODED_PICTURES,
-        help="folder for encoded pictures, of stages with `precompute`; may be shared, and deleted (%(default)s)",
-    )
-
-
-def main(arguments: argparse.Namespace) -> None:
-    """Run `dreamllm train`."""
-    experiment = load(arguments.config, arguments.seed)
-    if arguments.stage not in experiment.stages:
-        raise SystemExit(f"{arguments.config}: no stage {arguments.stage!r}; stages: {', '.join(experiment.stages)}")
-    train(
-        experiment,
-        arguments.stage,
-        foundations=arguments.foundations,
-        data=arguments.data,
-        init=arguments.init,
-        out=arguments.out,
-        work=arguments.work,
-        save_every=arguments.save_every,
-        encoded_pictures=arguments.encoded_pictures,
-    )

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from dreamllm.atomic import new_file
 from dreamllm.digests import sha256_of_file
@@ -154,6 +153,8 @@ def _difference(table: np.ndarray, is_real: Sequence[bool]) -> dict[str, Any]:
     value = float(parts[0].mean() - parts[1].mean())
     if all(np.ptp(part) == 0 for part in parts):
         return measurement(value, len(rates), value, value)
+    from scipy import stats  # only when it is needed: it takes half a second
+
     interval = stats.bootstrap(
         parts,
         lambda one, other, axis: one.mean(axis=axis) - other.mean(axis=axis),

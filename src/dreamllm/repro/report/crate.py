@@ -1,14 +1,4 @@
-"""What a run was made from, for machines: `dreamllm crate`.
-
-    ro-crate-metadata.json   a Workflow Run RO-Crate of this repository: inputs, outputs, their digests, software, every
-                             job with its command, times and memory (Provenance Run Crate, where Snakemake's own record
-                             of the jobs is here; otherwise the run alone, Workflow Run Crate)
-    codecheck.yml            the CODECHECK manifest: every table and figure with what it shows. Who checks fills in the
-                             rest; nobody is named here who has not
-
-Both lie at the root of the repository, because both standards ask for it: paths are those of the repository, and the
-crate's workflow is part of it. The same files and the same records give the same bytes; times are those recorded.
-"""
+"""Writes ro-crate-metadata.json and codecheck.yml; `dreamllm.verbs.crate` says what is in them."""
 
 from __future__ import annotations
 
@@ -47,12 +37,6 @@ PROFILE_VERSION = "0.5"
 TARGETS = ("results/tables", "results/figures", "results/report")
 PLANS = ("Snakefile", "environment.yml", "requirements.lock", "dvc.yaml", "dvc.lock", "LICENSE", "README.md")
 EPOCH = "1970-01-01T00:00:00+00:00"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Flags of `dreamllm crate`."""
-    parser.add_argument("--root", type=Path, default=Path(), help="the repository in which the run was made")
-    parser.add_argument("--config", required=True, type=Path, help="the run's configuration")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -1,0 +1,32 @@
+"""Writes a trained model in the layout of the authors' released checkpoints: `dreamllm export-official`.
+
+Their code then loads it. An imported model that was not trained further comes out with the tensors it went in with, bit
+by bit, and with its own config.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dreamllm.official import CLIP, SD
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `dreamllm export-official`."""
+    parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
+    parser.add_argument("--checkpoints", required=True, type=Path, nargs="+", help="in loading order")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--clip", default=CLIP, help="what the official code loads CLIP from, if not imported")
+    parser.add_argument("--sd", default=SD, help="what the official code loads Stable Diffusion from, if not imported")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run `dreamllm export-official`."""
+    from dreamllm.official.exporter import export_official  # torch, only when it is needed
+
+    print(
+        export_official(
+            arguments.foundations, arguments.checkpoints, arguments.out, clip=arguments.clip, sd=arguments.sd
+        )
+    )

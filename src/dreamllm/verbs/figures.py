@@ -1,0 +1,40 @@
+"""Figures of the results: `dreamllm figures`.
+
+    learning_curves      losses of every training stage
+    drawings             the real picture and what each model draws, prompt by prompt
+    figure3_documents    freely interleaved stories, the given first sentence in bold
+    figure4_questions    questions that two models answer differently
+    figure5_in_context   pictures drawn from pictures and a sentence, beside Stable Diffusion's from the sentence
+    figure6_attention    where the UNet attends to each dream query, for two prompts
+    figure8_subject      subject-driven pictures of a model that was trained for it
+
+Numbers are the paper's. Each as PNG and PDF, made for a printed page. Equal data give equal bytes: no dates, fixed
+metadata, embedded fonts. README.md says of each what it shows, or why it is not there. What is shown is chosen by rule,
+never by hand (`results/pictures.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm figures`."""
+    files = {"nargs": "*", "default": [], "type": Path}
+    parser.add_argument("--losses", nargs="*", default=[], metavar="STAGE=CSV", help="losses.csv of the stages")
+    parser.add_argument("--drawings", **files, help="predictions on the benchmark draw")
+    parser.add_argument("--stories", nargs="?", type=Path, help="predictions of one model on the benchmark stories")
+    parser.add_argument("--answers", **files, help="predictions on the benchmark vqa")
+    parser.add_argument("--in-context", **files, help="predictions on the benchmark in_context")
+    parser.add_argument("--trained", nargs="*", default=[], metavar="MODEL", help="those that were trained on contexts")
+    parser.add_argument("--attention", nargs="?", type=Path, help="one model's maps, of the benchmark attention")
+    parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Entry point of `dreamllm figures`."""
+    from dreamllm.results import figures  # Matplotlib, only when it is needed
+
+    figures.main(args)
