@@ -43,7 +43,7 @@ lint: setup ## formatting and static checks
 	ruff check .
 	ruff format --check .
 	snakefmt --check Snakefile workflow
-	snakemake --lint
+	pytest -q tests/test_dag.py -k lint
 
 bench: setup ## time a training step and decoding, beside a naive implementation and the authors' code
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456 python benchmarks/speed.py

@@ -84,6 +84,14 @@ def run(folder: Path, *command: str, check: bool = True) -> subprocess.Completed
     return result
 
 
+def lint_findings(folder: Path, config: str) -> list[str]:
+    """What `snakemake --lint` finds, apart from its wish for an environment per rule: all rules share one here."""
+    said = run(folder, "snakemake", "--lint", "--configfile", config, check=False).stdout
+    assert "Lints for" in said, said
+    wish = "* Specify a conda environment or container for each rule.:"
+    return [line for line in said.splitlines() if re.match(r" +\* ", line) and line.strip() != wish]
+
+
 def planned(folder: Path, *arguments: str) -> dict[str, int]:
     """Jobs per rule that Snakemake would run."""
     result = run(folder, "snakemake", "--dry-run", *arguments)

@@ -27,8 +27,7 @@ try:
     EXPERIMENT = load(CONFIGFILE)
 except ConfigProblem as problem:
     raise WorkflowError(str(problem))
-config.clear()
-config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # for the captions of the report
+config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # with all defaults; workflow/report reads it
 
 # Big tensors come and go at every step; told not to give their memory back each time, glibc spends 1 % of a CPU job in
 # page faults instead of 28 %. Other C libraries ignore these.
@@ -37,7 +36,6 @@ shell.prefix("export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLO
 NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
 RUNS = EXPERIMENT.runs()  # by name: the wildcard `run` of everything that is trained, predicted and scored
 FIRST = next(iter(RUNS))
-ENVIRONMENT = workflow.source_path("../../environment.yml")
 
 WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
 IMPORTED = EXPERIMENT.foundations.source == "import"
@@ -119,11 +117,21 @@ def cores(wildcards):
     return max(MACHINE.threads, workflow.resource_settings.cores or 0) if alone else MACHINE.threads
 
 
-# GPUs and nodes of a training, in the words of the Slurm plugin. `gpu` would be dealt out over the nodes as Slurm likes,
-# `gres` is of each of them; with `mpi` the job starts its tasks by itself, one on each node.
-TRAINING = dict(nodes=1, gpu=MACHINE.gpus)
+# Resources of the three kinds of jobs. Each rule names one of them; a rule without `threads` uses one core.
+CPU_JOB = dict(mem_mb=MACHINE.memory_mb, runtime=MACHINE.minutes)
+GPU_JOB = dict(**CPU_JOB, gpu=min(1, MACHINE.gpus))
+TRAINING_JOB = dict(**CPU_JOB, gpu=MACHINE.gpus, nodes=1)
 if MACHINE.gpus and MACHINE.nodes > 1:
-    TRAINING = dict(nodes=MACHINE.nodes, tasks=MACHINE.nodes, tasks_per_gpu=0, mpi="srun", gres=f"gpu:{MACHINE.gpus}")
+    # Resources of the Slurm executor plugin. `gpu` is a total that Slurm may divide unevenly, `gres` is per node; with
+    # `mpi` the job starts its own tasks, one per node.
+    TRAINING_JOB = dict(
+        **CPU_JOB,
+        nodes=MACHINE.nodes,
+        tasks=MACHINE.nodes,
+        tasks_per_gpu=0,
+        mpi="srun",
+        gres=f"gpu:{MACHINE.gpus}",
+    )
 
 
 def release(name):

@@ -9,13 +9,8 @@ rule make_world:
         f"logs/{NAME}/make_world.log",
     benchmark:
         f"benchmarks/{NAME}/make_world.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         experiment=configfile,
         out=subpath(output.train, parent=True),

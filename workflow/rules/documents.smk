@@ -16,13 +16,9 @@ for SET in BUILT:
             f"logs/{NAME}/build_{SET}.log",
         benchmark:
             f"benchmarks/{NAME}/build_{SET}.tsv"
-        conda:
-            ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             source=SET,
             experiment=configfile,
@@ -52,13 +48,8 @@ for SET in WRITTEN:
             f"logs/{NAME}/write_{SET}.log",
         benchmark:
             f"benchmarks/{NAME}/write_{SET}.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             source=SET,
             experiment=configfile,
@@ -77,36 +68,28 @@ for SET in WRITTEN:
             " --out {output.shards:q} > {log:q} 2>&1"
 
 
-for SET in PLACED:
-
-    rule:
-        name:
-            f"place_{SET}"
-        input:
-            raw=raw(SET),
-            others=[raw(other) for other in PUBLIC[SET].pictures_from],
-        output:
-            benchmark=directory(f"data/benchmarks/{SET}"),
-        log:
-            f"logs/{NAME}/place_{SET}.log",
-        benchmark:
-            f"benchmarks/{NAME}/place_{SET}.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
-        params:
-            source=SET,
-            manifest=manifest.MANIFEST,
-            others=pictures_from(SET),
-            answers_on=PUBLIC[SET].answers_on,
-            code=code_digest("dreamllm.evaluate.placing"),
-        shell:
-            "python -m dreamllm place-benchmark --source {params.source} --manifest {params.manifest:q}"
-            " --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"
+rule place_benchmark:
+    input:
+        raw=raw("{source}"),
+        others=lambda wildcards: [raw(other) for other in PUBLIC[wildcards.source].pictures_from],
+    output:
+        benchmark=directory(placed("{source}")),
+    log:
+        f"logs/{NAME}/place_{{source}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/place_{{source}}.tsv"
+    wildcard_constraints:
+        source="|".join(PLACED),
+    resources:
+        **CPU_JOB,
+    params:
+        manifest=manifest.MANIFEST,
+        others=lambda wildcards: pictures_from(wildcards.source),
+        answers_on=lambda wildcards: PUBLIC[wildcards.source].answers_on,
+        code=code_digest("dreamllm.evaluate.placing"),
+    shell:
+        "python -m dreamllm place-benchmark --source {wildcards.source} --manifest {params.manifest:q}"
+        " --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"
 
 
 if USED:

@@ -15,13 +15,9 @@ rule predict_text:
         f"logs/{{run}}/predict_{{model}}_{{benchmark}}.log",
     benchmark:
         f"benchmarks/{{run}}/predict_{{model}}_{{benchmark}}.tsv"
-    conda:
-        ENVIRONMENT
     threads: cores
     resources:
-        gpu=min(1, MACHINE.gpus),
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **GPU_JOB,
     params:
         launch=launch_one,
         experiment=configfile,
@@ -63,13 +59,8 @@ rule score:
         f"logs/{{run}}/score_{{model}}_{{benchmark}}.log",
     benchmark:
         f"benchmarks/{{run}}/score_{{model}}_{{benchmark}}.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         foundations=subpath(input.judge, parent=True),
         experiment=configfile,
@@ -95,13 +86,8 @@ rule submission:
         f"benchmarks/{{run}}/submission_{{model}}_{{benchmark}}.{{suffix}}.tsv"
     wildcard_constraints:
         suffix="json|xlsx",
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         code=code_digest("dreamllm.evaluate.submission"),
     shell:

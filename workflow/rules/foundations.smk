@@ -11,13 +11,8 @@ if FETCHED.source == "fetch":
             f"logs/{NAME}/fetch_foundations.log",
         benchmark:
             f"benchmarks/{NAME}/fetch_foundations.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             out=subpath(output.llm, parent=True),
             store=FETCHED.store,
@@ -44,13 +39,9 @@ else:
                 f"logs/{NAME}/train_foundation_{PART}.log",
             benchmark:
                 f"benchmarks/{NAME}/train_foundation_{PART}.tsv"
-            conda:
-                ENVIRONMENT
             threads: MACHINE.threads
             resources:
-                gpu=min(1, MACHINE.gpus),
-                mem_mb=MACHINE.memory_mb,
-                runtime=MACHINE.minutes,
+                **GPU_JOB,
             params:
                 launch=launch_one,
                 experiment=configfile,

@@ -12,13 +12,8 @@ rule human_page:
         f"logs/{{run}}/human_page_{{model}}.log",
     benchmark:
         f"benchmarks/{{run}}/human_page_{{model}}.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         seed=EXPERIMENT.evaluation.seed,
         code=code_digest("dreamllm.evaluate.human.rating_form"),
@@ -40,13 +35,8 @@ rule human_score:
         f"logs/{{run}}/human_score_{{model}}.log",
     benchmark:
         f"benchmarks/{{run}}/human_score_{{model}}.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         code=code_digest("dreamllm.evaluate.human.score"),
     shell:

@@ -24,13 +24,9 @@ if EXPERIMENT.evaluation.pictures:
             f"logs/{{run}}/features_{{model}}_{{benchmark}}_{{sample}}.log",
         benchmark:
             f"benchmarks/{{run}}/features_{{model}}_{{benchmark}}_{{sample}}.tsv"
-        conda:
-            ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=min(1, MACHINE.gpus),
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **GPU_JOB,
         params:
             experiment=configfile,
             inception=inception_folder,
@@ -51,13 +47,9 @@ if EXPERIMENT.evaluation.pictures:
             f"logs/{{run}}/real_statistics_{{benchmark}}.log",
         benchmark:
             f"benchmarks/{{run}}/real_statistics_{{benchmark}}.tsv"
-        conda:
-            ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=min(1, MACHINE.gpus),
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **GPU_JOB,
         params:
             experiment=configfile,
             inception=inception_folder,
@@ -85,13 +77,8 @@ if EXPERIMENT.evaluation.pictures:
             f"logs/{{run}}/score_pictures_{{model}}_{{benchmark}}.log",
         benchmark:
             f"benchmarks/{{run}}/score_pictures_{{model}}_{{benchmark}}.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             code=code_digest("dreamllm.evaluate.pictures"),
         shell:

@@ -1,31 +1,25 @@
 # Models of paper/released.yaml, fetched at their pinned revisions: public foundations, or a checkpoint that the authors
 # released, as foundations and the checkpoint `released`, which evaluations and stages name.
 if EXPERIMENT.foundations.source == "hub":
-    for PART in FOUNDATIONS:
 
-        rule:
-            name:
-                f"fetch_foundation_{PART}"
-            output:
-                folder=directory(FOUNDATIONS[PART]),
-            log:
-                f"logs/{NAME}/fetch_foundation_{PART}.log",
-            benchmark:
-                f"benchmarks/{NAME}/fetch_foundation_{PART}.tsv"
-            conda:
-                ENVIRONMENT
-            threads: 1
-            resources:
-                gpu=0,
-                mem_mb=MACHINE.memory_mb,
-                runtime=MACHINE.minutes,
-            params:
-                manifest=RELEASES,
-                model=getattr(EXPERIMENT.foundations, PART),
-                release=release(getattr(EXPERIMENT.foundations, PART)),
-            shell:
-                "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {params.model:q}"
-                " --out {output.folder:q} > {log:q} 2>&1"
+    rule fetch_foundation:
+        output:
+            folder=directory(f"{EXPERIMENT.foundations.folder}/{{part}}"),
+        log:
+            f"logs/{NAME}/fetch_foundation_{{part}}.log",
+        benchmark:
+            f"benchmarks/{NAME}/fetch_foundation_{{part}}.tsv"
+        wildcard_constraints:
+            part="|".join(FOUNDATIONS),
+        resources:
+            **CPU_JOB,
+        params:
+            manifest=RELEASES,
+            model=lambda wildcards: getattr(EXPERIMENT.foundations, wildcards.part),
+            release=lambda wildcards: release(getattr(EXPERIMENT.foundations, wildcards.part)),
+        shell:
+            "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {params.model:q}"
+            " --out {output.folder:q} > {log:q} 2>&1"
 
 
 if IMPORTED:
@@ -40,13 +34,8 @@ if IMPORTED:
             f"benchmarks/{NAME}/fetch_released_{{name}}.tsv"
         wildcard_constraints:
             name="[A-Za-z0-9._-]+",
-        conda:
-            ENVIRONMENT
-        threads: 1
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             manifest=RELEASES,
             release=lambda wildcards: release(wildcards.name),
@@ -66,13 +55,9 @@ if IMPORTED:
             f"logs/{NAME}/import_released.log",
         benchmark:
             f"benchmarks/{NAME}/import_released.tsv"
-        conda:
-            ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             experiment=configfile,
             foundations=subpath(output.llm, parent=True),

@@ -24,13 +24,8 @@ rule site:
         f"logs/{NAME}/site.log",
     benchmark:
         f"benchmarks/{NAME}/site.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         experiment=configfile,
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
@@ -53,13 +48,8 @@ rule crate:
         f"logs/{NAME}/crate.log",
     benchmark:
         f"benchmarks/{NAME}/crate.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         experiment=configfile,
         code=code_digest("dreamllm.repro.report.crate"),

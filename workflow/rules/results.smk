@@ -15,13 +15,8 @@ rule item_scores:
         "logs/{run}/item_scores.log",
     benchmark:
         "benchmarks/{run}/item_scores.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         code=code_digest("dreamllm.evaluate.items"),
     shell:
@@ -49,13 +44,8 @@ rule tables:
         f"logs/{NAME}/tables.log",
     benchmark:
         f"benchmarks/{NAME}/tables.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         experiment=lambda wildcards: NAME,  # a function, or snakemake --lint takes the name `paper` for a folder's
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
@@ -86,13 +76,8 @@ rule figures:
         f"logs/{NAME}/figures.log",
     benchmark:
         f"benchmarks/{NAME}/figures.tsv"
-    conda:
-        ENVIRONMENT
-    threads: 1
     resources:
-        gpu=0,
-        mem_mb=MACHINE.memory_mb,
-        runtime=MACHINE.minutes,
+        **CPU_JOB,
     params:
         experiment=NAME,
         trained=[e.model for e in EXPERIMENT.evaluations if learnt_in_context(*(e.stages or [e.model]))],

@@ -1,82 +1,27 @@
-# Public data sets of the section `sources`: fetched, their pictures fetched where they are only addresses, built into
-# shards; instructions written, evaluation sets placed. Without that section there are no rules here.
-from dreamllm.sources import manifest
-
-try:
-    ASKED = [source for use in EXPERIMENT.benchmarks.values() for source in (use.source, use.shots_from) if source]
-    PUBLIC = manifest.load() if EXPERIMENT.sources or ASKED else {}
-    USED = {name: manifest.named(name, PUBLIC) for name in [*EXPERIMENT.sources, *ASKED]}
-except ConfigProblem as problem:
-    raise WorkflowError(f"{CONFIGFILE}: {problem}")
-for BENCHMARK, USE in EXPERIMENT.benchmarks.items():
-    for SOURCE in filter(None, (USE.source, USE.shots_from)):
-        if (READ_AS := manifest.TASKS.get(USED[SOURCE].format, "no evaluation set")) != USE.task:
-            raise WorkflowError(f"{CONFIGFILE}: benchmarks.{BENCHMARK}: {SOURCE} is read as {READ_AS}, not {USE.task}")
-USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.values() if source.written_from}
-PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
-WRITTEN = [name for name, source in USED.items() if source.format == "instructions"]
-BUILT = [name for name in USED if name not in [*PLACED, *WRITTEN] and USED[name].format != "pictures"]
-DOWNLOADED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.values() for other in source.pictures_from)})
-for STAGE, SETTINGS in EXPERIMENT.stages.items():
-    if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
-        raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
+# Public data sets: their files, lists of picture addresses, and the pictures themselves.
 
 
-EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
-SUBMISSIONS = [
-    f"results/submissions/{run}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
-    for run in RUNS
-    for model, name in EVALUATED
-    if name in EXTERNAL
-]
+rule fetch_source:
+    output:
+        raw=directory(raw("{source}")),
+    log:
+        f"logs/{NAME}/fetch_{{source}}.log",
+    benchmark:
+        f"benchmarks/{NAME}/fetch_{{source}}.tsv"
+    wildcard_constraints:
+        source="|".join(DOWNLOADED),
+    resources:
+        **CPU_JOB,
+    params:
+        manifest=manifest.MANIFEST,
+        files=lambda wildcards: digest(*PUBLIC[wildcards.source].files),
+    shell:
+        "python -m dreamllm fetch-source --source {wildcards.source} --manifest {params.manifest:q}"
+        " --out {output.raw:q} > {log:q} 2>&1"
 
 
-def raw(name):
-    return f"data/raw/{name}"
-
-
-def use(name):
-    return EXPERIMENT.sources.get(name, SourceUse()).model_copy(update={"folder": None})
-
-
-def pictures_from(name):
-    """Flags that name the other sets which hold a set's pictures."""
-    others = PUBLIC[name].pictures_from.items()
-    return ["--pictures-from", *(f"{prefix}={raw(other)}" for other, prefix in others)] if others else []
-
-
-def distributor(wildcards, output):
-    """A function of the output, as configfile: it makes nothing again."""
-    return MACHINE.distributor
-
-
-for SET in DOWNLOADED:
-
-    rule:
-        name:
-            f"fetch_{SET}"
-        output:
-            raw=directory(raw(SET)),
-        log:
-            f"logs/{NAME}/fetch_{SET}.log",
-        benchmark:
-            f"benchmarks/{NAME}/fetch_{SET}.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
-        resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
-        params:
-            source=SET,
-            manifest=manifest.MANIFEST,
-            files=digest(*PUBLIC[SET].files),
-        shell:
-            "python -m dreamllm fetch-source --source {params.source} --manifest {params.manifest:q}"
-            " --out {output.raw:q} > {log:q} 2>&1"
-
-
+# The configuration chooses the folder of each data set, so these and the rules of documents.smk are one rule per data
+# set instead of one with a wildcard.
 for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
 
     rule:
@@ -90,13 +35,8 @@ for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
             f"logs/{NAME}/list_urls_{SET}.log",
         benchmark:
             f"benchmarks/{NAME}/list_urls_{SET}.tsv"
-        conda:
-            ENVIRONMENT
-        threads: 1
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             source=SET,
             experiment=configfile,
@@ -119,13 +59,9 @@ for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
             f"logs/{NAME}/fetch_pictures_{SET}.log",
         benchmark:
             f"benchmarks/{NAME}/fetch_pictures_{SET}.tsv"
-        conda:
-            "../envs/img2dataset.yml"
         threads: MACHINE.threads
         resources:
-            gpu=0,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **CPU_JOB,
         params:
             partial=source_folder(SET, f"fetching-{digest(use(SET), PUBLIC[SET].format)}"),
             captions=["--caption_col", "caption"] if PUBLIC[SET].format in manifest.PAIR_LISTS else [],
@@ -135,6 +71,3 @@ for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
             "sh workflow/fetch_pictures.sh {input.urls:q}/urls.jsonl.gz {params.partial:q} {output.pictures:q}"
             " --image_size {params.side} --processes_count {threads} --distributor {params.distributor}"
             " {params.captions:q} > {log:q} 2>&1"
-
-
-include: "documents.smk"

@@ -19,13 +19,9 @@ for STAGE in EXPERIMENT.stages:
         benchmark:
             f"benchmarks/{{run}}/train_{STAGE}.tsv"
         priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: the long chain first
-        conda:
-            ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            **TRAINING,
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **TRAINING_JOB,
         params:
             launch=launch,
             experiment=configfile,
@@ -54,13 +50,9 @@ if EXPERIMENT.sd_finetuned:
             f"logs/{{run}}/train_sd_finetuned.log",
         benchmark:
             f"benchmarks/{{run}}/train_sd_finetuned.tsv"
-        conda:
-            ENVIRONMENT
         threads: MACHINE.threads
         resources:
-            gpu=min(1, MACHINE.gpus),
-            mem_mb=MACHINE.memory_mb,
-            runtime=MACHINE.minutes,
+            **GPU_JOB,
         params:
             launch=launch_one,
             experiment=configfile,

@@ -1,0 +1,50 @@
+# Public data sets of the section `sources`: fetched, their pictures fetched where they are only addresses, built into
+# shards; instructions written, evaluation sets placed. Without that section there are no rules here.
+from dreamllm.sources import manifest
+
+try:
+    ASKED = [source for use in EXPERIMENT.benchmarks.values() for source in (use.source, use.shots_from) if source]
+    PUBLIC = manifest.load() if EXPERIMENT.sources or ASKED else {}
+    USED = {name: manifest.named(name, PUBLIC) for name in [*EXPERIMENT.sources, *ASKED]}
+except ConfigProblem as problem:
+    raise WorkflowError(f"{CONFIGFILE}: {problem}")
+for BENCHMARK, USE in EXPERIMENT.benchmarks.items():
+    for SOURCE in filter(None, (USE.source, USE.shots_from)):
+        if (READ_AS := manifest.TASKS.get(USED[SOURCE].format, "no evaluation set")) != USE.task:
+            raise WorkflowError(f"{CONFIGFILE}: benchmarks.{BENCHMARK}: {SOURCE} is read as {READ_AS}, not {USE.task}")
+USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.values() if source.written_from}
+PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
+WRITTEN = [name for name, source in USED.items() if source.format == "instructions"]
+BUILT = [name for name in USED if name not in [*PLACED, *WRITTEN] and USED[name].format != "pictures"]
+DOWNLOADED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.values() for other in source.pictures_from)})
+for STAGE, SETTINGS in EXPERIMENT.stages.items():
+    if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
+        raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
+
+
+EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
+SUBMISSIONS = [
+    f"results/submissions/{run}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
+    for run in RUNS
+    for model, name in EVALUATED
+    if name in EXTERNAL
+]
+
+
+def raw(name):
+    return f"data/raw/{name}"
+
+
+def use(name):
+    return EXPERIMENT.sources.get(name, SourceUse()).model_copy(update={"folder": None})
+
+
+def pictures_from(name):
+    """Flags that name the other sets which hold a set's pictures."""
+    others = PUBLIC[name].pictures_from.items()
+    return ["--pictures-from", *(f"{prefix}={raw(other)}" for other, prefix in others)] if others else []
+
+
+def distributor(wildcards, output):
+    """A function of the output, as configfile: it makes nothing again."""
+    return MACHINE.distributor
