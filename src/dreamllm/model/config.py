@@ -28,11 +28,11 @@ class DreamLLMConfig(PreTrainedConfig):
         "vision_config": SubConfigSpec(config_class=CLIPVisionConfig),
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    vae_config: dict[str, Any] | None = None
-    unet_config: dict[str, Any] | None = None
-    scheduler_config: dict[str, Any] | None = None
+    text_config: Any = None  # a dict becomes a configuration of transformers when the model's is made
+    vision_config: Any = None
+    vae_config: Any = None
+    unet_config: Any = None
+    scheduler_config: Any = None
     num_dream_queries: int = 64
     vision_feature_layer: int = -2
     bos_token_id: int | None = None

@@ -7,7 +7,7 @@ levels would differ from each other. Random numbers come in one explicit `Diffus
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,11 +26,11 @@ class DiffusionNoise:
 
     def to(self, device: torch.device) -> DiffusionNoise:
         """The same numbers on `device`."""
-        return DiffusionNoise(*(None if value is None else value.to(device) for value in vars(self).values()))
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
     def __getitem__(self, pictures: slice) -> DiffusionNoise:
         """The numbers of some of the pictures."""
-        return DiffusionNoise(*(None if value is None else value[pictures] for value in vars(self).values()))
+        return replace(self, **{name: value[pictures] for name, value in vars(self).items() if value is not None})
 
 
 def draw_noise(

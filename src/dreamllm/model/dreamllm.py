@@ -125,6 +125,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         more where there are few of them.)
         """
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("the model needs input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots, read_features)
         if attention_mask is None and past_key_values is None and position_ids is not None:
             attention_mask = packed_attention_mask(self.language_model.config, inputs_embeds, position_ids)
@@ -183,11 +185,11 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Even then the projector is called, so that every process of a distributed training has gradients for it.
         features: `patch_features` of the pictures, where these are known.
         """
-        if features is None and pixels is None:
+        if features is None and pixels is not None:
+            features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
+        if features is None:
             width = self.config.vision_config.hidden_size
             features = self.visual_projector.weight.new_zeros(0, self.config.num_patches, width)
-        elif features is None:
-            features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
         return self.visual_projector(features)
 
     @torch.no_grad()  # CLIP is frozen throughout
@@ -222,19 +224,20 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         drops = self.training and config.condition_dropout > 0
         if drops and null_states is None:  # also for no pictures: where parameters are sharded, all processes must
             null_states = self.null_states()  # go through the language model equally often
-        if pixels is None and moments is None:  # zero, with all in the graph that a picture trains
+        if moments is None and pixels is not None:
+            moments = in_chunks(self.latent_moments, self.pictures_at_a_time, pixels)
+        if moments is None:  # zero, with all in the graph that a picture trains
             unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
             unused += [] if null_states is None else [null_states]
             return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
-        if moments is None:
-            moments = in_chunks(self.latent_moments, self.pictures_at_a_time, pixels)
         mean, std = moments.chunk(2, dim=1)
         if noise is None:
             noise = self.draw_noise(len(moments), generator)
         noise = noise.to(mean.device)
-        if noise.dropped is not None and null_states is None:
-            null_states = self.null_states()
-        conditions = self.condition_projector(diffusion.drop_conditions(states, null_states, noise.dropped))
+        if noise.dropped is not None:
+            null_states = self.null_states() if null_states is None else null_states
+            states = diffusion.drop_conditions(states, null_states, noise.dropped)
+        conditions = self.condition_projector(states)
 
         latents = (mean + std * noise.posterior) * self.vae.config.scaling_factor
         alphas = self.alphas.to(mean.device)[noise.timesteps]
@@ -263,10 +266,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         conditions = self.condition_projector(states)  # (M, Q, Dc)
         if not len(states):
             return conditions.sum()
-        if features is None and pixels is None:
-            raise ValueError("the alignment loss needs target_pixels: collate the batch with align=True")
-        if features is None:
+        if features is None and pixels is not None:
             features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
+        if features is None:
+            raise ValueError("the alignment loss needs target_pixels: collate the batch with align=True")
         targets = alignment_targets(features, self.config.num_dream_queries)
         return diffusion.squared_error(conditions, targets, count=num_pictures)
 
@@ -333,11 +336,11 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.vae.eval()
         return self
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> nn.Embedding:
         """The language model's token embeddings."""
         return self.language_model.get_input_embeddings()
 
-    def get_output_embeddings(self) -> nn.Module:
+    def get_output_embeddings(self) -> nn.Linear:
         """The language model's head."""
         return self.language_model.get_output_embeddings()
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.layout import Mode
 from dreamllm.data.packing import collate
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -29,6 +29,7 @@ from dreamllm.model.sampling import PictureSampling, draw_from_states
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
+Stopped = Literal["end", "tokens", "pictures", "context"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Continuation:
 
     prompt: Document
     parts: tuple[Part, ...]
-    stopped: Literal["end", "tokens", "pictures", "context"]
+    stopped: Stopped
 
     @property
     def document(self) -> Document:
@@ -151,7 +152,7 @@ def interleave(
         writers.append(_interleave_one(model, processor, prompt, mode, text_sampling, generator))
     continuations: dict[int, Continuation] = {}
     num_drawn = [0] * len(prompts)
-    pictures: dict[int, Image.Image | None] = dict.fromkeys(range(len(prompts)))  # by prompt; None starts a writer
+    pictures: dict[int, Any] = dict.fromkeys(range(len(prompts)))  # by prompt; None starts a writer
     while pictures:
         states: dict[int, torch.Tensor] = {}  # by prompt: the query states (1, Q, D) of its next picture
         for index, picture in pictures.items():
@@ -181,7 +182,7 @@ def _interleave_one(
     """Continue one prompt: yields the query states (1, Q, D) of each picture, and expects that picture to be sent."""
     vocabulary = processor.vocabulary
     suppressed = _suppressed_tokens(processor, allow_pictures=True)
-    role = "assistant" if prompt.kind == "conversation" else ""
+    role: Role = "assistant" if prompt.kind == "conversation" else ""
     dream = [vocabulary.dream_start, *[vocabulary.im_patch] * vocabulary.num_queries, vocabulary.dream_end]
     image = [vocabulary.im_start, *[vocabulary.im_patch] * vocabulary.num_patches, vocabulary.im_end]
     if mode == "creation":
@@ -203,7 +204,7 @@ def _interleave_one(
     text_ids: list[int] = []  # tokens written since the last picture
     num_tokens = num_pictures = 0
 
-    def finish(stopped: str) -> Continuation:
+    def finish(stopped: Stopped) -> Continuation:
         return Continuation(prompt, tuple(_with_text(parts, text_ids, processor, role)), stopped)
 
     while True:
@@ -252,7 +253,7 @@ def _check_seeds(prompts: Sequence[Document], seeds: Sequence[int]) -> None:
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
 
 
-def _with_text(parts: list[Part], text_ids: list[int], processor: DreamLLMProcessor, role: str) -> list[Part]:
+def _with_text(parts: list[Part], text_ids: list[int], processor: DreamLLMProcessor, role: Role) -> list[Part]:
     """The parts, followed by the decoded tokens as one Text unless they are blank."""
     text = processor.decode(text_ids, skip_special_tokens=True).strip()
     return [*parts, Text(text, role)] if text else parts

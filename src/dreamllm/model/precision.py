@@ -28,7 +28,8 @@ def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: tor
 
     The autoencoder is small, and rounding shows in the pictures that it decodes.
     """
-    kept = set(model.vae.parameters()) if hasattr(model, "vae") else set()
+    vae = getattr(model, "vae", None)
+    kept = set() if vae is None else set(vae.parameters())
     cast((parameter for parameter in model.parameters() if parameter not in kept), dtype or compute_dtype(device))
     model.to(device).eval()
 

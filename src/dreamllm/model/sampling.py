@@ -40,8 +40,9 @@ def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerM
     Timesteps are spaced from the last one down ("trailing"): the "leading" spacing of Stable Diffusion's configuration
     starts 150 steps at timestep 895, where training never saw pure noise. Raises SchedulerProblem for an unknown name.
     """
-    scheduler_class = getattr(diffusers, name, None)
-    if not (inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)):
+    scheduler_class: Any = getattr(diffusers, name, None)
+    is_scheduler = inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)
+    if not is_scheduler:
         raise SchedulerProblem(f"{name!r} is no scheduler class of diffusers {diffusers.__version__}")
     return scheduler_class.from_config(scheduler_config, timestep_spacing="trailing")
 
