@@ -168,7 +168,7 @@ def index(path: str | Path, on_problem: Callable[[ShardProblem], object] = stop)
                     name = MEMBER_NAME.fullmatch(member.name)
                     if member.isreg() and name and member.offset_data + member.size <= size:
                         found.append((name[1], name[2], member.offset_data, member.size))
-                    tar.members = []  # or tarfile keeps a header object per member
+                    tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps a header object per member
                 end = tar.offset
             file.seek(end)
             # tarfile itself takes a damaged or missing header for the end of the archive
@@ -227,8 +227,9 @@ def _parse_parts(header: Any, files: dict[str, bytes], decode: Callable[[bytes],
     for number, part in enumerate(header["parts"]):
         if not isinstance(part, dict) or ("text" in part) == ("image" in part):
             raise ValueError(f'part {number} needs exactly one of "text" and "image"')
-        content, role = part.get("text", part.get("image")), part.get("role", "")
-        if not (isinstance(content, str) and isinstance(role, str)):
+        content: Any = part.get("text", part.get("image"))
+        role: Any = part.get("role", "")
+        if not all(isinstance(value, str) for value in (content, role)):
             raise ValueError(f"part {number}: text, image and role must be strings")
         if "text" in part:
             parts.append(Text(content, role))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -184,7 +184,7 @@ def start(mixture: Mixture) -> Position:
     return Position(dict.fromkeys(mixture.weights, 0))
 
 
-def prefetch(stream: Iterable[Prepared], ahead: int = 2) -> Iterator[Prepared]:
+def prefetch(stream: Iterable[Prepared], ahead: int = 2) -> Generator[Prepared]:
     """Iterate over a stream with its next batches made ahead of time in another thread; the same batches, in order.
 
     A position counts when its batch is consumed: what was made ahead and never used is made again after a restart. In
