@@ -149,8 +149,9 @@ def no_sync_unless_last(model: torch.nn.Module, *, last: bool) -> AbstractContex
 
     FSDP does so after each, because its gradients are sharded only then.
     """
-    waits = isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last
-    return model.no_sync() if waits else nullcontext()
+    if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:

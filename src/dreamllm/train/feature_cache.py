@@ -29,7 +29,7 @@ from tqdm import tqdm
 from dreamllm import provenance
 from dreamllm.atomic import new_file
 from dreamllm.data import packing, shards
-from dreamllm.data.document import Document, Picture
+from dreamllm.data.document import Document, Part, Picture
 from dreamllm.data.layout import Mode
 from dreamllm.data.packing import Batch, Row
 from dreamllm.data.shards import Record
@@ -69,14 +69,15 @@ class Store:
         """
         files = self.files[record.file]
         document = shards.load(record, decode=False)
-        parts = []
+        parts: list[Part] = []
         for part in document.parts:
             if isinstance(part, Picture):
                 number = sum(isinstance(other, Picture) for other in parts)
-                part = Picture(Encoded(files, f"{record.key}/{number}"), part.role)
-                if missing := [file for file in files.values() if part.image.name not in _opened(file)[1]]:
+                encoded = Encoded(files, f"{record.key}/{number}")
+                if missing := [file for file in files.values() if encoded.name not in _opened(file)[1]]:
                     shards.load(record)  # says what is wrong with a damaged document, which has been left out
-                    raise EncodedProblem(f"{missing[0]}: has no picture {part.image.name}; delete this file")
+                    raise EncodedProblem(f"{missing[0]}: has no picture {encoded.name}; delete this file")
+                part = Picture(encoded, part.role)  # type: ignore[arg-type]  # in place of the image
             parts.append(part)
         return replace(document, parts=tuple(parts))
 

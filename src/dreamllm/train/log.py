@@ -68,7 +68,7 @@ def count(rows: Iterable[Row]) -> Counts:
 
 def losses(output: DreamLLMOutput) -> torch.Tensor:
     """The LOSSES (4,), unfetched from their device; NaN for one that the stage does not have."""
-    nothing = torch.full_like(output.loss.detach(), math.nan)
+    nothing = torch.full_like(output["loss"].detach(), math.nan)
     values = (output.get(name) for name in LOSSES)
     return torch.stack([nothing if value is None else value.detach().float() for value in values])
 
@@ -97,9 +97,10 @@ def flush(waiting: Sequence[StepMetrics], logged: int, board: SummaryWriter | No
             row["language_loss"] = math.nan  # the model says 0, which would look like a very good step
         if not row["pictures_drawn"]:
             row["diffusion_loss"] = row["alignment_loss"] = math.nan
-        for key, value in row.items() if board else ():
-            if not math.isnan(value):
-                board.add_scalar(key, value, number)
+        if board:
+            for key, value in row.items():
+                if not math.isnan(value):
+                    board.add_scalar(key, value, number)
         rows.append(list(row.values()))
     return rows
 

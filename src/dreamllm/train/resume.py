@@ -97,7 +97,8 @@ def broadcast_state(
 
     Returns it without its tensors, or None everywhere where the first process has none.
     """
-    outline = distributed.from_first(state and replace(state, tensors=dict.fromkeys(state.tensors)))
+    names: dict[str, Any] = dict.fromkeys(state.tensors) if state else {}
+    outline = distributed.from_first(state and replace(state, tensors=names))
     if outline:
         restore(parameters, optimizer, state.tensors if state else outline.tensors)
     return outline

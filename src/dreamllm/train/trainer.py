@@ -227,7 +227,7 @@ def find_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, 
     return sets
 
 
-def batched(rows: Sequence[Row], size: int) -> list[Sequence[Row]]:
+def batched(rows: list[Row], size: int) -> list[list[Row]]:
     """The rows in parts of `size`, of which the last may be smaller."""
     return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
