@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -68,7 +69,7 @@ def import_official(
         _write_clip(clip, config, tensors, clip_dir)
         _write_sd(sd, config, tensors, sd_dir)
 
-    report = {
+    report: dict[str, Any] = {
         "summary": convert.summary(keys).splitlines(),
         "config": content,
         "files": digests(source),
