@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
 from dreamllm.emoji import grammar
 from dreamllm.emoji.scenes import (
@@ -111,7 +111,7 @@ def document(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Do
     """A document to learn from, the kinds equally often."""
     context = sample(rng, rng.choice(KINDS), "train", names=names)
     shown = [Picture(render(scene, side, rng)) for scene in context.shown]
-    parts = (*shown, Text(context.sentence), Picture(render(context.wanted, side, rng)))
+    parts: tuple[Part, ...] = (*shown, Text(context.sentence), Picture(render(context.wanted, side, rng)))
     scenes = [scene.to_json() for scene in (*context.shown, context.wanted)]
     return Document(id, "interleaved", parts, {"kind": context.kind, "scenes": scenes})
 
@@ -130,8 +130,15 @@ def write_benchmark(folder: Path, split: Split, seed: int, count: int, side: int
             files = [f"{10 * i + n:012d}.png" for n in range(len(scenes))]
             for name, scene in zip(files, scenes, strict=True):
                 archive.writestr(zipfile.ZipInfo(name), encode_png(render(scene, side, rng)))
-            record = {"id": i, "kind": context.kind, "held_out": context.wanted.held_out, "shown": files[:-1]}
-            record |= {"sentence": context.sentence, "picture": files[-1], "scene": context.wanted.to_json()}
+            record = {
+                "id": i,
+                "kind": context.kind,
+                "held_out": context.wanted.held_out,
+                "shown": files[:-1],
+                "sentence": context.sentence,
+                "picture": files[-1],
+                "scene": context.wanted.to_json(),
+            }
             records.append(record)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (folder / f"in_context_{split}.jsonl").write_text(lines)

@@ -14,8 +14,10 @@ from dreamllm.emoji.scenes import (
     BACKGROUND_NAMES,
     COLOUR_NAMES,
     NAMES,
+    Layout,
     Names,
     Scene,
+    Split,
     partners,
     popularity,
     sample_split,
@@ -27,7 +29,7 @@ PLURALS = {"leaf": "leaves", "fish": "fish", "butterfly": "butterflies"}
 _SINGULARS = {PLURALS.get(name, f"{name}s"): name for name in ALL_NAMES}
 _COUNTS = {word: number for number, word in NUMBERS.items()}
 # relation -> (layout, whether the object named first comes first in the scene)
-RELATIONS = {
+RELATIONS: dict[str, tuple[Layout, bool]] = {
     "left of": ("row", True),
     "right of": ("row", False),
     "above": ("column", True),
@@ -133,7 +135,7 @@ def _parse_subject(subject: str, background: str) -> Scene | None:
         colour_1, name_1, relation, colour_2, name_2 = match.groups()
         layout, in_order = RELATIONS[relation]
         pair = ((name_1, colour_1), (name_2, colour_2))
-        return Scene(background, layout, pair if in_order else pair[::-1], 2)  # type: ignore[arg-type]
+        return Scene(background, layout, pair if in_order else pair[::-1], 2)
     if match := _GROUP.fullmatch(subject):
         count, colour, names = match.groups()
         return Scene(background, "group", ((_SINGULARS[names], colour),), _COUNTS[count])
@@ -245,7 +247,7 @@ def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, S
         new = (rng.choice([n for n in names if n != name]), rng.choice(COLOUR_NAMES))
         objects = (new, (name, colour)) if in_order else ((name, colour), new)
         words = f"{noun(*new)} comes {relation} the {name}."
-        return words, Scene(scene.background, layout, objects, 2)  # type: ignore[arg-type]
+        return words, Scene(scene.background, layout, objects, 2)
     if move == "count":
         number = rng.choice([n for n in (2, 3, 4) if n != scene.count])
         return f"now there are {NUMBERS[number]} {plural(name)}.", replace(scene, layout="group", count=number)
@@ -254,12 +256,12 @@ def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, S
     return words, Scene(scene.background, "single", stays, 1)
 
 
-def story(rng: random.Random, split: str, length: int, names: Names = NAMES) -> tuple[list[str], list[Scene]]:
+def story(rng: random.Random, split: Split, length: int, names: Names = NAMES) -> tuple[list[str], list[Scene]]:
     """A story of `length` sentences and scenes, all of them in the split and without held-out combinations.
 
     The first sentence is the caption of the first scene.
     """
-    scenes = [sample_split(rng, split, names=names)]  # type: ignore[arg-type]
+    scenes = [sample_split(rng, split, names=names)]
     sentences = [caption(scenes[0])]
     while len(scenes) < length:
         words, scene = step(scenes[-1], rng, names)

@@ -94,7 +94,7 @@ class Scene:
     @property
     def kind(self) -> Literal["single", "pair", "group"]:
         """The kind of scene that results are reported by."""
-        return "pair" if self.layout in ("row", "column") else self.layout  # type: ignore[return-value]
+        return "pair" if self.layout == "row" or self.layout == "column" else self.layout
 
     @property
     def held_out(self) -> bool:

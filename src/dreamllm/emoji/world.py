@@ -274,5 +274,5 @@ def main(args: argparse.Namespace) -> None:
     with new_folder(args.out) as folder:
         write_training(world, folder / "train")
         for split in ("dev", "test"):
-            write_benchmarks(world, split, folder / "benchmarks")  # type: ignore[arg-type]
+            write_benchmarks(world, split, folder / "benchmarks")
     print(f"wrote {world.training} and benchmarks of {world.benchmarks.pictures} pictures a split to {args.out}")

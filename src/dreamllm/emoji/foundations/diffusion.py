@@ -68,7 +68,9 @@ def encode_pictures(
     vae: AutoencoderKL, count: int, seed: int, names: Names = NAMES, workers: int = 0
 ) -> tuple[torch.Tensor, list[Scene]]:
     """Scaled latents (N, C, h, w) of `count` training pictures, and their scenes: the frozen VAE is run once."""
-    stream, latents, kept = scenes(seed, 64, vae.config.sample_size, names, workers), [], []
+    stream = scenes(seed, 64, vae.config.sample_size, names, workers)
+    latents: list[torch.Tensor] = []
+    kept: list[Scene] = []
     while len(kept) < count:
         drawn, pixels = next(stream)
         with half_precision():
@@ -93,7 +95,8 @@ def train(
     latents, drawn = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
     model = torch.nn.ModuleList([unet.train(), text_encoder.train()])
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    means, weights = list(average.parameters()), [parameter.detach() for parameter in model.parameters()]
+    means: list[torch.Tensor] = list(average.parameters())
+    weights = [parameter.detach() for parameter in model.parameters()]
 
     def loss_of_step(step: int) -> torch.Tensor:
         chosen = torch.randint(len(drawn), (recipe.batch_size,))

@@ -23,13 +23,21 @@ from dreamllm.emoji.scenes import (
     BACKGROUND_NAMES,
     COLOUR_NAMES,
     NAMES,
+    Layout,
     Names,
     Scene,
     sample_scene,
 )
 from dreamllm.train.optimise import device, half_precision, optimise, to_tensor
 
-ARRANGEMENTS = [("single", 1), ("row", 2), ("column", 2), ("group", 2), ("group", 3), ("group", 4)]
+ARRANGEMENTS: list[tuple[Layout, int]] = [
+    ("single", 1),
+    ("row", 2),
+    ("column", 2),
+    ("group", 2),
+    ("group", 3),
+    ("group", 4),
+]
 
 
 class SceneClassifier(nn.Module):
