@@ -127,6 +127,9 @@ def _documents(
 ) -> Iterator[Document | Rejected]:
     """One document per record. parts_of: record and picture -> the document's parts, or why there are none."""
     for number, where, record in unit:
+        if isinstance(record, Rejected):
+            yield record
+            continue
         image = _picture(unit, where, record, use)
         if isinstance(image, Rejected):
             yield image
@@ -138,9 +141,7 @@ def _documents(
             yield Document(f"{unit.name}-{number:08d}", kind, parts, {"id": record["id"]})
 
 
-def _picture(unit: Chunk, where: str, record: dict[str, Any] | Rejected, use: SourceUse) -> Any:
-    if isinstance(record, Rejected):
-        return record
+def _picture(unit: Chunk, where: str, record: dict[str, Any], use: SourceUse) -> Image.Image | Rejected:
     try:
         data = picture_files(unit.folders).read_by_name(record["picture"])
         return picture(data, use.picture_side, use.smallest_picture)

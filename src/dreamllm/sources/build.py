@@ -28,7 +28,8 @@ from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceUse
 from dreamllm.data import shards
 from dreamllm.data.document import Document
-from dreamllm.sources import annotations, fetched, llava, manifest, pages, pairs
+from dreamllm.sources import fetched, llava, manifest, pages, pairs
+from dreamllm.sources.annotations import coco_units, gqa_documents, gqa_units, narrative_units, pair_documents
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import Folders, Rejected, folders_of
 from dreamllm.sources.urls import used_pages
@@ -45,9 +46,9 @@ READERS: dict[str, tuple[Callable[..., Iterator[Any]], Callable[[Any, SourceUse]
     "obelics": (pages.units, pages.documents),
     "llava": (llava.units, llava.documents),
     "llava_pairs": (llava.units, llava.pair_documents),
-    "coco": (annotations.coco_units, annotations.pair_documents),
-    "narratives": (annotations.narrative_units, annotations.pair_documents),
-    "gqa": (annotations.gqa_units, annotations.gqa_documents),
+    "coco": (coco_units, pair_documents),
+    "narratives": (narrative_units, pair_documents),
+    "gqa": (gqa_units, gqa_documents),
 }
 
 
@@ -130,15 +131,16 @@ def build(
     counted = Counted()
     with new_folder(out) as folder, TemporaryDirectory(dir=folder, prefix=".parts-") as temporary:
         parts = Path(temporary)
+        options: dict[str, Any] = {}
         if source.format in manifest.INTERLEAVED:
             if pictures is None or urls is None:
                 raise BuildProblem(f"{name}: pages need --pictures and --urls")
             listed = fetched.write_index(pictures, parts / fetched.INDEX)
             print(f"{name}: {listed}", flush=True)
-            units = partial(pages.units, index=parts / fetched.INDEX, used=used_pages(urls))
+            options = {"index": parts / fetched.INDEX, "used": used_pages(urls)}
         write_unit = partial(_write_unit, documents, use, parts)
         written: list[Path] = []
-        work = enumerate(units(raw, pictures, (("", raw), *pictures_from)))
+        work = enumerate(units(raw, pictures, (("", raw), *pictures_from), **options))
         for number, unit, (paths, part) in _in_order(write_unit, work, processes):
             if use.documents and counted.documents + part.documents > use.documents:
                 for path in paths:
