@@ -175,7 +175,7 @@ def examine(test: Test, evidence: Evidence) -> Finding:
     signs = [*((id_, 1) for id_ in test.plus), *((id_, -1) for id_ in test.minus)]
     printed = [evidence.published[id_].value if id_ in evidence.published else "" for id_, _ in signs]
     paper = sum(sign * float(value) for (_, sign), value in zip(signs, printed, strict=True)) if all(printed) else None
-    about = {"paper": paper, "paper_outcome": "missing" if paper is None else test.outcome(paper, paper)}
+    paper_outcome: Outcome = "missing" if paper is None else test.outcome(paper, paper)
     missing: dict[bool, Measured] = {}
     for miniature in (False, True):
         terms = [_term(id_, miniature, evidence) for id_, _ in signs]
@@ -186,20 +186,21 @@ def examine(test: Test, evidence: Evidence) -> Finding:
             measured = [term.found for term in terms if not term.constant]
             return Finding(
                 test,
+                paper,
+                paper_outcome,
                 outcome=test.outcome(*ours[1:]),
                 ours=ours,
                 world="miniature" if miniature else "paper's benchmarks",
                 n=min(found.n for found in measured),
                 seeds=len(runs),
                 interval_by=by,
-                **about,
             )
         missing[miniature] = next(
             (term.found for term in terms if not term.found.by_run), Measured(reason="no run has all of the cells")
         )
     external = next((found for found in missing.values() if found.external), None)
     reason = external.reason if external else "; ".join(dict.fromkeys(found.reason for found in missing.values()))
-    return Finding(test, outcome="external" if external else "missing", reason=reason, **about)
+    return Finding(test, paper, paper_outcome, "external" if external else "missing", reason=reason)
 
 
 @dataclass(frozen=True)
@@ -245,10 +246,10 @@ def _difference(terms: Sequence[_Term], signs: Sequence[int], items: Items) -> t
     """The sum of the terms over all runs with its 95 % interval, and how that came about."""
     runs = list(terms[0].found.by_run)
     by_run = [sum(sign * t.found.by_run[run]["value"] for t, sign in zip(terms, signs, strict=True)) for run in runs]
-    single = [_item_sums(terms, signs, run, items) for run in runs]
-    if len(terms) > 1 and all(scores is not None for scores in single):
-        scores = np.mean(single, axis=0)  # (items,), the mean over the runs
-        interval = (float(np.mean(by_run)), *bootstrap_mean(scores))
+    single = [scores for run in runs if (scores := _item_sums(terms, signs, run, items)) is not None]
+    if len(terms) > 1 and len(single) == len(runs):
+        mean = np.mean(single, axis=0)  # (items,), over the runs
+        interval = (float(np.mean(by_run)), *bootstrap_mean(mean))
         return over_seeds(by_run, interval), BY_ITEMS
     ends = []
     for down, up in (("low", "high"), ("high", "low")):
@@ -265,12 +266,11 @@ def _item_sums(terms: Sequence[_Term], signs: Sequence[int], run: str, items: It
     """The test's sum for every single item (items,), None where there are no such scores or not of the same items."""
     total: dict[str, float] | None = None
     for term, sign in zip(terms, signs, strict=True):
-        if term.constant:
+        if term.row is None or term.column is None:  # a constant
             return None
         model, _, benchmark = term.found.source.partition("/")
         content = items.get((run, model, benchmark))
-        scores = content["items"].get(term.column.measure.split("/")[1]) if content else None
-        if scores is None:
+        if content is None or (scores := content["items"].get(term.column.measure.split("/")[1])) is None:
             return None
         group = term.row.group or term.column.group
         chosen = content["groups"].get(group, []) if group else list(scores)

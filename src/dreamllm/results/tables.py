@@ -93,7 +93,7 @@ def ours(table: Table, row: Row, column: Column, runs: Runs, published: Publishe
         return Cell(id_, paper=paper, miniature=column.miniature, note=found.reason)
     numbers = tuple(number * column.scale for number in found.interval())
     value, low, high = (number(one, column.scale) for one in numbers)
-    comparable = paper is not None and paper.value and not column.miniature
+    printed = paper.value if paper and not column.miniature else ""
     return Cell(
         id=id_,
         text=value,
@@ -103,7 +103,7 @@ def ours(table: Table, row: Row, column: Column, runs: Runs, published: Publishe
         seeds=len(found.by_run),
         paper=paper,
         miniature=column.miniature,
-        difference=numbers[0] - float(paper.value) if comparable else None,
+        difference=numbers[0] - float(printed) if printed else None,
         protocol=found.protocol,
         source=found.source,
     )
@@ -120,16 +120,17 @@ def beside(cells: Sequence[Cell]) -> Block:
             lines[cell.id] = cell
     rows = []
     for cell in lines.values():
-        if not cell.text and not cell.paper.value:
+        paper = cell.paper
+        if not paper or not (cell.text or paper.value):
             continue
-        theirs = Cell(text=cell.paper.value, confidence=cell.paper.confidence, note=cell.paper.note)
+        theirs = Cell(text=paper.value, confidence=paper.confidence, note=paper.note)
         if cell.difference is not None:
             difference = Cell(text=f"{cell.difference:+.3g}")
         else:
             difference = Cell(text="stand-in" if cell.text and cell.miniature else "–")
         mine = Cell(text=cell.text, interval=cell.interval, note=cell.note)
         about = [Cell(text=words or "–") for words in (str(cell.n or ""), str(cell.seeds or ""), cell.source)]
-        rows.append((f"{cell.paper.row}, {cell.paper.column}", [theirs, mine, difference, *about]))
+        rows.append((f"{paper.row}, {paper.column}", [theirs, mine, difference, *about]))
     columns = ["paper", "ours", "difference", "n", "seeds", "model/benchmark"]
     return Block("beside", "Beside each other", columns, rows)
 
@@ -140,8 +141,15 @@ def publication(table: Table, published: Published) -> Block:
     columns = list(dict.fromkeys(cell.column for cell in cells))
     rows = {row: [Cell(note="not in paper/")] * len(columns) for row in dict.fromkeys(cell.row for cell in cells)}
     for cell in cells:
-        about = {"n": int(cell.n or 0), "protocol": cell.protocol, "confidence": cell.confidence, "note": cell.note}
-        rows[cell.row][columns.index(cell.column)] = Cell(cell.id, cell.value, source=cell.source, **about)
+        rows[cell.row][columns.index(cell.column)] = Cell(
+            id=cell.id,
+            text=cell.value,
+            n=int(cell.n or 0),
+            confidence=cell.confidence,
+            protocol=cell.protocol,
+            source=cell.source,
+            note=cell.note,
+        )
     return Block("paper", "Published", columns, list(rows.items()))
 
 
