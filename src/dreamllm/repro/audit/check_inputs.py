@@ -271,8 +271,8 @@ def _training_scenes(folder: Path) -> set[str]:
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
-                if member.isfile() and member.name.endswith(".json"):
-                    about = json.loads(archive.extractfile(member).read())  # type: ignore[union-attr]
+                if member.name.endswith(".json") and (file := archive.extractfile(member)):
+                    about = json.loads(file.read())
                     scenes.update(json.dumps(scene, sort_keys=True) for scene in _scenes_in(about))
     return scenes
 

@@ -97,7 +97,7 @@ def _code_at(evidence: Evidence, commit: str, module: str) -> str:
 def identity(evidence: Evidence) -> Result:
     """A04: every file behind a number is the one that was recorded when the number was made, and in dvc.lock."""
     run = evidence.run
-    faults = []
+    faults: list[Fault] = []
     for link in evidence.of_kind("checkpoint", "foundations", "data", "features"):
         faults += _exchanged(evidence, link)
     for stage in evidence.trained:
@@ -223,12 +223,12 @@ def configuration(evidence: Evidence) -> Result:
     run, experiment = evidence.run, evidence.run.experiment
     if not evidence.trained and not evidence.metrics:
         return absent(f"no run of {run.name} is there: {evidence.command}, or `make restore`")
-    faults = []
+    faults: list[Fault] = []
     for stage in evidence.trained:
         file = f"{run.checkpoint(stage)}/checkpoint.json"
         about = evidence.json(file)
-        if stage == "sd_finetuned":
-            right: dict[str, Any] = experiment.sd_finetuned.model_dump(mode="json")  # type: ignore[union-attr]
+        if stage == "sd_finetuned" and experiment.sd_finetuned:
+            right = experiment.sd_finetuned.model_dump(mode="json")
         else:
             right = experiment.stages[stage].model_dump(mode="json")
             faults += _fits(evidence, stage, about)

@@ -64,8 +64,8 @@ class Compared:
     @property
     def difference(self) -> float | None:
         """b less a, None where one of them has no value."""
-        values = self.a.get("value"), self.b.get("value")
-        return None if None in values else float(values[1]) - float(values[0])
+        a, b = self.a.get("value"), self.b.get("value")
+        return None if a is None or b is None else float(b) - float(a)
 
 
 def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | None, str]:

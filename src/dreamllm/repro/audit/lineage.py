@@ -97,7 +97,9 @@ class Run:
 
         Raises ConfigProblem for a configuration (relative to it) that cannot be used.
         """
-        path, runs, digests = Path(config).as_posix(), {}, {}
+        path = Path(config).as_posix()
+        runs: dict[str, Run] = {}
+        digests: dict[str, str] = {}
         for name, experiment in load(root / config).runs().items():
             runs[name] = cls(root, path, experiment, name, runs, digests)
         return next(iter(runs.values()))

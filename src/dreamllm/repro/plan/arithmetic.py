@@ -19,6 +19,7 @@ ADAM = 2 * FP32  # two moments per trained parameter
 TOKENS_AROUND = (
     2  # <s> and </s> of a document; also <im_start> and <im_end>, <dream_start> and <dream_end> of a picture
 )
+Layout = Literal["text", "pair", "interleaved", "conversation"]  # of the documents of a set
 RESERVED = 2e9  # bytes of a GPU that go to CUDA, to its libraries and to the gaps between tensors
 
 
@@ -33,7 +34,7 @@ class Kind:
     which are only read.  prompt: share of the text that is no target of the language loss.
     """
 
-    layout: Literal["text", "pair", "interleaved", "conversation"]
+    layout: Layout
     text: float
     pictures: float = 0
     shown: float = 0
@@ -171,7 +172,7 @@ def lora_parameters(size: Size, rank: int) -> int:
 
 def trained_parameters(size: Size, stage: Stage) -> dict[str, int]:
     """Trained parameters by part; with adapters these, the embeddings and the head."""
-    trained = {part: size.parameters[part] for part in stage.trains}
+    trained: dict[str, int] = {part: size.parameters[part] for part in stage.trains}
     if stage.lora:
         trained["language_model"] = size.embeddings + lora_parameters(size, stage.lora.rank)
     return trained

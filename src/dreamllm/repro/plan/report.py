@@ -20,7 +20,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import ConfigProblem, load, read_yaml
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.repro.plan import arithmetic
-from dreamllm.repro.plan.arithmetic import Kind, Size
+from dreamllm.repro.plan.arithmetic import Kind, Layout, Size
 from dreamllm.sources import manifest
 
 ASSUMPTIONS = Path("paper/assumptions.yaml")
@@ -37,7 +37,7 @@ class Value(Section):
 class Average(Section):
     """An average document of a shard set: the fields of `arithmetic.Kind`, and where they are from."""
 
-    layout: str
+    layout: Layout
     text: Positive
     pictures: float = 0
     shown: float = 0

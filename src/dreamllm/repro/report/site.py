@@ -10,7 +10,7 @@ import base64
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,14 @@ def page(report: Report, folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "words": words,
         "anchor": anchor,
         "short": lambda digest: digest[:12],
         "size": cost.size,
         "duration": cost.duration,
     }
+    environment.filters |= filters
     return environment.get_template("site.html").render(
         report=report,
         name=run.name,
