@@ -13,7 +13,7 @@ import importlib.machinery
 import sys
 from pathlib import Path
 
-_declared = []  # torch drops a library's operators when the Library object dies
+_declared: list[object] = []  # torch drops a library's operators when the Library object dies
 
 
 def install() -> None:
