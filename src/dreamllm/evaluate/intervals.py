@@ -37,7 +37,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def mean_share(scores: Sequence[float], reason: str = "no items") -> dict[str, Any]:
+def mean_share(scores: Sequence[float] | np.ndarray, reason: str = "no items") -> dict[str, Any]:
     """Mean of scores in [0, 1] with Wilson's interval.
 
     For soft scores (VQA accuracy) the interval is on the safe side: no variable in [0, 1] varies more than a 0/1 one.
@@ -66,7 +66,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], n: int, resamples: int =
     return float(low), float(high)
 
 
-def mean_bootstrap(scores: Sequence[float], reason: str = "no items") -> dict[str, Any]:
+def mean_bootstrap(scores: Sequence[float] | np.ndarray, reason: str = "no items") -> dict[str, Any]:
     """Mean of unbounded scores (CIDEr of single captions) with a bootstrap interval."""
     if len(scores) == 0:
         return undefined(reason)

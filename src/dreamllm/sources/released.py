@@ -22,7 +22,7 @@ from dreamllm.sources.services import hub
 from dreamllm.sources.services.http import FetchProblem
 
 RECORD = "download.json"
-KEYS = {"repo": str, "revision": (str, type(None)), "patterns": list, "sha256": dict}
+KEYS: dict[str, Any] = {"repo": str, "revision": (str, type(None)), "patterns": list, "sha256": dict}
 
 
 def read_entry(manifest: Path, name: str) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm figures`."""
-    files = {"nargs": "*", "default": [], "type": Path}
+    files: dict[str, Any] = {"nargs": "*", "default": [], "type": Path}
     parser.add_argument("--losses", nargs="*", default=[], metavar="STAGE=CSV", help="losses.csv of the stages")
     parser.add_argument("--drawings", **files, help="predictions on the benchmark draw")
     parser.add_argument("--stories", nargs="?", type=Path, help="predictions of one model on the benchmark stories")

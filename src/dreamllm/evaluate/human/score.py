@@ -123,8 +123,11 @@ def mean_cohen_kappa(table: np.ndarray) -> float | None:
     kappas = []
     for one, other in itertools.combinations(table, 2):
         chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
-        kappas.append(_beyond_chance(float((one == other).mean()), float(chance)))
-    return None if None in kappas else float(np.mean(kappas))
+        kappa = _beyond_chance(float((one == other).mean()), float(chance))
+        if kappa is None:
+            return None
+        kappas.append(kappa)
+    return float(np.mean(kappas))
 
 
 def _beyond_chance(agreement: float, chance: float) -> float | None:

@@ -52,7 +52,7 @@ def list_files(repository: str, patterns: Sequence[str], revision: str | None = 
     api = HfApi(endpoint=_endpoint())
 
     def tree() -> tuple[str, list[RepoFile]]:
-        commit = api.repo_info(name, repo_type=kind, revision=revision).sha
+        commit = str(api.repo_info(name, repo_type=kind, revision=revision).sha)
         entries = api.list_repo_tree(name, repo_type=kind, revision=commit, recursive=True)
         return commit, [entry for entry in entries if isinstance(entry, RepoFile)]
 
