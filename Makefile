@@ -42,6 +42,7 @@ test: lint ## all tests, with a miniature run of the whole DAG
 lint: setup ## formatting and static checks
 	ruff check .
 	ruff format --check .
+	mypy
 	snakefmt --check Snakefile workflow
 	pytest -q tests/test_dag.py -k lint
 
