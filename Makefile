@@ -29,6 +29,9 @@ $(READY):
 
 tables: setup ## from nothing to results/tables and results/figures
 	snakemake --cores $(CORES) results/tables
+	@echo "Tables and figures:        results/tables/README.md, results/figures/README.md"
+	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\""
+	@echo "Follow every number:       make report, then open results/report/index.html"
 
 report: setup ## results/report/index.html with all that the tables show and where it is from, RO-Crate, CODECHECK manifest
 	snakemake --cores $(CORES) report
