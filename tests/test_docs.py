@@ -12,8 +12,9 @@ import re
 import shlex
 import subprocess
 from functools import cache
-from importlib import import_module
+from importlib import import_module, util
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -31,6 +32,17 @@ EXAMPLES = ("config/mine.yaml", "data/mine", "results/checkpoints/mine", "result
 FOLDERS = "src|config|workflow|docs|tests|paper|data|results|benchmarks|profiles|scratch|logs|timings"
 SUFFIXES = "py|md|yaml|yml|smk|sh|csv|json|lock|toml|html"
 NUMBERS = {11: "eleven", 12: "twelve", 13: "thirteen", 14: "fourteen", 15: "fifteen", 16: "sixteen", 17: "seventeen"}
+
+
+def script(name: str) -> ModuleType:
+    """A script of workflow/ as a module."""
+    spec = util.spec_from_file_location(name, ROOT / f"workflow/{name}.py")
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+readme_results = script("readme_results")
 
 
 def text_of(path: Path) -> str:
@@ -250,3 +262,17 @@ def test_the_number_of_checks_is_that_of_the_audit() -> None:
     page = text_of(ROOT / "docs/audit.md")
     assert f"{NUMBERS[len(CHECKS)]} checks" in page
     assert re.findall(r"(?m)^\| (A\d\d) \|", page) == list(CHECKS)
+
+
+@pytest.mark.parametrize("page", readme_results.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_numbers_of_the_pages_are_those_of_the_results(page: Path) -> None:
+    name, content = readme_results.PAGES[page]
+    if name == "results" and not (ROOT / "results/metrics" / readme_results.RUN).is_dir():
+        pytest.skip("the default run is not here")
+    assert readme_results.between_markers(text_of(page), name) == content(), "python workflow/readme_results.py"
+
+
+def test_the_tree_in_the_readme_names_every_package() -> None:
+    tree = text_of(ROOT / "README.md").partition("## Where things are")[2]
+    packages = [file.parent.name for file in (ROOT / "src/dreamllm").glob("**/__init__.py")]
+    assert not [name for name in packages if name != "dreamllm" and not re.search(rf"(?m)^ +{name}/ ", tree)]
