@@ -91,8 +91,8 @@ def train(run: Run, stage: str) -> None:
     """A checkpoint as `dreamllm train` writes it; its tensors are drawn at random."""
     experiment, settings = run.experiment, run.experiment.stages[stage]
     generator = torch.Generator().manual_seed(seed_of(experiment.seed, stage))
-    shards = {name: sorted((run.root / run.shards(name)).glob(f"{name}-*.tar")) for name in settings.mixture}
-    above = [run.root / run.checkpoint(parent) / checkpoint.TENSORS for parent in settings.init]
+    shards = {name: sorted((run.root / run.paths.shards(name)).glob(f"{name}-*.tar")) for name in settings.mixture}
+    above = [run.root / run.paths.checkpoint(parent) / checkpoint.TENSORS for parent in settings.init]
     metadata = {
         "stage": stage,
         "seed": experiment.seed,
@@ -106,14 +106,14 @@ def train(run: Run, stage: str) -> None:
         "commit": repository.run(run.root, "git", "rev-parse", "HEAD").stdout.strip(),
     }
     tensors = {name: torch.randn(shape, generator=generator) for name, shape in TENSORS[stage].items()}
-    checkpoint.save_trained(run.root / run.checkpoint(stage), tensors, metadata, "step\n")
+    checkpoint.save_trained(run.root / run.paths.checkpoint(stage), tensors, metadata, "step\n")
 
 
 def answer(run: Run, model: str, benchmark: str, right: int = 2) -> Path:
     """A prediction file as `dreamllm predict` writes it, with `right` of every 3 answers right."""
     root, settings = run.root, run.experiment.evaluation
-    folder = root / run.benchmark_files(benchmark)
-    stages = [root / run.checkpoint(stage) for stage in run.checkpoints_of(model)]
+    folder = root / run.paths.benchmark_files(benchmark)
+    stages = [root / run.paths.checkpoint(stage) for stage in run.experiment.stages_of(model)]
     arguments = {"model": model, "foundations": root / run.experiment.foundations.folder, "checkpoints": stages}
     header = {"model": model, "benchmark": benchmark, "task": benchmark, "split": settings.split, "limit": None}
     header["protocol"] = predict.protocol(argparse.Namespace(**arguments), settings)
@@ -130,7 +130,7 @@ def measure(run: Run) -> None:
     """Metrics, item scores, tables and a figure of the predictions that are there, by the verbs."""
     root = run.root
     answered = [root / run.predictions(*pair) for pair in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope"))]
-    folder = root / run.benchmark_files("vqa")
+    folder = root / run.paths.benchmark_files("vqa")
     metrics = []
     for path in answered:
         metrics.append(root / RESULTS.format("metrics") / path.parent.name / f"{path.stem}.json")
@@ -154,7 +154,7 @@ def jobs(run: Run) -> None:
 def record(run: Run) -> None:
     """A dvc.lock of what is there."""
     outs = [f"data/emoji_small/{part}" for part in ("train", "benchmarks")]
-    outs += [run.checkpoint(stage) for stage in TENSORS]
+    outs += [run.paths.checkpoint(stage) for stage in TENSORS]
     outs += [RESULTS.format(kind) for kind in ("predictions", "metrics", "items")] + ["results/tables"]
     stages = {f"stage{i}": {"outs": [{"path": p, "md5": digests.md5(run.root / p)}]} for i, p in enumerate(outs)}
     (run.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
@@ -164,7 +164,7 @@ def outputs(root: Path) -> list[Output]:
     """What Snakemake would tell of the DAG: everything there is, and up to date."""
     run = Run.at(root, Path(CONFIG))
     made = {"make_world": "data/emoji_small/train", "tables": "results/tables", "figures": "results/figures"}
-    made |= {f"train_{stage}": run.checkpoint(stage) for stage in TENSORS}
+    made |= {f"train_{stage}": run.paths.checkpoint(stage) for stage in TENSORS}
     made["item_scores"] = RESULTS.format("items")
     for name in ("align_vqa", "sft_vqa", "sft_pope"):
         path = name.replace("_", "/")

@@ -152,6 +152,13 @@ class Experiment(Section):
         own = None if stage == RELEASED else self.stages[stage].num_dream_queries
         return own or self.model.num_dream_queries
 
+    def stages_of(self, model: str) -> list[str]:
+        """Stages whose checkpoints make up an evaluated model, in loading order; none for a foundation model."""
+        stages = next((e.stages for e in self.evaluations if e.model == model), []) or [model]
+        if stages == ["sd_finetuned"]:
+            return stages
+        return [] if stages[0] in FOUNDATION_MODELS else self.lineage(*stages)
+
     def _unfit_queries(self) -> list[str]:
         """A line for each checkpoint that is loaded into a model with another number of dream queries than its own."""
         loaded = {f"stages.{name}.init": (name, self.lineage(*stage.init)) for name, stage in self.stages.items()}

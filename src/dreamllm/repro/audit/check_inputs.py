@@ -91,7 +91,7 @@ def _torch(path: Path) -> dict[str, str]:
 
 def _made_with(evidence: Evidence) -> Iterator[tuple[str, dict[str, str]]]:
     for stage in evidence.trained:
-        file = f"{evidence.run.checkpoint(stage)}/checkpoint.json"
+        file = f"{evidence.run.paths.checkpoint(stage)}/checkpoint.json"
         yield file, evidence.json(file).get("versions") or {}
     for link in evidence.of_kind("predictions"):
         if link.digest and not link.problem:

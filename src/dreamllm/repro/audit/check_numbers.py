@@ -206,7 +206,7 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
     if task in ("mmbench", "mm_vet", "harness") or (not pictures and task in (*DRAWN, "stories")):
         return [], False
     instruments = getattr(run.experiment.foundations, "instruments", run.experiment.foundations)
-    folder = evidence.root / run.benchmark_files(benchmark)
+    folder = evidence.root / run.paths.benchmark_files(benchmark)
     answered = evidence.root / run.predictions(model, benchmark)
     fix = f"score again: {evidence.command}"
     try:

@@ -39,7 +39,7 @@ def code(evidence: Evidence) -> Result:
         faults.append(Fault(what, changed[0], "git commit, or git stash; git status lists them"))
     known: dict[tuple[str, str], str] = {}
     for stage in evidence.trained:
-        file = f"{run.checkpoint(stage)}/checkpoint.json"
+        file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
         faults += _made_by(evidence, stage, evidence.json(file), file, known)
     head = (run.git("rev-parse", "--short", "HEAD") or "no commit").strip()
     return judged(faults, f"clean at {head}; the code of {len(evidence.trained)} checkpoints is that of their commits")
@@ -129,7 +129,7 @@ def _exchanged(evidence: Evidence, link: lineage.Link) -> Iterator[Fault]:
 
 def _whole(evidence: Evidence, stage: str) -> Iterator[Fault]:
     """Whether a checkpoint's tensors are those that its checkpoint.json was written with."""
-    folder = evidence.run.checkpoint(stage)
+    folder = evidence.run.paths.checkpoint(stage)
     said = evidence.json(f"{folder}/checkpoint.json").get("tensors")
     name = "unet" if stage == "sd_finetuned" else "trained.safetensors"
     now = evidence.run.digest(f"{folder}/{name}")
@@ -173,7 +173,7 @@ def seeds(evidence: Evidence) -> Result:
         return absent(f"no run of {run.name} is there: {evidence.command}, or `make restore`")
     faults = []
     for stage in evidence.trained:
-        file = f"{run.checkpoint(stage)}/checkpoint.json"
+        file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
         about = evidence.json(file)
         wanted = {"seed": (about.get("seed"), experiment.seed)}
         if "model" in about:
@@ -225,7 +225,7 @@ def configuration(evidence: Evidence) -> Result:
         return absent(f"no run of {run.name} is there: {evidence.command}, or `make restore`")
     faults: list[Fault] = []
     for stage in evidence.trained:
-        file = f"{run.checkpoint(stage)}/checkpoint.json"
+        file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
         about = evidence.json(file)
         if stage == "sd_finetuned" and experiment.sd_finetuned:
             right = experiment.sd_finetuned.model_dump(mode="json")
@@ -243,7 +243,7 @@ def configuration(evidence: Evidence) -> Result:
         if link.digest and not link.problem:
             faults += _other(link.facts.get("settings") or {}, settings, "settings.", link.path, evidence)
             made = [one.name for one in link.made_from if one.kind == "checkpoint"]
-            if made != (wanted := run.checkpoints_of(str(link.facts["model"]))):
+            if made != (wanted := run.experiment.stages_of(str(link.facts["model"]))):
                 what = f"was made with checkpoints {', '.join(made) or 'none'}, not {', '.join(wanted) or 'none'}"
                 faults.append(Fault(what, link.path, f"predict again: {evidence.command}"))
     words = f"{len(evidence.trained)} checkpoints and {len(answers)} predictions"
@@ -266,7 +266,7 @@ def _other(
 
 def _fits(evidence: Evidence, stage: str, about: Mapping[str, Any]) -> Iterator[Fault]:
     """Whether the tensors are those of the parts that the saved configuration trains, in its sizes."""
-    file = f"{evidence.run.checkpoint(stage)}/trained.safetensors"
+    file = f"{evidence.run.paths.checkpoint(stage)}/trained.safetensors"
     fix = f"bring the recorded one back (dvc checkout), or train it again: {evidence.command}"
     try:
         with safe_open(evidence.root / file, "numpy") as tensors:

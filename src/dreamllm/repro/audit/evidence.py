@@ -137,4 +137,4 @@ def trained_stages(run: Run) -> list[str]:
     """Stages of the experiment whose checkpoints are there, with a checkpoint.json."""
     experiment = run.experiment
     names = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
-    return [name for name in names if (run.root / run.checkpoint(name) / "checkpoint.json").is_file()]
+    return [name for name in names if (run.root / run.paths.checkpoint(name) / "checkpoint.json").is_file()]

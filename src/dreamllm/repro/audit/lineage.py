@@ -24,11 +24,10 @@ from typing import Any, Literal
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from dreamllm.config.experiment import RELEASED, Experiment
+from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import load
-from dreamllm.config.sources import SourceUse
-from dreamllm.config.world import WORLD_SETS
 from dreamllm.digests import digest
+from dreamllm.paths import TABLES, Paths
 from dreamllm.snakemake_records import RecordProblem, Usage, read_usage
 
 Kind = Literal[
@@ -36,7 +35,7 @@ Kind = Literal[
     "data", "commit", "environment",
 ]  # fmt: skip
 FORMS = ("jsonl", "tar", "safetensors")  # of prediction files
-TABLES, LOCK, ENVIRONMENT = "results/tables", "dvc.lock", "requirements.lock"
+LOCK, ENVIRONMENT = "dvc.lock", "requirements.lock"
 
 
 @dataclass(frozen=True)
@@ -120,35 +119,15 @@ class Run:
             return None
         return None if done.returncode else done.stdout
 
-    # ---- where things are; workflow/rules/common.smk and measure.smk say the same to Snakemake -----------------------
+    @property
+    def paths(self) -> Paths:
+        """Where the files of this run lie, relative to `root`."""
+        return Paths(self.experiment, self.name)
 
     def predictions(self, model: str, benchmark: str) -> str:
-        """The prediction file of a model on a benchmark, whichever form it has."""
-        stem = f"results/predictions/{self.name}/{model}/{benchmark}"
-        return next((f"{stem}.{end}" for end in FORMS if (self.root / f"{stem}.{end}").exists()), "")
-
-    def checkpoint(self, stage: str) -> str:
-        """The folder of a stage's checkpoint; a released one is of no run but the experiment's."""
-        return f"results/checkpoints/{self.experiment.name if stage == RELEASED else self.name}/{stage}"
-
-    def checkpoints_of(self, model: str) -> list[str]:
-        """Stages whose checkpoints make up an evaluated model, in loading order; none for a foundation."""
-        stages = next((e.stages for e in self.experiment.evaluations if e.model == model), []) or [model]
-        if stages == ["sd_finetuned"]:
-            return stages
-        return [] if stages[0] in ("llm", "sd") else self.experiment.lineage(*stages)
-
-    def shards(self, name: str) -> str:
-        """The folder of a training set's shards."""
-        if name in WORLD_SETS:
-            return f"{self.experiment.world.folder}/train"
-        folder = self.experiment.sources.get(name, SourceUse()).folder or f"data/sources/{name}"
-        return f"{folder}/shards"
-
-    def benchmark_files(self, benchmark: str) -> str:
-        """The folder of a benchmark's files."""
-        source = self.experiment.benchmark(benchmark).source
-        return f"data/benchmarks/{source}" if source else f"{self.experiment.world.folder}/benchmarks"
+        """The prediction file of a model on a benchmark that is there, whatever its form; "" where there is none."""
+        files = (self.paths.predictions(model, benchmark, form) for form in FORMS)
+        return next((file for file in files if (self.root / file).exists()), "")
 
 
 # ---- cells and metrics -----------------------------------------------------------------------------------------------
@@ -169,7 +148,7 @@ def read_cells(run: Run) -> list[CellLine]:
 def metrics_files(run: Run) -> dict[str, str]:
     """The experiment's metrics files by MODEL/BENCHMARK as they say of themselves, malformed ones left out."""
     found = {}
-    for path in sorted((run.root / f"results/metrics/{run.name}").rglob("*.json")):
+    for path in sorted((run.root / run.paths.results("metrics")).rglob("*.json")):
         content = _json(path)
         if isinstance(content, dict) and {"model", "benchmark"} <= content.keys():
             found[f"{content['model']}/{content['benchmark']}"] = path.relative_to(run.root).as_posix()
@@ -195,7 +174,7 @@ def metric_link(run: Run, source: str, path: str) -> Link:
     model, _, benchmark = source.partition("/")
     content = _json(run.root / path) if path else None
     if not path:
-        problem = f"no metrics file of {source} below results/metrics/{run.name}"
+        problem = f"no metrics file of {source} below {run.paths.results('metrics')}"
         link = Link("metric", "", source, "", problem=problem)
     elif not isinstance(content, dict):
         link = Link("metric", path, source, run.digest(path), problem="malformed JSON")
@@ -213,19 +192,19 @@ def metric_link(run: Run, source: str, path: str) -> Link:
 
 def _input(run: Run, model: str, benchmark: str, name: str, recorded: str) -> Link:
     """A file that a metric was made from, by the name and the digest in the metric's protocol."""
-    base = f"results/{{}}/{run.name}/{model}"
-    if name.rpartition(".")[2] in FORMS and (run.root / base.format("predictions") / name).exists():
-        return prediction_link(run, f"{base.format('predictions')}/{name}", recorded)
+    predicted = f"{run.paths.results('predictions')}/{model}/{name}"
+    if name.rpartition(".")[2] in FORMS and (run.root / predicted).exists():
+        return prediction_link(run, predicted, recorded)
     if name.endswith(".safetensors"):
-        folder = f"results/features/{run.name}" + ("" if name.startswith("real_") else f"/{model}")
+        folder = run.paths.results("features") + ("" if name.startswith("real_") else f"/{model}")
         return _features(run, model, f"{folder}/{name}", recorded)
     if benchmark == "human":
-        page, said = f"results/human/{run.name}/{model}/{name}", f"data/human/{run.name}/{model}/{name}"
+        page, said = f"{run.paths.rating_form(model)}/{name}", f"{run.paths.ratings(model)}/{name}"
         path = page if (run.root / page).exists() else said
         return Link("judgements", path, name, run.digest(path), recorded)
     if name in (f"{benchmark}.jsonl", f"{benchmark}.tar"):
-        return prediction_link(run, f"{base.format('predictions')}/{name}", recorded)
-    path = f"{run.benchmark_files(benchmark)}/{name}"
+        return prediction_link(run, predicted, recorded)
+    path = f"{run.paths.benchmark_files(benchmark)}/{name}"
     return Link("data", path, name, run.digest(path), recorded)
 
 
@@ -235,9 +214,7 @@ def _features(run: Run, model: str, path: str, recorded: str) -> Link:
     below: tuple[Link, ...] = ()
     if not name.startswith("real_"):
         benchmark, _, sample = name.rpartition("-")
-        folder = f"results/predictions/{run.name}/{model}"
-        tar = f"{folder}/{benchmark}.tar" if sample == "0" else f"{folder}/samples/{name}.tar"
-        below = (prediction_link(run, tar, ""),)
+        below = (prediction_link(run, run.paths.sample(model, benchmark, sample), ""),)
     return Link("features", path, name, run.digest(path), recorded, below)
 
 
@@ -249,7 +226,7 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
     key = ("predictions", path, recorded)
     if key in run._links:
         return run._links[key]
-    name = Path(path).relative_to(f"results/predictions/{run.name}").with_suffix("").as_posix()
+    name = Path(path).relative_to(run.paths.results("predictions")).with_suffix("").as_posix()
     header, problem = read_header(run.root / path)
     protocol = header.get("protocol", {})
     below = [checkpoint_link(run, stage, said) for stage, said in protocol.get("checkpoints", {}).items()]
@@ -293,7 +270,7 @@ def checkpoint_link(run: Run, stage: str, recorded: str) -> Link:
     key = ("checkpoint", stage, recorded)
     if key in run._links:
         return run._links[key]
-    path = run.checkpoint(stage)
+    path = run.paths.checkpoint(stage)
     about = _json(run.root / path / "checkpoint.json")
     there = run.digest(path)
     if not isinstance(about, dict):
@@ -314,13 +291,13 @@ def _below(run: Run, stage: str, about: Mapping[str, Any]) -> Iterator[Link]:
     said += [""] * (len(parents) - len(said))
     for parent, tensors in zip(parents, said, strict=False):
         above = checkpoint_link(run, parent, "")  # it wrote down the digest of the tensors alone
-        now = run.digest(f"{run.checkpoint(parent)}/trained.safetensors")
+        now = run.digest(f"{run.paths.checkpoint(parent)}/trained.safetensors")
         yield Link("checkpoint", above.path, parent, now, tensors, above.made_from, above.facts, above.problem)
     for part, digest_ in about.get("foundations", {}).items():
         yield foundation_link(run, part, digest_)
     for name, files in about.get("data", {}).items():
         for file, digest_ in files.items():
-            path = f"{run.shards(name)}/{file}"
+            path = f"{run.paths.shards(name)}/{file}"
             yield Link("data", path, name, run.digest(path), digest_)
     yield commit_link(run, about.get("commit") or "")
 
@@ -333,9 +310,7 @@ def _facts(run: Run, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def foundation_link(run: Run, part: str, recorded: str, *, measures: bool = False) -> Link:
     """One of the foundations, llm, clip, sd or judge: of the model, or those of the emoji world that measure it."""
-    foundations = run.experiment.foundations
-    chosen = getattr(foundations, "instruments", foundations) if measures else foundations
-    path = f"{chosen.folder}/{part}"
+    path = run.paths.instrument(part) if measures else run.paths.foundation(part)
     return Link("foundations", path, part, run.digest(path), recorded)
 
 
@@ -356,7 +331,7 @@ def commit_link(run: Run, recorded: str) -> Link:
 def _usage(run: Run, job: str) -> Usage | None:
     """What Snakemake measured of a job; None where it left no file that can be read."""
     try:
-        return read_usage(run.root / f"benchmarks/{run.name}/{job}.tsv")
+        return read_usage(run.root / run.paths.timing(job))
     except (FileNotFoundError, RecordProblem):
         return None
 

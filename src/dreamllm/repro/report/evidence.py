@@ -82,7 +82,9 @@ def house_at(root: Path, config: Path) -> lineage.Run:
 
 def read_checkpoints(run: lineage.Run) -> dict[str, dict[str, Any]]:
     """checkpoint.json of every stage of the configuration whose checkpoint is there."""
-    return {stage: read_json(run.root / run.checkpoint(stage) / "checkpoint.json") for stage in trained_stages(run)}
+    return {
+        stage: read_json(run.root / run.paths.checkpoint(stage) / "checkpoint.json") for stage in trained_stages(run)
+    }
 
 
 def timings(run: lineage.Run, runs: Iterable[str]) -> list[cost.Timing]:

@@ -80,7 +80,7 @@ def main(args: argparse.Namespace) -> None:
 def page(report: Report, folder: Path) -> str:
     """The page; its pictures are written below `folder`."""
     run = report.run
-    benchmark_files = run.root / run.benchmark_files("draw")
+    benchmark_files = run.root / run.paths.benchmark_files("draw")
     models, prompts = gallery.drawings(report.predictions("draw"), benchmark_files, folder)
     told = [gallery.stories(path, folder, place) for place, path in enumerate(report.predictions("stories"))]
     style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("site.css", "site.js"))

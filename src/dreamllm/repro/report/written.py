@@ -123,7 +123,7 @@ def model_card(report: Report, stage: str) -> str:
             consumers=[name for name, one in experiment.stages.items() if stage in one.init],
             evaluated=models,
             measured=_measured(report, models),
-            digest=report.run.digest(f"{report.run.checkpoint(stage)}/trained.safetensors"),
+            digest=report.run.digest(f"{report.run.paths.checkpoint(stage)}/trained.safetensors"),
         )
     )
 
@@ -137,7 +137,7 @@ def data_card(report: Report, one: DataSet) -> str:
             template_str=(TEMPLATES / "data-card.md").read_text(encoding="utf-8"),
             set=one,
             run=report.run.name,
-            folder=report.run.shards(one.name),
+            folder=report.run.paths.shards(one.name),
             world=report.run.experiment.world.model_dump(mode="json") if one.name in WORLD_SETS else {},
         )
     )
