@@ -1,9 +1,9 @@
-"""What else could make ours step faster, tried: each beside the step as it is, with what it does to the loss.
+"""Further optimisations of the training step that were tried: time relative to our step, and change of the loss.
 
     python benchmarks/alternatives.py [--sizes tiny small] [--workloads joint mixed] [--repeats 5] [--compile]
 
-Nothing here is used by the package; docs/speed.md says why. Times as in speed.py. The products in bfloat16 need a CPU
-that has them (AVX-512 BF16 or AMX) and are left out elsewhere; `--compile` adds torch.compile, which takes minutes.
+The package uses none of them; docs/speed.md gives the reasons. Times are measured as in speed.py. Products in bfloat16
+are tried only on a CPU that has them (AVX-512 BF16 or AMX). `--compile` adds torch.compile, which takes minutes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, packed_attention_mask
 
 Model = DreamLLMForConditionalGeneration
-BLOCK = 32  # queries at a time; 64 and 128 are slower
+BLOCK = 32  # queries per block; 64 and 128 are slower
 
 
-# ---- attention over the lower triangle -------------------------------------------------------------------------------
+# ---- blockwise causal attention --------------------------------------------------------------------------------------
 
 
-class LowerTriangle(torch.autograd.Function):
-    """Causal attention by matrix products over blocks of queries, each with the keys up to its own end."""
+class BlockwiseCausalAttention(torch.autograd.Function):
+    """Causal attention that multiplies each block of queries with the keys up to the end of that block only."""
 
     @staticmethod
     def forward(ctx, query, key, value, mask, scaling):  # (B, H, T, D) each; mask (B, 1, T, T), True = seen, or None
@@ -75,30 +75,30 @@ class LowerTriangle(torch.autograd.Function):
         return *(x.view(ctx.shape) for x in (of_query, of_key, of_value)), None, None
 
 
-def lower_triangle(module, query, key, value, attention_mask, scaling, **_: object) -> tuple[torch.Tensor, None]:
-    """`LowerTriangle` as transformers calls an attention; without grouped keys and dropout, which these models lack."""
-    return LowerTriangle.apply(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+def blockwise_causal(module, query, key, value, attention_mask, scaling, **_: object) -> tuple[torch.Tensor, None]:
+    """`BlockwiseCausalAttention` with the arguments of an attention of transformers; no grouped keys, no dropout."""
+    return BlockwiseCausalAttention.apply(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register("lower_triangle", lower_triangle)
-AttentionMaskInterface.register("lower_triangle", sdpa_mask)
+AttentionInterface.register("blockwise_causal", blockwise_causal)
+AttentionMaskInterface.register("blockwise_causal", sdpa_mask)
 
 
 @contextmanager
-def lower_triangle_attention(model: Model) -> Iterator[None]:
-    """Inside, the language model has it."""
-    model.language_model.set_attn_implementation("lower_triangle")
+def use_blockwise_causal(model: Model) -> Iterator[None]:
+    """Context in which the language model uses blockwise causal attention."""
+    model.language_model.set_attn_implementation("blockwise_causal")
     try:
         yield
     finally:
         model.language_model.set_attn_implementation("sdpa")
 
 
-# ---- the last layer where it is needed -------------------------------------------------------------------------------
+# ---- last layer at the needed positions only -------------------------------------------------------------------------
 
 
-def loss_with_short_last_layer(model: Model, batch: Batch, noise: DiffusionNoise) -> torch.Tensor:
-    """The model's loss, the last layer's output being computed at targets and dream queries only. For LLaMA."""
+def loss_with_partial_last_layer(model: Model, batch: Batch, noise: DiffusionNoise) -> torch.Tensor:
+    """The model's loss, with the output of the last layer computed at targets and dream queries only. For LLaMA."""
     llm, config = model.language_model.base_model, model.config
     inputs = batch.inputs()
     names = ("input_ids", "read_pixels", "read_slots", "draw_slots", "read_features")
@@ -125,7 +125,7 @@ def loss_with_short_last_layer(model: Model, batch: Batch, noise: DiffusionNoise
     hidden = (hidden + attended)[needed]  # (number of needed positions, D)
     hidden = llm.norm(hidden + last.mlp(last.post_attention_layernorm(hidden)))
 
-    order = needed.flatten().cumsum(0).view_as(needed) - 1  # where a position has gone
+    order = needed.flatten().cumsum(0).view_as(needed) - 1  # index of a position among the needed ones
     loss = hidden.new_zeros(())
     if config.language_loss_weight:
         logits = model.get_output_embeddings()(hidden[order[is_target]])
@@ -143,7 +143,7 @@ def loss_with_short_last_layer(model: Model, batch: Batch, noise: DiffusionNoise
 
 @contextmanager
 def fused_norms(model: Model) -> Iterator[None]:
-    """Inside, the language model's norms are torch's."""
+    """Context in which the language model's RMSNorm is torch's fused one."""
     original = LlamaRMSNorm.forward
     LlamaRMSNorm.forward = lambda self, x: F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
     try:
@@ -154,19 +154,17 @@ def fused_norms(model: Model) -> Iterator[None]:
 
 @contextmanager
 def channels_last(model: Model) -> Iterator[None]:
-    """Inside, weights of UNet and VAE lie channels last."""
-    for part in (model.unet, model.vae):
-        part.to(memory_format=torch.channels_last)
+    """Context in which the weights of UNet and VAE are in channels-last format."""
+    speed.set_memory_format(model, torch.channels_last)
     try:
         yield
     finally:
-        for part in (model.unet, model.vae):
-            part.to(memory_format=torch.contiguous_format)
+        speed.set_memory_format(model, torch.contiguous_format)
 
 
 @contextmanager
 def eager_unet(model: Model) -> Iterator[None]:
-    """Inside, UNet and VAE have attention in single operations."""
+    """Context in which UNet and VAE compute attention by single operations instead of SDPA."""
     for part in (model.unet, model.vae):
         part.set_attn_processor(AttnProcessor())
     try:
@@ -178,7 +176,7 @@ def eager_unet(model: Model) -> Iterator[None]:
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Inside, oneDNN may round the factors of fp32 products to bfloat16."""
+    """Context in which oneDNN may round the factors of fp32 products to bfloat16."""
     before = torch.backends.mkldnn.matmul.fp32_precision
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     try:
@@ -188,14 +186,14 @@ def bfloat16_products() -> Iterator[None]:
 
 
 @contextmanager
-def bfloat16_products_eagerly(model: Model) -> Iterator[None]:
-    """Inside, attention is in single operations too, so that its products are among them."""
-    with bfloat16_products(), speed.attention(model, "eager"):
+def bfloat16_products_and_eager_attention(model: Model) -> Iterator[None]:
+    """The same with eager attention, whose products are then in bfloat16 too."""
+    with bfloat16_products(), speed.attention_set_to(model, "eager"):
         yield
 
 
 def has_bfloat16() -> bool:
-    """Whether this CPU has products in bfloat16."""
+    """Whether this CPU has instructions for products in bfloat16."""
     path = Path("/proc/cpuinfo")
     flags = path.read_text().split() if path.is_file() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
@@ -205,45 +203,45 @@ def has_bfloat16() -> bool:
 
 
 def alternatives(size: str, workload: str, repeats: int, compiled: bool = False) -> str:
-    """A step of ours with one thing done otherwise at a time, and how far the loss goes from ours."""
+    """Table: our step with one change at a time: its time relative to our step, and the change of the loss."""
     model = miniature.build(size)
     packed, _, noise = speed.prepare(model, workload)
-    packed = speed.encoded(model, packed) if workload == "mixed" else packed  # as "what each gain is worth" has it
+    packed = speed.precomputed(model, packed) if workload == "mixed" else packed  # as in the table of speed.ablation
 
     def loss() -> torch.Tensor:
         return model(**packed.inputs(), noise=noise).loss
 
     def short() -> torch.Tensor:
-        return loss_with_short_last_layer(model, packed, noise)
+        return loss_with_partial_last_layer(model, packed, noise)
 
-    tried: dict[str, tuple[Callable[[], torch.Tensor], Callable[[], AbstractContextManager]]] = {
+    variants: dict[str, tuple[Callable[[], torch.Tensor], Callable[[], AbstractContextManager]]] = {
         "ours": (loss, nullcontext),
         "last layer at targets and queries only": (short, nullcontext),
-        "attention over blocks of the lower triangle": (loss, lambda: lower_triangle_attention(model)),
+        "blockwise causal attention": (loss, lambda: use_blockwise_causal(model)),
         "torch's RMSNorm": (loss, lambda: fused_norms(model)),
         "UNet and VAE channels last": (loss, lambda: channels_last(model)),
         "UNet and VAE with eager attention": (loss, lambda: eager_unet(model)),
     }
     if has_bfloat16():
-        tried["products in bfloat16"] = (loss, bfloat16_products)
-        tried["products in bfloat16, eager attention"] = (loss, lambda: bfloat16_products_eagerly(model))
+        variants["products in bfloat16"] = (loss, bfloat16_products)
+        variants["products in bfloat16, eager attention"] = (loss, lambda: bfloat16_products_and_eager_attention(model))
     if compiled:
         other = miniature.build(size)
         speed.prepare(other, workload)
         for layer in other.language_model.base_model.layers:
             layer.compile()
-        tried["layers by torch.compile"] = (lambda: other(**packed.inputs(), noise=noise).loss, nullcontext)
+        variants["layers by torch.compile"] = (lambda: other(**packed.inputs(), noise=noise).loss, nullcontext)
 
     found = {}
     with torch.no_grad():
-        for name, (function, inside) in tried.items():
+        for name, (function, inside) in variants.items():
             with inside():
                 found[name] = function().item()
 
     def run(name: str) -> Callable[[], None]:
-        function, inside = tried[name]
+        function, inside = variants[name]
         trains = other if name == "layers by torch.compile" else model
-        step = speed.step(trains, function, speed.fused(trains))
+        step = speed.step(trains, function, speed.fused_adamw(trains))
 
         def inside_step() -> None:
             with inside():
@@ -251,7 +249,7 @@ def alternatives(size: str, workload: str, repeats: int, compiled: bool = False)
 
         return inside_step
 
-    times = speed.milliseconds({name: run(name) for name in tried}, repeats)
+    times = speed.median_ms({name: run(name) for name in variants}, repeats)
     rows = [
         [
             f"{size}, {workload}: {name}",
@@ -261,7 +259,7 @@ def alternatives(size: str, workload: str, repeats: int, compiled: bool = False)
         ]
         for name, value in times.items()
     ]
-    return speed.table(["tried", "ms", "of ours", "loss differs by"], rows)
+    return speed.table(["variant", "ms", "relative to ours", "loss differs by"], rows)
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
-"""The paper's sizes with random weights on one GPU: a 7B stage-II step, and pictures beside plain diffusers.
+"""A model of the paper's size with random weights on one GPU: a training step of stage II, and sampling of pictures.
 
     python benchmarks/gpu.py [--rows 4 8 16] [--compile no yes] [--steps 3] [--pictures 8]
 
-Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; pictures per second of
-512 px with 25 DDIM steps under guidance, by ours and by StableDiffusionPipeline on the same networks. A step needs
-about 120 GB of GPU memory: weights, gradients and AdamW's moments are in fp32, computing in bfloat16.
+Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; then pictures per
+second (512 px, 25 DDIM steps with guidance) by this repository and by diffusers' StableDiffusionPipeline on the same
+networks.
+A step needs about 120 GB of GPU memory: weights, gradients and AdamW's moments are fp32, the computation is bfloat16.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import miniature
+import speed
 import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -36,11 +38,11 @@ from dreamllm.train import distributed
 
 Model = DreamLLMForConditionalGeneration
 CONTEXT = 2048
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 FLOP/s by NVIDIA's data sheets
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, from NVIDIA's data sheets
 
 
 def build(device: str = "cuda") -> Model:
-    """Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1 by size, in fp32."""
+    """A model with the sizes of Vicuna-7B, CLIP ViT-L/14 and Stable Diffusion 2.1, in fp32."""
     names = ("im_start", "im_end", "im_patch", "dream_start", "dream_end")
     config = DreamLLMConfig(
         text_config=LlamaConfig(vocab_size=32008, max_position_embeddings=CONTEXT),
@@ -75,7 +77,7 @@ def build(device: str = "cuda") -> Model:
 
 
 def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerator, rows: int, steps: int) -> str:
-    """A step of I-GPT: rows of 2048 tokens with four pictures each, all of them drawn and read; what it costs."""
+    """Time, speed and memory of an I-GPT step on rows of 2048 tokens with four pictures each, all drawn and read."""
     picture = Picture(Image.new("RGB", (1, 1)))
     words = miniature.vocabulary(model)
     taken = 4 * (words.num_queries + words.num_patches + 4) + 2
@@ -83,7 +85,7 @@ def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerato
     document = Document("page", "interleaved", tuple(parts))
     batch = miniature.batch(model, [lay_out(document, words, "joint", CONTEXT) for _ in range(rows)]).to("cuda")
     noise = model.draw_noise(len(batch.draw_slots))
-    parameters = trained(model)
+    parameters = speed.trainable_parameters(model)
 
     def run() -> None:
         with accelerator.autocast():
@@ -95,7 +97,7 @@ def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerato
 
     torch.cuda.reset_peak_memory_stats()
     seconds = timed(run, steps)
-    tokens, operations = batch.input_ids.numel(), model_operations(model, batch)
+    tokens, operations = batch.input_ids.numel(), model_flops(model, batch)
     peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
     utilisation = "unknown GPU" if peak is None else f"{100 * operations / seconds / peak:.1f} %"
     return (
@@ -104,8 +106,8 @@ def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerato
     )
 
 
-def parts(model: Model, pictures: int) -> str:
-    """What a step spends on pictures: CLIP and VAE forward, the UNet forward, again, and backward to its conditions."""
+def frozen_networks(model: Model, pictures: int) -> str:
+    """Time of the frozen networks: CLIP and VAE forward; UNet forward, recomputed, and backward to its conditions."""
     config = model.config
     unet, side = config.unet_config, config.vision_config.image_size
     with torch.device(model.device):
@@ -118,33 +120,22 @@ def parts(model: Model, pictures: int) -> str:
         "VAE": timed(lambda: model.latent_moments(drawn), 3),
         "UNet": timed(lambda: model.denoise(latents, times, conditions).square().mean().backward(), 3),
     }
-    told = ", ".join(f"{part} {1000 * value:.0f} ms" for part, value in seconds.items())
-    return f"{pictures} pictures: {told}"
-
-
-def lay_in_memory(model: Model, layout: torch.memory_format) -> None:
-    """Keep the convolutions of UNet and VAE so."""
-    for network in (model.unet, model.vae):
-        network.to(memory_format=layout)
-
-
-def trained(model: Model) -> list[torch.nn.Parameter]:
-    """The parameters that take gradients."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+    line = ", ".join(f"{part} {1000 * value:.0f} ms" for part, value in seconds.items())
+    return f"{pictures} pictures: {line}"
 
 
 @torch.no_grad()
-def model_operations(model: Model, batch: Batch) -> float:
-    """Operations that a step cannot do without; what gradient checkpointing computes again does not count.
+def model_flops(model: Model, batch: Batch) -> float:
+    """FLOPs of a step, for the MFU; what gradient checkpointing recomputes does not count.
 
-    Language model: 6 per parameter (but the embeddings) and token, and causal attention. UNet: forward, and backward to
-    its input only. CLIP and VAE: forward.
+    Language model: 6 for each token and each parameter outside the embeddings, and causal attention. UNet: forward, and
+    backward to its input only. CLIP and VAE: forward.
     """
     text = model.config.text_config
     rows, length = batch.input_ids.shape
     matrices = sum(p.numel() for p in model.language_model.parameters()) - text.vocab_size * text.hidden_size
     operations = 6.0 * matrices * rows * length
-    operations += miniature.attention_operations(model, batch)
+    operations += miniature.attention_flops(model, batch)
     unet, count = model.config.unet_config, len(batch.draw_slots)
     with torch.autocast(model.device.type, torch.bfloat16), torch.device(model.device):
         conditions = torch.zeros(count, model.config.num_dream_queries, unet["cross_attention_dim"])
@@ -158,8 +149,8 @@ def model_operations(model: Model, batch: Batch) -> float:
     return operations + counter.get_total_flops()
 
 
-def pictures(model: Model, count: int) -> str:
-    """The same networks, conditions and scheduler by `draw_from_states` and by plain diffusers, in bfloat16."""
+def sampling(model: Model, count: int) -> str:
+    """Pictures per second by `draw_from_states` and by diffusers' pipeline, from the same conditions, in bfloat16."""
     model = model.eval().to(torch.bfloat16)
     shape = (count, model.config.num_dream_queries, model.config.text_config.hidden_size)
     states = torch.randn(shape, device=model.device, dtype=torch.bfloat16)
@@ -191,7 +182,7 @@ def pictures(model: Model, count: int) -> str:
 
 
 def timed(run: Callable[[], object], turns: int) -> float:
-    """Seconds per turn, after two that do not count."""
+    """Seconds per call of `run`, after two warm-up calls."""
     for _ in range(2):
         run()
     synchronise()
@@ -203,13 +194,13 @@ def timed(run: Callable[[], object], turns: int) -> float:
 
 
 def synchronise() -> None:
-    """Wait for the GPU, where there is one."""
+    """Wait until the GPU is idle, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure the training step, then sampling."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--rows", type=int, nargs="+", default=[4], help="rows of 2048 tokens per step, one after another"
@@ -224,29 +215,29 @@ def main() -> None:
     accelerator = Accelerator(mixed_precision="bf16")
     model = build()
     distributed.place(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
-    optimizer = torch.optim.AdamW(trained(model), lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(speed.trainable_parameters(model), lr=1e-5, fused=True)
     for compiled in arguments.compile:
         if compiled == "yes":
             distributed.compile_layers(model)
         for rows in arguments.rows:
             try:
-                told = step(model, optimizer, accelerator, rows, arguments.steps)
+                line = step(model, optimizer, accelerator, rows, arguments.steps)
             except torch.OutOfMemoryError as error:
                 optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
-                told = f"{rows} rows: do not fit ({str(error).split('.')[0]})"
-            print(f"compiled: {compiled}, {told}", flush=True)
-    layouts = (torch.contiguous_format, torch.channels_last) * 2  # twice: what differs by turn is noise
-    for layout in layouts:
-        lay_in_memory(model, layout)
+                line = f"{rows} rows: do not fit ({str(error).split('.')[0]})"
+            print(f"compiled: {compiled}, {line}", flush=True)
+    memory_formats = (torch.contiguous_format, torch.channels_last) * 2  # each twice, to show the noise
+    for memory_format in memory_formats:
+        speed.set_memory_format(model, memory_format)
         with accelerator.autocast():
-            print(f"{layout}: {parts(model, 16)}", flush=True)
+            print(f"{memory_format}: {frozen_networks(model, 16)}", flush=True)
     del optimizer
     torch.cuda.empty_cache()
     if arguments.pictures:
-        for layout in layouts:
-            lay_in_memory(model, layout)
-            print(f"{layout}: {pictures(model, arguments.pictures)}", flush=True)
+        for memory_format in memory_formats:
+            speed.set_memory_format(model, memory_format)
+            print(f"{memory_format}: {sampling(model, arguments.pictures)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Random models and documents of the sizes that the authors' code was timed at.
+"""Models with random weights, and documents, of the sizes at which the authors' code was timed.
 
-    tiny    0.75 M parameters: the model of the recorded numbers of the authors' code, part by part
-    small   about 10 M: language model 256 x 6 layers, CLIP at 56 px, 16 queries, UNet (64, 128); what else it needs
-            is chosen so that its parts take shares of the time like those that were recorded
+    tiny    0.75 M parameters: every part as in the model whose times with the authors' code are recorded
+    small   about 10 M: language model 256 x 6 layers, CLIP at 56 px, 16 queries, UNet (64, 128); sizes that are not
+            recorded are chosen so that each part takes about the recorded share of the time
 
-Batches hold 8 documents of 256 tokens, with two pictures each. Contents are random: time depends on shapes alone.
+A batch holds 8 documents of 256 tokens, with two pictures each. Contents are random: time depends on shapes alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SIZES = {
 
 
 def build(size: str) -> DreamLLMForConditionalGeneration:
-    """A model with random weights, in training mode; as in the paper's later stages, CLIP, VAE and UNet are frozen."""
+    """A model with random weights in training mode. CLIP, VAE and UNet are frozen, as in the paper's later stages."""
     parts = SIZES[size]
     ids = {name: 512 + index for index, name in enumerate(NEW_TOKENS)}
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def build(size: str) -> DreamLLMForConditionalGeneration:
 
 
 def vocabulary(model: DreamLLMForConditionalGeneration) -> Vocabulary:
-    """For texts that are written as a number of words, each of which is a token."""
+    """A vocabulary in which the text "7" stands for seven tokens."""
     config = model.config
     names = ("im_patch", "im_start", "im_end", "dream_start", "dream_end")
     return Vocabulary(
@@ -97,12 +97,12 @@ def vocabulary(model: DreamLLMForConditionalGeneration) -> Vocabulary:
 
 
 def sequences(model: DreamLLMForConditionalGeneration, workload: str) -> list[TokenSequence]:
-    """Eight documents of a workload.
+    """The eight documents of a workload, laid out.
 
-    joint     two pictures each, drawn and read; 256 tokens
-    creation  two pictures each, drawn; 256 tokens, as the authors' stage I draws pictures (theirs have one)
-    text      no picture; 256 tokens
-    mixed     four of "joint" beside two pairs that are read and two that are drawn, of 20 words: a batch of I-GPT
+    joint     256 tokens with two pictures, drawn and read
+    creation  256 tokens with two pictures, drawn only, as in the authors' stage I (whose documents have one picture)
+    text      256 tokens without pictures
+    mixed     as a batch of I-GPT: four documents of "joint", two pairs to read and two pairs to draw, of 20 tokens
     """
     words = vocabulary(model)
     picture = Picture(Image.new("RGB", (1, 1)))
@@ -126,7 +126,7 @@ def sequences(model: DreamLLMForConditionalGeneration, workload: str) -> list[To
 
 
 def batch(model: DreamLLMForConditionalGeneration, rows: list[Row]) -> Batch:
-    """Rows as a batch with random pictures; the n-th picture of a batch is the same in every batch."""
+    """Rows as a batch with random pictures; the n-th picture is the same in every batch."""
 
     def pixels(side: int, seed: int):
         generator = torch.Generator().manual_seed(seed)
@@ -136,11 +136,12 @@ def batch(model: DreamLLMForConditionalGeneration, rows: list[Row]) -> Batch:
     return collate(rows, vocabulary(model), pixels(model.config.vision_config.image_size, 1), draw)
 
 
-def attention_operations(model: DreamLLMForConditionalGeneration, batch: Batch) -> float:
-    """Operations of the language model's attention in a step, forward and backward, without what is masked in a row.
+def attention_flops(model: DreamLLMForConditionalGeneration, batch: Batch) -> float:
+    """FLOPs of the language model's causal attention in a step, forward and backward.
 
-    torch's counter leaves them out on a CPU.
+    torch's FlopCounterMode does not count them on a CPU.
     """
     text = model.config.text_config
     rows, length = batch.input_ids.shape
-    return 3.0 * text.num_hidden_layers * rows * 2 * length**2 * text.hidden_size  # a half of 4 n^2 d, three times
+    forward = 2 * length**2 * text.hidden_size  # of a row and a layer: 4 n^2 d, of which half is masked
+    return 3.0 * text.num_hidden_layers * rows * forward

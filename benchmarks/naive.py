@@ -1,9 +1,9 @@
-"""DreamLLM's losses and decoding as one would first write them down: what the gains are measured against.
+"""A naive implementation of DreamLLM's losses and decoding: the baseline of speed.py.
 
-Written from the description of the authors' released code, not copied from it. As there: one document per row, padded
-on the right; eager attention; all layers of CLIP, also on a blank picture where a batch has none, and again for every
-decoded token; logits of all positions in fp32; one copy of the embeddings per picture; AdamW parameter by parameter.
-`tests/test_speed.py` holds its losses against those of the model, and against those recorded of the authors' code.
+It is written from a description of the authors' released code, not copied from it, and has the same costs: one document
+per row, padded on the right; eager attention; all layers of CLIP, on a blank picture where a batch has none, and again
+for every decoded token; logits at all positions in fp32; a copy of the embeddings for each picture; AdamW without fused
+or foreach kernels. `tests/test_speed.py` compares its losses with the model's and with the authors' recorded ones.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from dreamllm.model import diffusion
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 
 
-def read(model: DreamLLMForConditionalGeneration, pixels: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings (N, P, D) of pictures, or of a blank one."""
+def image_embeddings(model: DreamLLMForConditionalGeneration, pixels: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings (N, P, D) of pictures (N, 3, H, W), or of one blank picture."""
     side = model.config.vision_config.image_size
     blank = torch.zeros(1, 3, side, side)
     outputs = model.vision_model(blank if pixels is None else pixels, output_hidden_states=True)
     return model.visual_projector(outputs.hidden_states[model.config.vision_feature_layer][:, 1:])
 
 
-def put(embeds: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Values (N, L, D) in their slots, one picture after the other."""
+def fill_slots(embeds: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, T, D) with values (N, L, D) in the slots (N, 2), written one picture after the other."""
     rows = list(embeds)
     for (row, start), value in zip(slots.tolist(), values, strict=True):
         rows[row] = torch.cat([rows[row][:start], value, rows[row][start + len(value) :]])
@@ -43,10 +43,10 @@ def loss(
     config = model.config
     embeds = model.get_input_embeddings()(batch.input_ids)
     if len(batch.draw_slots):
-        embeds = put(embeds, batch.draw_slots, model.dream_queries.expand(len(batch.draw_slots), -1, -1))
-    patches = read(model, batch.read_pixels)
-    # of a blank picture nothing is used, but its gradient is computed
-    embeds = put(embeds, batch.read_slots, patches) if len(batch.read_slots) else embeds + 0 * patches.sum()
+        embeds = fill_slots(embeds, batch.draw_slots, model.dream_queries.expand(len(batch.draw_slots), -1, -1))
+    patches = image_embeddings(model, batch.read_pixels)
+    # a blank picture contributes nothing to the loss, but its gradient is computed
+    embeds = fill_slots(embeds, batch.read_slots, patches) if len(batch.read_slots) else embeds + 0 * patches.sum()
     mask = (batch.input_ids != config.pad_token_id).long()
     hidden = model.language_model.base_model(
         inputs_embeds=embeds, attention_mask=mask, use_cache=False
@@ -55,7 +55,7 @@ def loss(
     targets = batch.labels[:, 1:].flatten()
     language = F.cross_entropy(logits[:, :-1].contiguous().flatten(0, 1), targets, ignore_index=IGNORE)
     if not config.language_loss_weight or not (targets != IGNORE).any():
-        language = 0 * logits.sum()  # computed all the same, as there
+        language = 0 * logits.sum()  # computed all the same, as in the authors' code
     drawn = torch.zeros(())
     if batch.draw_pixels is not None:
         queries = config.num_dream_queries
@@ -70,11 +70,11 @@ def loss(
 
 
 @contextmanager
-def decoding(model: DreamLLMForConditionalGeneration) -> Iterator[None]:
-    """Inside, CLIP sees a blank picture before every step of the language model."""
+def clip_at_every_token(model: DreamLLMForConditionalGeneration) -> Iterator[None]:
+    """Context in which CLIP encodes a blank picture before every forward pass of the language model."""
 
     def blank(*_: object) -> None:
-        read(model, None)
+        image_embeddings(model, None)
 
     hook = model.language_model.base_model.register_forward_pre_hook(blank)
     try:
@@ -83,6 +83,6 @@ def decoding(model: DreamLLMForConditionalGeneration) -> Iterator[None]:
         hook.remove()
 
 
-def optimizer(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, one parameter after the other."""
+def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW without fused or foreach kernels: one parameter after the other."""
     return torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.0, foreach=False, fused=False)

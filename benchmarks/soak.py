@@ -1,11 +1,11 @@
-"""Kill the miniature run at random moments, start it again, and compare its results with an undisturbed run's.
+"""Kill the smoke run at random moments, resume it, and compare its results with those of an undisturbed run.
 
     python benchmarks/soak.py [--kills 20] [--seed 0] [--cores 2] [--folder scratch/soak] [--out FILE.md]
 
-Both runs are of the commit that is checked out, in clones of their own. A moment is drawn as a job of a phase and a
-share of the time that job took undisturbed; then Snakemake and all it started get SIGKILL at once, as in a power cut.
-What follows is what docs/workflow.md tells a person to do: `snakemake --unlock`, and the same command again. Exit
-status 1 means that a file of the results differs. docs/reliability.md has the table that was made by this.
+Both runs use the commit that is checked out, each in its own clone. A moment is a job of a phase and a random fraction
+of the time that this job took undisturbed; then Snakemake and all its processes get SIGKILL at once, as in a power cut.
+After that, the script does what docs/workflow.md tells a user to do: `snakemake --unlock`, and the same command again.
+Exit status 1 means that a result file differs. docs/reliability.md shows the table that this script printed.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ MADE = ("data/emoji_smoke", "data/foundations_smoke", "results")
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Path and sha256 of every file that a run has made."""
+    """sha256 of every file that a run has made, by its path."""
     files = [path for made in MADE for path in content_files(folder / made)]
     return {str(path.relative_to(folder)): sha256_of_file(path) for path in files}
 
 
 def start(folder: Path, cores: int, log: Path) -> subprocess.Popen:
-    """Snakemake in a process group of its own."""
+    """Start Snakemake in its own process group."""
     with log.open("ab") as file:
         command = [*COMMAND, str(cores)]
         return subprocess.Popen(
@@ -53,12 +53,12 @@ def start(folder: Path, cores: int, log: Path) -> subprocess.Popen:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This environment, with the clone's own code."""
+    """This process's environment with the clone's code on PYTHONPATH."""
     return os.environ | {"PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1"}
 
 
 def running(text: str) -> dict[str, str]:
-    """Number and log (which names rule and wildcards) of the jobs that Snakemake has begun and not ended."""
+    """The jobs that Snakemake's output shows as begun and not finished: log file (rule and wildcards) by job id."""
     begun = {}
     for block in re.split(r"(?m)^(?=(?:local)?rule \w+:$)", text)[1:]:
         log = re.search(r"(?m)^    log: logs/smoke/(\S+)\.log", block)
@@ -69,7 +69,7 @@ def running(text: str) -> dict[str, str]:
 
 
 def seconds(folder: Path) -> dict[str, float]:
-    """Wall time of every job, from Snakemake's benchmark files."""
+    """Wall time of every job in seconds, from Snakemake's benchmark files."""
     times = {}
     for path in (folder / "benchmarks/smoke").glob("*.tsv"):
         with path.open(encoding="utf-8") as file:
@@ -78,9 +78,9 @@ def seconds(folder: Path) -> dict[str, float]:
 
 
 def kill_in(phase: str, share: float, times: dict[str, float], folder: Path, cores: int, log: Path) -> tuple | None:
-    """Start the run, let a job of the phase live for a share of its time, kill all. None if no such job was left.
+    """Start the run and kill it when a job of the phase has run for `share` of its undisturbed time.
 
-    Returns the jobs that were killed and the second, since the start, at which it happened.
+    Returns the jobs that were killed and the seconds since the start; None if no job of the phase was left to run.
     """
     log.write_bytes(b"")
     process, began, seen = start(folder, cores, log), time.monotonic(), None
@@ -100,7 +100,7 @@ def kill_in(phase: str, share: float, times: dict[str, float], folder: Path, cor
 
 
 def soak(kills: int, seed: int, cores: int, folder: Path) -> tuple[list[tuple], dict[str, str], dict[str, str]]:
-    """Rows (number, phase, jobs killed, second), and the digests of the undisturbed and of the killed run."""
+    """Rows (number, phase, jobs killed, second), and the file digests of the undisturbed and of the killed run."""
     shutil.rmtree(folder, ignore_errors=True)
     quiet, killed = folder / "undisturbed", folder / "killed"
     for clone in (quiet, killed):
@@ -127,6 +127,7 @@ def soak(kills: int, seed: int, cores: int, folder: Path) -> tuple[list[tuple], 
 
 
 def main() -> None:
+    """Run the test, print its table and exit with 1 where a file differs."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,9 +1,10 @@
-"""Time a training step and decoding beside a naive implementation and the authors' code: `make bench`.
+"""Time a training step and decoding against a naive implementation and the authors' code: `make bench`.
 
-    python benchmarks/speed.py [--sizes tiny small] [--repeats 7] [--tables steps gains where decoding]
+    python benchmarks/speed.py [--sizes tiny small] [--repeats 7] [--tables steps ablation breakdown decoding]
 
-CPU time of one thread in fp32, median over repeats; what is compared takes turns, so that a busy machine slows all of
-it alike. Losses are held against the naive ones first. docs/speed.md has tables made by this, and explains them.
+Prints CPU time of one thread in fp32, the median over the repeats. The candidates of a table are run in turn, so that
+other load on the machine slows all of them alike. Before anything is timed, the losses are compared with those of the
+naive code. docs/speed.md shows and explains the tables.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 
 Model = DreamLLMForConditionalGeneration
 
-AUTHORS = {  # milliseconds of CPU time that the authors' released code took, one thread; decoding: per token
+AUTHORS = {  # milliseconds of CPU time of the authors' released code on one thread; decoding: per token
     "tiny": {"joint": 196, "creation": 169, "text": 153, "decoding": 2.43},
     "small": {"joint": 1155, "creation": 973, "text": 812, "decoding": 7.97},
 }
-TRAINED = {"creation": ("dream_queries", "condition_projector")}  # of a workload; else everything but the frozen parts
+TRAINED = {"creation": ("dream_queries", "condition_projector")}  # by workload; all others train UNFROZEN
 TOLERANCE = 1e-5  # relative, of losses
 
 
-def milliseconds(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median CPU time of each candidate; they take turns, and go once unmeasured."""
+def median_ms(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median CPU time of each candidate in ms. The candidates are run in turn; the first turn is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats + 1):
         for name, run in candidates.items():
@@ -57,9 +58,10 @@ def milliseconds(candidates: Mapping[str, Callable[[], object]], repeats: int) -
 
 
 def prepare(model: Model, workload: str) -> tuple[Batch, Batch, DiffusionNoise]:
-    """The workload packed, the same one document per row, and the random numbers of its pictures.
+    """A workload as a packed batch, as a padded batch with one document per row, and the noise of its pictures.
 
-    Pictures and random numbers are those of the packed order in both: rows are not moved by packing whole documents.
+    Also sets which parts of the model the workload trains, and its language loss weight. Packing keeps the order of the
+    documents, so that the n-th picture and its noise are the same in both batches.
     """
     model.train_only(TRAINED.get(workload, UNFROZEN))
     model.config.language_loss_weight = 0.0 if workload == "creation" else 1.0
@@ -70,7 +72,7 @@ def prepare(model: Model, workload: str) -> tuple[Batch, Batch, DiffusionNoise]:
 
 
 def step(model: Model, loss: Callable[[], torch.Tensor], optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """Forward, backward, clipping and update, as in train/trainer.py."""
+    """A training step as a function to time: forward, backward, gradient clipping and update as in train/trainer.py."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def run() -> None:
@@ -82,29 +84,29 @@ def step(model: Model, loss: Callable[[], torch.Tensor], optimizer: torch.optim.
     return run
 
 
-def trained(model: Model) -> list[torch.nn.Parameter]:
-    """The parameters that take gradients."""
+def trainable_parameters(model: Model) -> list[torch.nn.Parameter]:
+    """The parameters that require gradients."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def fused(model: Model) -> torch.optim.Optimizer:
+def fused_adamw(model: Model) -> torch.optim.Optimizer:
     """The optimiser of train/trainer.py."""
-    return torch.optim.AdamW(trained(model), lr=1e-5, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(trainable_parameters(model), lr=1e-5, weight_decay=0.0, fused=True)
 
 
-def ours(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
-    """A step as ours makes it."""
-    return step(model, lambda: model(**batch.inputs(), noise=noise).loss, fused(model))
+def our_step(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
+    """The training step of this repository."""
+    return step(model, lambda: model(**batch.inputs(), noise=noise).loss, fused_adamw(model))
 
 
-def theirs(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
-    """A naive step."""
-    run = step(model, lambda: naive.loss(model, batch, noise)[0], naive.optimizer(trained(model)))
-    return with_attention(model, "eager", run)
+def naive_step(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], None]:
+    """The training step of the naive code."""
+    run = step(model, lambda: naive.loss(model, batch, noise)[0], naive.adamw(trainable_parameters(model)))
+    return run_with_attention(model, "eager", run)
 
 
-def encoded(model: Model, batch: Batch) -> Batch:
-    """The batch with what CLIP and the VAE make of its pictures, as with a stage's `precompute`."""
+def precomputed(model: Model, batch: Batch) -> Batch:
+    """The batch with CLIP's features and the VAE's moments instead of pixels, as in a stage with `precompute: true`."""
     return replace(
         batch,
         read_pixels=None,
@@ -114,19 +116,19 @@ def encoded(model: Model, batch: Batch) -> Batch:
     )
 
 
-def with_attention(model: Model, name: str, run: Callable[[], None]) -> Callable[[], None]:
-    """`run` with another attention in language model and CLIP."""
+def run_with_attention(model: Model, name: str, run: Callable[[], None]) -> Callable[[], None]:
+    """`run` with this attention implementation of transformers in the language model and CLIP."""
 
-    def changed() -> None:
-        with attention(model, name):
+    def run_inside() -> None:
+        with attention_set_to(model, name):
             run()
 
-    return changed
+    return run_inside
 
 
 @contextmanager
-def attention(model: Model, name: str) -> Iterator[None]:
-    """Inside, language model and CLIP use another attention."""
+def attention_set_to(model: Model, name: str) -> Iterator[None]:
+    """Context in which the language model and CLIP use this attention implementation of transformers."""
     for part in (model.language_model, model.vision_model):
         part.set_attn_implementation(name)
     try:
@@ -137,27 +139,27 @@ def attention(model: Model, name: str) -> Iterator[None]:
 
 
 def check_losses(model: Model, packed: Batch, padded: Batch, noise: DiffusionNoise) -> tuple[float, float]:
-    """Loss of ours and of the naive code on the same documents. Raises AssertionError where they differ."""
-    with torch.no_grad(), attention(model, "eager"):
-        wanted = naive.loss(model, padded, noise)[0].item()
+    """Losses of the model and of the naive code on the same documents. Raises AssertionError where they differ."""
+    with torch.no_grad(), attention_set_to(model, "eager"):
+        expected = naive.loss(model, padded, noise)[0].item()
     with torch.no_grad():
-        found = model(**packed.inputs(), noise=noise).loss.item()
-    assert abs(found - wanted) <= TOLERANCE * abs(wanted), f"the losses differ: {found} and {wanted}"
-    return found, wanted
+        loss = model(**packed.inputs(), noise=noise).loss.item()
+    assert abs(loss - expected) <= TOLERANCE * abs(expected), f"the losses differ: ours {loss}, naive {expected}"
+    return loss, expected
 
 
 def steps(size: str, repeats: int) -> str:
-    """A step of each workload by the authors' code (recorded elsewhere), the naive code and ours."""
+    """Table: a training step of each workload by the authors' code (recorded), the naive code and this repository."""
     rows = []
     for workload in ("joint", "creation", "text", "mixed"):
         model = miniature.build(size)
         packed, padded, noise = prepare(model, workload)
         loss, _ = check_losses(model, packed, padded, noise)
-        times = milliseconds(
+        times = median_ms(
             {
-                "naive": theirs(model, padded, noise),
-                "ours": ours(model, packed, noise),
-                "encoded": ours(model, encoded(model, packed), noise),
+                "naive": naive_step(model, padded, noise),
+                "ours": our_step(model, packed, noise),
+                "precompute": our_step(model, precomputed(model, packed), noise),
             },
             repeats,
         )
@@ -166,9 +168,9 @@ def steps(size: str, repeats: int) -> str:
             [
                 f"{size}, {workload}",
                 "" if recorded is None else f"{recorded}",
-                *(f"{times[name]:.0f}" for name in ("naive", "ours", "encoded")),
+                *(f"{times[name]:.0f}" for name in ("naive", "ours", "precompute")),
                 f"{times['ours'] / times['naive']:.2f}",
-                f"{times['encoded'] / times['naive']:.2f}",
+                f"{times['precompute'] / times['naive']:.2f}",
                 f"{loss:.5f}",
             ]
         )
@@ -176,11 +178,11 @@ def steps(size: str, repeats: int) -> str:
     return table(head, rows)
 
 
-# ---- what each gain is worth -----------------------------------------------------------------------------------------
+# ---- what each optimisation gains ------------------------------------------------------------------------------------
 
 
 def all_logits(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[], torch.Tensor]:
-    """The loss with logits of all positions."""
+    """The loss with logits computed at all positions instead of at the targets."""
 
     def loss() -> torch.Tensor:
         hidden = model(**batch.inputs() | {"labels": None}, noise=noise)
@@ -191,40 +193,44 @@ def all_logits(model: Model, batch: Batch, noise: DiffusionNoise) -> Callable[[]
     return loss
 
 
-def gains(size: str, repeats: int) -> str:
-    """The ours's step with one thing switched off at a time; of the workload "mixed", where packing matters."""
+def ablation(size: str, repeats: int) -> str:
+    """Table: our step on the workload "mixed" (where packing matters) with one optimisation switched off at a time."""
     model = miniature.build(size)
     packed, padded, noise = prepare(model, "mixed")
     check_losses(model, packed, padded, noise)
-    stored = encoded(model, packed)
+    stored = precomputed(model, packed)
 
     def loss() -> torch.Tensor:
         return model(**stored.inputs(), noise=noise).loss
 
-    all_on = step(model, loss, fused(model))
+    all_on = step(model, loss, fused_adamw(model))
     candidates = {
         "all on": all_on,
-        "packing: one document per row instead": ours(model, encoded(model, padded), noise),
-        "logits on targets: on all positions instead": step(model, all_logits(model, stored, noise), fused(model)),
-        "encoded pictures: CLIP and VAE at every step instead": ours(model, packed, noise),
-        "attention: eager instead of SDPA": with_attention(model, "eager", all_on),
-        "optimiser: one parameter after the other instead of fused": step(model, loss, naive.optimizer(trained(model))),
-        "all off (naive)": theirs(model, padded, noise),
+        "packing: one document per row instead": our_step(model, precomputed(model, padded), noise),
+        "logits on targets: on all positions instead": step(
+            model, all_logits(model, stored, noise), fused_adamw(model)
+        ),
+        "encoded pictures: CLIP and VAE at every step instead": our_step(model, packed, noise),
+        "attention: eager instead of SDPA": run_with_attention(model, "eager", all_on),
+        "optimiser: one parameter after the other instead of fused": step(
+            model, loss, naive.adamw(trainable_parameters(model))
+        ),
+        "all off (naive)": naive_step(model, padded, noise),
     }
-    times = milliseconds(candidates, repeats)
+    times = median_ms(candidates, repeats)
     base = times["all on"]
     rows = [[f"{size}: {name}", f"{value:.0f}", f"{value - base:+.0f}"] for name, value in times.items()]
     return table(["switched off", "ms", "difference"], rows)
 
 
-# ---- where the time goes, and the floor ------------------------------------------------------------------------------
+# ---- time by part, and the lower bound -------------------------------------------------------------------------------
 
 
-def where(size: str, repeats: int) -> str:
-    """The ours's joint step by parts, beside its matrix products at this machine's speed."""
+def breakdown(size: str, repeats: int) -> str:
+    """Table: our step on the workload "joint" by part, and the time that its products alone would take (the floor)."""
     model = miniature.build(size)
     packed, _, noise = prepare(model, "joint")
-    whole = milliseconds({"step": ours(model, packed, noise)}, repeats)["step"]
+    whole = median_ms({"step": our_step(model, packed, noise)}, repeats)["step"]
     parts = {
         "language model, forward": model.language_model.base_model,
         "CLIP": model.vision_model.encoder.layers[: model.config.vision_config.num_hidden_layers - 1],
@@ -232,16 +238,16 @@ def where(size: str, repeats: int) -> str:
         "UNet, forward": model.unet,
     }
     times: dict[str, list[float]] = {name: [] for name in [*parts, "forward", "backward", "optimiser"]}
-    optimizer = fused(model)
+    optimizer = fused_adamw(model)
     for _ in range(repeats):
         marks: dict[str, float] = dict.fromkeys(parts, 0.0)
-        with timed(parts, marks):
+        with timed_forward_passes(parts, marks):
             begin = time.process_time()
             loss = model(**packed.inputs(), noise=noise).loss
             forward = time.process_time()
         loss.backward()
         backward = time.process_time()
-        torch.nn.utils.clip_grad_norm_(trained(model), 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable_parameters(model), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for name, value in marks.items():
@@ -253,7 +259,7 @@ def where(size: str, repeats: int) -> str:
     rest = medians.pop("forward") - sum(medians[name] for name in parts)
     with FlopCounterMode(display=False) as counter:
         model(**packed.inputs(), noise=noise).loss.backward()
-    operations, speed = counter.get_total_flops() + miniature.attention_operations(model, packed), peak()
+    operations, speed = counter.get_total_flops() + miniature.attention_flops(model, packed), matmul_speed()
     rows = [[f"{size}: {name}", f"{value:.0f}"] for name, value in medians.items()]
     rows.insert(len(parts), [f"{size}: losses, embeddings, projectors, mask", f"{rest:.0f}"])
     rows += [
@@ -267,8 +273,8 @@ def where(size: str, repeats: int) -> str:
 
 
 @contextmanager
-def timed(parts: Mapping[str, object], marks: dict[str, float]) -> Iterator[None]:
-    """Inside, add the seconds of each part's forward passes to its mark."""
+def timed_forward_passes(parts: Mapping[str, object], marks: dict[str, float]) -> Iterator[None]:
+    """Context in which the seconds of each part's forward passes are added to its entry of `marks`."""
     handles = []
     for name, part in parts.items():
         for module in part if isinstance(part, torch.nn.ModuleList) else [part]:
@@ -287,8 +293,14 @@ def timed(parts: Mapping[str, object], marks: dict[str, float]) -> Iterator[None
             handle.remove()
 
 
-def peak(side: int = 512, turns: int = 20) -> float:
-    """Operations per second of fp32 matrix products, the best of some turns."""
+def set_memory_format(model: Model, memory_format: torch.memory_format) -> None:
+    """Keep the weights of UNet and VAE in this memory format."""
+    for network in (model.unet, model.vae):
+        network.to(memory_format=memory_format)
+
+
+def matmul_speed(side: int = 512, turns: int = 20) -> float:
+    """FLOP/s of fp32 matrix products on this machine, the best of `turns`."""
     one, other = torch.randn(side, side), torch.randn(side, side)
     best = float("inf")
     for _ in range(turns):
@@ -303,8 +315,8 @@ def peak(side: int = 512, turns: int = 20) -> float:
 
 
 @torch.no_grad()
-def decode(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
-    """Greedy decoding of one prompt (1, T) as in `generate.interleave`: embeddings, cache, last logits."""
+def greedy_interleave(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
+    """Token ids of greedy decoding after one prompt (1, T), by the loop of `generate.interleave`."""
     cache = DynamicCache(config=model.config.text_config)
     embeds, written = model.embed(prompt), []
     for _ in range(tokens):
@@ -315,8 +327,8 @@ def decode(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
     return written
 
 
-def generated(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
-    """The same by transformers' `generate`, as in `generate.write`."""
+def greedy_generate(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
+    """The same by transformers' `generate`, as in this repository's `generate.write`."""
     output = model.generate(
         input_ids=prompt,
         attention_mask=torch.ones_like(prompt),
@@ -330,14 +342,14 @@ def generated(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
 
 
 def decoding(size: str, repeats: int, tokens: int = 16) -> str:
-    """Milliseconds per token, the reading of the prompt taken off."""
+    """Table: milliseconds per generated token, without the time that the prompt takes."""
     model = miniature.build(size).eval()
     prompt = 3 + torch.arange(64)[None] * 37 % 500
 
     def naively(count: int) -> Callable[[], object]:
         def run() -> None:
-            with attention(model, "eager"), naive.decoding(model):
-                generated(model, prompt, count)
+            with attention_set_to(model, "eager"), naive.clip_at_every_token(model):
+                greedy_generate(model, prompt, count)
 
         return run
 
@@ -345,10 +357,10 @@ def decoding(size: str, repeats: int, tokens: int = 16) -> str:
     for count in (1, 1 + tokens):
         candidates |= {
             ("naive", count): naively(count),
-            ("generate", count): lambda count=count: generated(model, prompt, count),
-            ("interleave", count): lambda count=count: decode(model, prompt, count),
+            ("generate", count): lambda count=count: greedy_generate(model, prompt, count),
+            ("interleave", count): lambda count=count: greedy_interleave(model, prompt, count),
         }
-    times = milliseconds(candidates, repeats)
+    times = median_ms(candidates, repeats)
     per_token = {
         name: (times[name, 1 + tokens] - times[name, 1]) / tokens for name in ("naive", "generate", "interleave")
     }
@@ -362,12 +374,12 @@ def decoding(size: str, repeats: int, tokens: int = 16) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """A Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"steps": steps, "gains": gains, "where": where, "decoding": decoding}
+TABLES = {"steps": steps, "ablation": ablation, "breakdown": breakdown, "decoding": decoding}
 
 
 def main() -> None:

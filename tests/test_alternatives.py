@@ -1,4 +1,4 @@
-"""What benchmarks/alternatives.py tries computes what the model computes: attention, losses and gradients."""
+"""The variants of benchmarks/alternatives.py compute the same attention, losses and gradients as the model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_blocks_of_the_lower_triangle_are_sdpa_with_its_gradients(lengths, whole
     mask = mask.expand(2, 1, -1, -1)
     wanted = attend(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), tensors)
     given_mask = None if whole else mask
-    found = attend(lambda q, k, v: alternatives.LowerTriangle.apply(q, k, v, given_mask, 8**-0.5), tensors)
+    found = attend(lambda q, k, v: alternatives.BlockwiseCausalAttention.apply(q, k, v, given_mask, 8**-0.5), tensors)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -59,7 +59,7 @@ def test_a_last_layer_where_it_is_needed_gives_the_same_loss_and_gradients(model
     mlp = model.language_model.base_model.layers[-1].mlp
     handle = mlp.register_forward_pre_hook(lambda _, inputs: calls.append(inputs[0].shape[:-1].numel()))
     wanted, wanted_gradients = gradients(model, model(**packed.inputs(), noise=noise).loss)
-    found, found_gradients = gradients(model, alternatives.loss_with_short_last_layer(model, packed, noise))
+    found, found_gradients = gradients(model, alternatives.loss_with_partial_last_layer(model, packed, noise))
     handle.remove()
     assert calls[1] < calls[0] == packed.input_ids.numel()
     assert found == pytest.approx(wanted, rel=1e-6)
@@ -76,7 +76,7 @@ def test_the_alternatives_lose_nothing_and_leave_the_model_as_it_was(model):
     packed, _, noise = speed.prepare(model, "mixed")
     with torch.no_grad():
         wanted = model(**packed.inputs(), noise=noise).loss.item()
-        for inside in ("lower_triangle_attention", "fused_norms", "channels_last", "eager_unet"):
+        for inside in ("use_blockwise_causal", "fused_norms", "channels_last", "eager_unet"):
             with getattr(alternatives, inside)(model):
                 assert model(**packed.inputs(), noise=noise).loss.item() == pytest.approx(wanted, rel=1e-6), inside
         assert model(**packed.inputs(), noise=noise).loss.item() == wanted

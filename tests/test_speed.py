@@ -1,4 +1,4 @@
-"""What the speed harness compares does the same: the naive losses are the model's, and those of the authors' code."""
+"""The code that benchmarks/speed.py compares computes the same losses: the model's, the naive and the authors' code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_losses_of_the_naive_code_are_those_of_the_model(model, workload):
     found, wanted = speed.check_losses(model, packed, padded, noise)
     assert found == pytest.approx(wanted, rel=speed.TOLERANCE)
     assert len(padded.input_ids) == 8 and (len(packed.input_ids) < 8) == (workload == "mixed")
-    stored = model(**speed.encoded(model, packed).inputs(), noise=noise).loss.item()
+    stored = model(**speed.precomputed(model, packed).inputs(), noise=noise).loss.item()
     assert stored == pytest.approx(found, rel=1e-6)
 
 
@@ -50,9 +50,9 @@ def test_a_wrong_loss_is_noticed(model, monkeypatch):
 def test_both_ways_of_decoding_write_what_naive_decoding_writes(model):
     model.eval()
     prompt = 3 + torch.arange(20)[None]
-    with speed.attention(model, "eager"), naive.decoding(model):
-        wanted = speed.generated(model, prompt, 6)
-    assert speed.generated(model, prompt, 6) == speed.decode(model, prompt, 6)[:6] == wanted
+    with speed.attention_set_to(model, "eager"), naive.clip_at_every_token(model):
+        wanted = speed.greedy_generate(model, prompt, 6)
+    assert speed.greedy_generate(model, prompt, 6) == speed.greedy_interleave(model, prompt, 6)[:6] == wanted
     model.train()
 
 
@@ -71,7 +71,7 @@ def test_losses_of_the_naive_code_are_those_recorded_of_the_authors(name):
         draw_pixels=case.get("in.images_dm"),
         document_ids=[],
     )
-    with speed.attention(model, "eager"):
+    with speed.attention_set_to(model, "eager"):
         loss, language, drawn = naive.loss(model, batch, official.noise(case))
     assert loss.item() == pytest.approx(case["out.loss"].item(), abs=official.TOLERANCE)
     assert language.item() == pytest.approx(official.meta()[name]["lm_loss"], abs=official.TOLERANCE)
@@ -86,16 +86,17 @@ def test_the_gpu_harness_builds_models_of_the_papers_sizes():
 
 def test_the_gpu_harness_counts_the_operations_that_are_executed(model):
     packed, _, noise = speed.prepare(model, "joint")
-    with speed.FlopCounterMode(display=False) as counter, speed.attention(model, "eager"):  # which it counts, whole
+    # the counter counts eager attention, with the masked half
+    with speed.FlopCounterMode(display=False) as counter, speed.attention_set_to(model, "eager"):
         model(**packed.inputs(), noise=noise).loss.backward()
     model.zero_grad()
-    operations = gpu.model_operations(model, packed) + miniature.attention_operations(model, packed)
+    operations = gpu.model_flops(model, packed) + miniature.attention_flops(model, packed)
     assert operations == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 def test_the_gpu_harness_draws_by_plain_diffusers_too():
-    told = gpu.pictures(miniature.build("tiny"), 1)
-    assert re.fullmatch(r"pictures per second: ours [\d.]+, plain diffusers [\d.]+", told)
+    line = gpu.sampling(miniature.build("tiny"), 1)
+    assert re.fullmatch(r"pictures per second: ours [\d.]+, plain diffusers [\d.]+", line)
 
 
 def test_the_harness_prints_all_tables():
