@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import formats
+import repository
 from dreamllm import cli
-from dreamllm.config.sources import SourceUse
+from dreamllm.config.sources import SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Picture, Text
-from dreamllm.sources import pages, records
-from dreamllm.sources.build import BuildProblem, build
+from dreamllm.sources import records
+from dreamllm.sources.build import build
 from dreamllm.sources.manifest import Source
-from dreamllm.sources.records import Member, RecordProblem, Rejected
+from dreamllm.sources.readers import mmc4
+from dreamllm.sources.records import BuildProblem, Member, RecordProblem, Rejected
 from dreamllm.sources.urls import FILES, LIST, list_urls
 
 U = "http://web/"
@@ -28,7 +34,7 @@ def source(format: str, **more) -> Source:
     return Source.model_validate(about | more)
 
 
-def told(document: Document) -> list[str | int]:
+def content(document: Document) -> list[str | int]:
     """Texts, and the shade of each picture."""
     return [part.text if isinstance(part, Text) else part.image.getpixel((1, 1))[0] for part in document.parts]
 
@@ -41,11 +47,11 @@ def write_pages(folder: Path, *lines: object) -> None:
     formats.archive(folder / "raw/docs_0.jsonl.zip", {"docs_0.jsonl": formats.jsonl(list(lines))})
 
 
-def build_pages(folder: Path, use: SourceUse, processes: int = 1):
+def build_pages(folder: Path, settings: SourceSettings, processes: int = 1):
     """list-urls and build-shards of MMC4 pages; pictures are those in folder/pictures."""
-    list_urls(source("mmc4"), use, folder / "raw", folder / "urls")
+    list_urls(source("mmc4"), settings, folder / "raw", folder / "urls")
     places = {"raw": folder / "raw", "pictures": folder / "pictures", "urls": folder / "urls"}
-    return build("set", source("mmc4"), use, folder / "out", processes=processes, **places)
+    return build("set", source("mmc4"), settings, folder / "out", processes=processes, **places)
 
 
 # ---- pairs ---------------------------------------------------------------------------------------------------------
@@ -55,10 +61,10 @@ def test_shards_of_img2dataset_become_pairs(tmp_path):
     pictures = [(f"{n:06d}", f"{U}{n}", f"  picture\n{n} ", formats.jpeg(10 * n)) for n in (2, 1, 3)]
     formats.img2dataset(tmp_path / "pictures/00000.tar", pictures)
     counted = build(
-        "set", source("url_json"), SourceUse(), tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures"
+        "set", source("url_json"), SourceSettings(), tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures"
     )
     documents = read(tmp_path / "out")
-    assert [told(document) for document in documents] == [[10, "picture 1"], [20, "picture 2"], [30, "picture 3"]]
+    assert [content(document) for document in documents] == [[10, "picture 1"], [20, "picture 2"], [30, "picture 3"]]
     assert {document.kind for document in documents} == {"pair"} and documents[0].meta["url"] == f"{U}1"
     assert (counted.documents, counted.pictures, dict(counted.rejected)) == (3, 3, {})
 
@@ -75,15 +81,15 @@ def test_every_defect_of_a_pair_costs_that_pair_and_is_counted(tmp_path, monkeyp
     formats.tar(tmp_path / "pictures/00000.tar", members)
     assert len(formats.huge_png()) < 1024
     monkeypatch.chdir(tmp_path)
-    use = SourceUse(smallest_picture=8)
-    counted = build("set", source("url_json"), use, tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures")
-    assert [told(document) for document in read(tmp_path / "out")] == [[200, "good"]]
+    settings = SourceSettings(smallest_picture=8)
+    counted = build("set", source("url_json"), settings, tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures")
+    assert [content(document) for document in read(tmp_path / "out")] == [[200, "good"]]
     assert dict(counted.rejected) == {
         "caption is empty": 1,
         "no picture": 1,
         "picture or its data cannot be read": 3,
         "name leads out of its folder": 2,
-        "key stands twice": 1,
+        "duplicate key": 1,
         "picture is too small": 1,
     }
     report = json.loads((tmp_path / "out/report.json").read_text())
@@ -97,7 +103,7 @@ def test_a_truncated_shard_loses_only_its_end(tmp_path):
     path = formats.img2dataset(tmp_path / "pictures/00000.tar", pictures)
     path.write_bytes(path.read_bytes()[:9000])
     counted = build(
-        "set", source("url_json"), SourceUse(), tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures"
+        "set", source("url_json"), SourceSettings(), tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures"
     )
     assert 0 < counted.documents < 4 and counted.rejected["shard is damaged"] == 1
 
@@ -105,15 +111,17 @@ def test_a_truncated_shard_loses_only_its_end(tmp_path):
 def test_big_pictures_are_stored_small_and_small_ones_as_they_are(tmp_path):
     samples = [("000000", U, "big", formats.jpeg(9, (1200, 900))), ("000001", U, "small", formats.jpeg(9, (40, 30)))]
     formats.img2dataset(tmp_path / "pictures/00000.tar", samples)
-    use = SourceUse(picture_side=300)
-    build("set", source("url_json"), use, tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures")
+    settings = SourceSettings(picture_side=300)
+    build("set", source("url_json"), settings, tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures")
     assert [document.pictures[0].size for document in read(tmp_path / "out")] == [(400, 300), (40, 30)]
 
 
 def test_a_set_without_any_document_is_an_error_and_leaves_no_shards(tmp_path):
     formats.tar(tmp_path / "pictures/00000.tar", [("0.txt", b"no picture")])
-    with pytest.raises(BuildProblem, match="not one document could be made.*no picture"):
-        build("set", source("url_json"), SourceUse(), tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures")
+    with pytest.raises(BuildProblem, match="no document could be made.*no picture"):
+        build(
+            "set", source("url_json"), SourceSettings(), tmp_path / "out", raw=tmp_path, pictures=tmp_path / "pictures"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -122,9 +130,9 @@ def test_a_limit_and_the_number_of_processes_change_nothing_else(tmp_path, proce
     for shard in range(3):
         samples = [(f"{n:06d}", U, f"{shard}-{n}", formats.jpeg(n)) for n in range(4)]
         formats.img2dataset(tmp_path / f"pictures/{shard:05d}.tar", samples)
-    use = SourceUse(documents=6)
+    settings = SourceSettings(documents=6)
     places = {"raw": tmp_path, "pictures": tmp_path / "pictures"}
-    counted = build("set", source("url_json"), use, tmp_path / "out", processes=processes, **places)
+    counted = build("set", source("url_json"), settings, tmp_path / "out", processes=processes, **places)
     captions = [document.parts[1].text for document in read(tmp_path / "out")]
     assert captions == ["0-0", "0-1", "0-2", "0-3", "1-0", "1-1"] and counted.documents == 6
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -152,16 +160,16 @@ def test_addresses_of_a_json_list_and_what_is_left_out(tmp_path):
     (tmp_path / "raw").mkdir()
     text = json.dumps(rows)[:-1] + ', {"url": "a", "url": "b", "caption": "twice"}]'
     (tmp_path / "raw/list.json").write_text(text)
-    counts = list_urls(source("url_json"), SourceUse(), tmp_path / "raw", tmp_path / "urls")
+    counts = list_urls(source("url_json"), SourceSettings(), tmp_path / "raw", tmp_path / "urls")
     assert listed(tmp_path / "urls") == rows[:5]
     left_out = {key: count for key, count in counts.items() if key.startswith("left out")}
     assert left_out == {
         "left out: caption is empty": 1,
         "left out: no address": 1,
         "left out: not a JSON object": 1,
-        "left out: a key stands twice": 1,
+        "left out: duplicate key": 1,
     }
-    list_urls(source("url_json"), SourceUse(candidates=2), tmp_path / "raw", tmp_path / "urls")
+    list_urls(source("url_json"), SourceSettings(candidates=2), tmp_path / "raw", tmp_path / "urls")
     assert listed(tmp_path / "urls") == rows[:2]
 
 
@@ -173,7 +181,7 @@ def test_addresses_of_a_parquet_table_by_the_names_of_its_columns(tmp_path):
     table = pa.table({"URL": [f"{U}0", None], "TEXT": ["zero", "no address"], "NSFW": ["", ""]})
     pyarrow.parquet.write_table(table, tmp_path / "raw/part-0.parquet")
     laion = source("url_parquet", columns={"url": "URL", "caption": "TEXT"})
-    counts = list_urls(laion, SourceUse(), tmp_path / "raw", tmp_path / "urls")
+    counts = list_urls(laion, SourceSettings(), tmp_path / "raw", tmp_path / "urls")
     assert listed(tmp_path / "urls") == [{"url": f"{U}0", "caption": "zero"}]
     assert counts["left out: no address"] == 1
 
@@ -182,7 +190,7 @@ def test_a_list_that_ends_early_is_an_error(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/list.json").write_text('[{"url": "a", "caption": "b"}, {"url"')
     with pytest.raises(RecordProblem, match="record 1"):
-        list_urls(source("url_json"), SourceUse(), tmp_path / "raw", tmp_path / "urls")
+        list_urls(source("url_json"), SourceSettings(), tmp_path / "raw", tmp_path / "urls")
     assert not (tmp_path / "urls").exists()
 
 
@@ -203,7 +211,7 @@ def test_big_lists_are_read_as_json_reads_them(values):
 
 def test_pictures_of_mmc4_stand_behind_their_sentences():
     page = formats.mmc4([" One. ", "Two.", "Three.", "Four."], (f"{U}b", 2, 0.3), (f"{U}a", 0, 0.3), (f"{U}c", 2, 0.4))
-    assert pages.mmc4_page(page, 0.0) == [
+    assert mmc4.page(page, 0.0) == [
         "One.",
         (f"{U}a", 0.3),
         "Two. Three.",
@@ -215,8 +223,8 @@ def test_pictures_of_mmc4_stand_behind_their_sentences():
 
 def test_the_filter_keeps_similarities_from_its_threshold_on():
     page = formats.mmc4(["One.", "Two."], (f"{U}low", 0, 0.2499), (f"{U}edge", 1, 0.25))
-    assert pages.mmc4_page(page, 0.25) == ["One. Two.", (f"{U}edge", 0.25)]
-    assert pages.mmc4_page(page, 0.3) == Rejected("no picture with similarity >= 0.3", "")
+    assert mmc4.page(page, 0.25) == ["One. Two.", (f"{U}edge", 0.25)]
+    assert mmc4.page(page, 0.3) == Rejected("no picture with similarity >= 0.3", "")
 
 
 @given(
@@ -231,7 +239,7 @@ def test_the_filter_keeps_similarities_from_its_threshold_on():
 def test_no_sentence_and_no_kept_picture_of_mmc4_is_lost(page, threshold):
     sentences, matches = page
     record = formats.mmc4(sentences, *[(f"{U}{n}", index, sim) for n, (index, sim) in enumerate(matches)])
-    made = pages.mmc4_page(record, threshold)
+    made = mmc4.page(record, threshold)
     kept = {f"{U}{n}" for n, (_, sim) in enumerate(matches) if sim >= threshold}
     if not kept:
         assert isinstance(made, Rejected)
@@ -259,7 +267,7 @@ def test_no_sentence_and_no_kept_picture_of_mmc4_is_lost(page, threshold):
     ],
 )
 def test_pages_that_do_not_fit_are_rejected(page):
-    assert isinstance(pages.mmc4_page(page, 0.25), Rejected)
+    assert isinstance(mmc4.page(page, 0.25), Rejected)
 
 
 def test_a_missing_picture_moves_no_other_and_is_counted(tmp_path):
@@ -273,8 +281,8 @@ def test_a_missing_picture_moves_no_other_and_is_counted(tmp_path):
     samples = [(f"{n:06d}", f"{U}{n}", "", formats.jpeg(n)) for n in (50, 40, 30, 20, 10)]
     samples += [("000099", f"{U}bad", "", b"no picture")]
     formats.img2dataset(tmp_path / "pictures/00000.tar", samples)
-    counted = build_pages(tmp_path, SourceUse(min_similarity=0.25))
-    assert [told(document) for document in read(tmp_path / "out")] == [
+    counted = build_pages(tmp_path, SourceSettings(min_similarity=0.25))
+    assert [content(document) for document in read(tmp_path / "out")] == [
         ["One.", 10, "Two.", 20],
         ["Next.", 30, "page.", 40],
         ["Damaged.", 50],
@@ -292,7 +300,7 @@ def test_malformed_lines_and_keys_that_stand_twice_cost_one_page_each(tmp_path):
     lines = "\n".join([json.dumps(good), "{broken", twice, "[1]", "", json.dumps(good)])
     formats.archive(tmp_path / "raw/docs.zip", {"a/docs_0.jsonl": lines})
     formats.img2dataset(tmp_path / "pictures/00000.tar", [("000000", f"{U}10", "", formats.jpeg(10))])
-    counted = build_pages(tmp_path, SourceUse())
+    counted = build_pages(tmp_path, SourceSettings())
     assert counted.documents == 2
     assert dict(counted.rejected) == {"not valid JSON": 2, "not a JSON object": 1}
 
@@ -311,7 +319,7 @@ def test_only_the_pages_whose_pictures_were_listed_are_built(tmp_path):
     write_pages(tmp_path, *[formats.mmc4([f"{n}."], (f"{U}{n}", 0, 0.3)) for n in range(5)])
     samples = [(f"{n:06d}", f"{U}{n}", "", formats.jpeg(n)) for n in range(5)]
     formats.img2dataset(tmp_path / "pictures/00000.tar", samples)
-    counted = build_pages(tmp_path, SourceUse(candidates=3))
+    counted = build_pages(tmp_path, SourceSettings(candidates=3))
     assert counted.documents == 3 and not counted.rejected
     assert list(json.loads((tmp_path / "urls" / FILES).read_text()).values()) == [3]
 
@@ -330,11 +338,11 @@ def test_pages_of_obelics_keep_their_order(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "raw/train-0.parquet")
     samples = [(f"{n:06d}", f"{U}{n}", "", formats.jpeg(n)) for n in (10, 20)]
     formats.img2dataset(tmp_path / "pictures/00000.tar", samples)
-    list_urls(source("obelics"), SourceUse(), tmp_path / "raw", tmp_path / "urls")
+    list_urls(source("obelics"), SourceSettings(), tmp_path / "raw", tmp_path / "urls")
     assert listed(tmp_path / "urls") == [{"url": f"{U}10"}, {"url": f"{U}20"}]
     places = {"raw": tmp_path / "raw", "pictures": tmp_path / "pictures", "urls": tmp_path / "urls"}
-    counted = build("set", source("obelics"), SourceUse(), tmp_path / "out", **places)
-    assert [told(document) for document in read(tmp_path / "out")] == [[10, "between", 20], [10, "after"]]
+    counted = build("set", source("obelics"), SourceSettings(), tmp_path / "out", **places)
+    assert [content(document) for document in read(tmp_path / "out")] == [[10, "between", 20], [10, "after"]]
     assert dict(counted.rejected) == {"images and texts do not fit": 1}
 
 
@@ -360,9 +368,9 @@ def test_conversations_of_llava_with_pictures_of_other_sets(tmp_path):
     formats.archive(tmp_path / "coco/train2017.zip", {"train2017/1.jpg": formats.jpeg(10)})
     formats.archive(tmp_path / "raw/images.zip", {"deep/2.jpg": formats.jpeg(20)})
     others = (("coco", tmp_path / "coco"),)
-    build("set", source("llava"), SourceUse(), tmp_path / "out", raw=tmp_path / "raw", pictures_from=others)
+    build("set", source("llava"), SourceSettings(), tmp_path / "out", raw=tmp_path / "raw", pictures_from=others)
     documents = read(tmp_path / "out")
-    assert [told(document) for document in documents] == [
+    assert [content(document) for document in documents] == [
         [10, "What?", "This.", "Why?", "So."],
         ["And this?", 20, "That."],
         ["Hello.", "Hi."],
@@ -387,7 +395,7 @@ def test_every_defect_of_a_conversation_is_counted(tmp_path):
         {**there, "conversations": []},
     )
     formats.archive(tmp_path / "raw/images.zip", {"1.jpg": formats.jpeg(10), "bad.jpg": b"no picture"})
-    counted = build("set", source("llava"), SourceUse(), tmp_path / "out", raw=tmp_path / "raw")
+    counted = build("set", source("llava"), SourceSettings(), tmp_path / "out", raw=tmp_path / "raw")
     assert counted.documents == 1
     assert dict(counted.rejected) == {
         "number of <image> is not that of the pictures": 3,
@@ -403,8 +411,8 @@ def test_llava_pretrain_becomes_pairs(tmp_path):
     asked = turns("Give a brief description.\n<image>", "a red bus")
     write_llava(tmp_path, {"id": "1", "image": "00/1.jpg", "conversations": asked}, {"conversations": turns("a", "b")})
     formats.archive(tmp_path / "raw/images.zip", {"00/1.jpg": formats.jpeg(10)})
-    counted = build("set", source("llava_pairs"), SourceUse(), tmp_path / "out", raw=tmp_path / "raw")
-    assert [(document.kind, told(document)) for document in read(tmp_path / "out")] == [("pair", [10, "a red bus"])]
+    counted = build("set", source("llava_pairs"), SourceSettings(), tmp_path / "out", raw=tmp_path / "raw")
+    assert [(document.kind, content(document)) for document in read(tmp_path / "out")] == [("pair", [10, "a red bus"])]
     assert dict(counted.rejected) == {"not one picture with one caption": 1}
 
 
@@ -422,13 +430,13 @@ def test_coco_captions_become_pairs_of_the_training_split_alone(tmp_path):
         {"annotations/captions_train2014.json": train, "annotations/captions_val2014.json": "{}"},
     )
     formats.archive(tmp_path / "raw/train2014.zip", {"train2014/COCO_train2014_000000000007.jpg": formats.jpeg(70)})
-    counted = build("set", source("coco"), SourceUse(), tmp_path / "out", raw=tmp_path / "raw")
-    assert [told(document) for document in read(tmp_path / "out")] == [[70, "a"]]
+    counted = build("set", source("coco"), SourceSettings(), tmp_path / "out", raw=tmp_path / "raw")
+    assert [content(document) for document in read(tmp_path / "out")] == [[70, "a"]]
     assert dict(counted.rejected) == {"caption is empty": 1, "caption of an unknown picture": 1}
     twice = json.dumps({"images": images * 2, "annotations": captions})
     formats.archive(tmp_path / "raw/annotations.zip", {"annotations/captions_train2014.json": twice})
-    with pytest.raises(RecordProblem, match="an image id stands twice"):
-        build("set", source("coco"), SourceUse(), tmp_path / "out2", raw=tmp_path / "raw")
+    with pytest.raises(RecordProblem, match="duplicate image id"):
+        build("set", source("coco"), SourceSettings(), tmp_path / "out2", raw=tmp_path / "raw")
 
 
 def test_localized_narratives_become_pairs(tmp_path):
@@ -445,8 +453,8 @@ def test_localized_narratives_become_pairs(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/coco_train.jsonl").write_text(formats.jsonl(lines))
     formats.archive(tmp_path / "raw/train2017.zip", {"train2017/000000000042.jpg": formats.jpeg(42)})
-    counted = build("set", source("narratives"), SourceUse(), tmp_path / "out", raw=tmp_path / "raw")
-    assert [told(document) for document in read(tmp_path / "out")] == [[42, "In this image there is a cat."]]
+    counted = build("set", source("narratives"), SourceSettings(), tmp_path / "out", raw=tmp_path / "raw")
+    assert [content(document) for document in read(tmp_path / "out")] == [[42, "In this image there is a cat."]]
     assert dict(counted.rejected) == {"no COCO image id": 1, "picture is not there": 1}
 
 
@@ -459,10 +467,12 @@ def test_questions_of_gqa_become_conversations(tmp_path):
     )
     formats.archive(tmp_path / "pictures/images.zip", {"images/23.jpg": formats.jpeg(23)})
     others = (("", tmp_path / "pictures"),)
-    counted = build("set", source("gqa"), SourceUse(), tmp_path / "out", raw=tmp_path / "raw", pictures_from=others)
+    counted = build(
+        "set", source("gqa"), SourceSettings(), tmp_path / "out", raw=tmp_path / "raw", pictures_from=others
+    )
     (document,) = read(tmp_path / "out")
-    assert told(document) == [23, "Is it red?", "yes"] and document.kind == "conversation"
-    reasons = {"question is not whole": 1, "key stands twice": 1, "picture is not there": 1}
+    assert content(document) == [23, "Is it red?", "yes"] and document.kind == "conversation"
+    reasons = {"question is incomplete": 1, "duplicate key": 1, "picture is not there": 1}
     assert dict(counted.rejected) == reasons
 
 
@@ -489,11 +499,41 @@ def test_the_commands_go_from_raw_files_to_shards(tmp_path, capsys):
     ]
     cli.main(["build-shards", *common, *places, "--out", str(tmp_path / "out")])
     assert '"documents": 1' in capsys.readouterr().out
-    assert [told(document) for document in read(tmp_path / "out", "mine")] == [["One.", 10]]
+    assert [content(document) for document in read(tmp_path / "out", "mine")] == [["One.", 10]]
     (picture,) = [part for part in read(tmp_path / "out", "mine")[0].parts if isinstance(part, Picture)]
     assert picture.role == ""
 
 
 def test_candidates_are_refused_where_nothing_is_fetched_one_by_one(tmp_path):
     with pytest.raises(BuildProblem, match="use `documents` here"):
-        build("set", source("llava"), SourceUse(candidates=3), tmp_path / "out", raw=tmp_path)
+        build("set", source("llava"), SourceSettings(candidates=3), tmp_path / "out", raw=tmp_path)
+
+
+# ---- a new format --------------------------------------------------------------------------------------------------
+
+READER = """
+from dreamllm.data.document import Document, Text
+from dreamllm.sources.records import members
+
+
+def units(inputs):
+    return members(inputs.raw, ".txt")
+
+
+def documents(unit, settings):
+    for number, line in enumerate(unit.open().read().decode().splitlines()):
+        yield Document(f"{unit.name}-{number}", "text", (Text(line),))
+"""
+
+
+def test_a_new_format_is_one_module_and_a_set_of_it_one_entry(tmp_path):
+    shutil.copytree(repository.ROOT / "src/dreamllm", tmp_path / "src/dreamllm")
+    (tmp_path / "src/dreamllm/sources/readers/lines.py").write_text(READER)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.txt").write_text("One.\nTwo.\n")
+    about = "title: p, format: lines, availability: open, source: test, obtain: by hand, unknown: all"
+    (tmp_path / "sources.yaml").write_text(f"mine: {{{about}}}\n")
+    command = [sys.executable, "-m", "dreamllm", "build-shards", "--source", "mine", "--manifest", "sources.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    subprocess.run([*command, "--raw", "raw", "--out", "out"], cwd=tmp_path, env=environment, check=True)
+    assert [content(document) for document in read(tmp_path / "out", "mine")] == [["One."], ["Two."]]

@@ -10,12 +10,11 @@ import pytest
 import loopback
 import tiny
 from dreamllm import cli
-from dreamllm.config.sources import InstructionWriter, SourceUse
+from dreamllm.config.sources import InstructionWriter, SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Picture, Text
-from dreamllm.sources.build import BuildProblem
 from dreamllm.sources.instruct import ServiceWriter, TemplateWriter, instructed, usable, write_instructions
-from dreamllm.sources.records import Rejected
+from dreamllm.sources.records import BuildProblem, Rejected
 from dreamllm.sources.services import http
 from dreamllm.sources.services.http import FetchProblem
 
@@ -54,8 +53,8 @@ def writer(server: loopback.Loopback, cache: Path, **more) -> ServiceWriter:
 
 
 def write(base: Path, by, out: Path, documents: int | None = None, parallel: int = 2):
-    use = SourceUse(documents=documents)
-    counted = write_instructions("mine", base, by, out, use=use, seed=0, parallel=parallel)
+    settings = SourceSettings(documents=documents)
+    counted = write_instructions("mine", base, by, out, settings=settings, seed=0, parallel=parallel)
     return counted, list(shards.read(shards.find(out / "mine")))
 
 

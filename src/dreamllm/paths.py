@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dreamllm.config.experiment import RELEASED, Experiment
-from dreamllm.config.sources import SourceUse
+from dreamllm.config.sources import SourceSettings
 from dreamllm.config.world import WORLD_SETS
 
 TABLES, FIGURES, REPORT = "results/tables", "results/figures", "results/report"  # of the experiment that ran last
@@ -40,7 +40,7 @@ class Paths:
 
     def source(self, name: str, part: str) -> str:
         """What is made from a public data set. part: urls, pictures or shards."""
-        folder = self.experiment.sources.get(name, SourceUse()).folder or f"data/sources/{name}"
+        folder = self.experiment.sources.get(name, SourceSettings()).folder or f"data/sources/{name}"
         return f"{folder}/{part}"
 
     def shards(self, name: str) -> str:

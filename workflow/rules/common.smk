@@ -10,7 +10,7 @@ from dreamllm.config.world import WORLD_SETS
 from dreamllm.provenance import code_digest
 from dreamllm.results.figure_captions import CAPTIONS
 from dreamllm.config.benchmarks import DRAWN
-from dreamllm.config.sources import SourceUse
+from dreamllm.config.sources import SourceSettings
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
 if len(workflow.configfiles) > 1:
@@ -50,7 +50,7 @@ PICTURE_TASKS = (*DRAWN, "stories", "in_context")  # their predictions hold pict
 
 def source_folder(name, part):
     """Where a public data set is made. part: urls, pictures or shards."""
-    folder = EXPERIMENT.sources.get(name, SourceUse()).folder
+    folder = EXPERIMENT.sources.get(name, SourceSettings()).folder
     return f"{folder or f'data/sources/{name}'}/{part}"
 
 

@@ -36,7 +36,7 @@ def raw(name):
 
 
 def use(name):
-    return EXPERIMENT.sources.get(name, SourceUse()).model_copy(update={"folder": None})
+    return EXPERIMENT.sources.get(name, SourceSettings()).model_copy(update={"folder": None})
 
 
 def pictures_from(name):

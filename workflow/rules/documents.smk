@@ -8,8 +8,8 @@ for SET in BUILT:
         input:
             raw=raw(SET),
             others=[raw(other) for other in PUBLIC[SET].pictures_from],
-            urls=[source_folder(SET, "urls")] if PUBLIC[SET].format in manifest.BY_URL else [],
-            pictures=[source_folder(SET, "pictures")] if PUBLIC[SET].format in manifest.BY_URL else [],
+            urls=[source_folder(SET, "urls")] if PUBLIC[SET].holds_addresses else [],
+            pictures=[source_folder(SET, "pictures")] if PUBLIC[SET].holds_addresses else [],
         output:
             shards=directory(source_folder(SET, "shards")),
         log:
@@ -27,7 +27,7 @@ for SET in BUILT:
                 ["--urls", *input.urls, "--pictures", *input.pictures] if input.urls else []
             ),
             others=pictures_from(SET),
-            code=code_digest("dreamllm.sources.build"),
+            code=code_digest("dreamllm.sources.build", f"dreamllm.sources.readers.{PUBLIC[SET].format}"),
             config=digest(use(SET), PUBLIC[SET].format),
         shell:
             "python -m dreamllm build-shards --source {params.source} --manifest {params.manifest:q}"

@@ -22,7 +22,7 @@ rule fetch_source:
 
 # The configuration chooses the folder of each data set, so these and the rules of documents.smk are one rule per data
 # set instead of one with a wildcard.
-for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
+for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
 
     rule:
         name:
@@ -41,7 +41,7 @@ for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
             source=SET,
             experiment=configfile,
             manifest=manifest.MANIFEST,
-            code=code_digest("dreamllm.sources.urls"),
+            code=code_digest("dreamllm.sources.urls", f"dreamllm.sources.readers.{PUBLIC[SET].format}"),
             config=digest(use(SET).candidates, use(SET).min_similarity, PUBLIC[SET].format, PUBLIC[SET].columns),
         shell:
             "python -m dreamllm list-urls --source {params.source} --manifest {params.manifest:q}"
@@ -64,7 +64,7 @@ for SET in [name for name in BUILT if PUBLIC[name].format in manifest.BY_URL]:
             **CPU_JOB,
         params:
             partial=source_folder(SET, f"fetching-{digest(use(SET), PUBLIC[SET].format)}"),
-            captions=["--caption_col", "caption"] if PUBLIC[SET].format in manifest.PAIR_LISTS else [],
+            captions=["--caption_col", "caption"] if PUBLIC[SET].has_captions else [],
             side=use(SET).picture_side,
             distributor=distributor,
         shell:

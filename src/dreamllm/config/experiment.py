@@ -26,7 +26,7 @@ from dreamllm.config.foundations import (
     TrainedFoundations,
 )
 from dreamllm.config.machine import Machine
-from dreamllm.config.sources import InstructionWriter, SourceUse
+from dreamllm.config.sources import InstructionWriter, SourceSettings
 from dreamllm.config.stages import OF_THE_QUERIES, SdFinetuning, Stage
 from dreamllm.config.world import WORLD_SETS, World
 
@@ -60,7 +60,7 @@ class Experiment(Section):
     intervals that cover the choice of seed. [] = one run, of `seed`. Foundations and world are made once, by theirs."""
     machine: Machine = Machine()
     world: World = World()
-    sources: dict[Name, SourceUse] = {}
+    sources: dict[Name, SourceSettings] = {}
     """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
     instruction_writer: InstructionWriter = InstructionWriter()
     foundations: Annotated[

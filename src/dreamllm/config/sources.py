@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dreamllm.config.base import Count, Section, Share
 
 
-class SourceUse(Section):
+class SourceSettings(Section):
     """How a public data set is used: what of it becomes documents. An evaluation set has nothing to choose."""
 
     folder: str | None = None

@@ -2,8 +2,9 @@
 
     dreamllm build-shards --source gqa --raw data/raw/gqa --config FILE --out data/shards/gqa
 
-writes OUT/NAME-00000.tar ... and OUT/report.json, which counts what was kept and what was left out, and why. The set's
-format says which module reads it; several processes work on it, and their number changes nothing in what is written.
+writes OUT/NAME-00000.tar ... and OUT/report.json, which counts what was kept and what was left out, by reason. The key
+`format` of the set names the module of `dreamllm.sources.readers` that reads it. The number of processes does not
+change what is written.
 """
 
 from __future__ import annotations
@@ -25,40 +26,21 @@ from tqdm import tqdm
 
 from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
-from dreamllm.config.sources import SourceUse
+from dreamllm.config.sources import SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document
-from dreamllm.sources import fetched, llava, manifest, pages, pairs
-from dreamllm.sources.annotations import coco_units, gqa_documents, gqa_units, narrative_units, pair_documents
+from dreamllm.sources import manifest, readers
 from dreamllm.sources.manifest import Source
-from dreamllm.sources.records import Folders, Rejected, folders_of
-from dreamllm.sources.urls import used_pages
+from dreamllm.sources.records import BuildProblem, Folders, Rejected, folders_of
 
-EXAMPLES = 3  # places told per reason
+EXAMPLES = 3  # places reported for each reason
 PER_SHARD = 1000
 Documents = Iterator[Document | Rejected]
-
-READERS: dict[str, tuple[Callable[..., Iterator[Any]], Callable[[Any, SourceUse], Documents]]] = {
-    # format: (parts of the set that can be read on their own, the documents of one)
-    "url_json": (pairs.units, pairs.documents),
-    "url_parquet": (pairs.units, pairs.documents),
-    "mmc4": (pages.units, pages.documents),
-    "obelics": (pages.units, pages.documents),
-    "llava": (llava.units, llava.documents),
-    "llava_pairs": (llava.units, llava.pair_documents),
-    "coco": (coco_units, pair_documents),
-    "narratives": (narrative_units, pair_documents),
-    "gqa": (gqa_units, gqa_documents),
-}
-
-
-class BuildProblem(ValueError):
-    """A set that gives no documents, or cannot be read as what the manifest says."""
 
 
 @dataclass
 class Counted:
-    """What became of the records of a set or of a part of it."""
+    """Numbers of documents made, and of records and pictures left out, of a set or of a part of it."""
 
     documents: int = 0
     pictures: int = 0
@@ -67,14 +49,14 @@ class Counted:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def reject(self, rejected: Rejected) -> None:
-        """Count one more."""
+        """Count a record or picture that was left out."""
         (self.rejected if rejected.whole else self.pictures_left_out)[rejected.why] += 1
         places = self.examples.setdefault(rejected.why, [])
         if len(places) < EXAMPLES:
             places.append(rejected.where)
 
-    def passing(self, found: Iterable[Document | Rejected]) -> Iterator[Document]:
-        """The documents among what was found, counting all of it as it passes."""
+    def count(self, found: Iterable[Document | Rejected]) -> Iterator[Document]:
+        """Pass the documents on and count all that is found."""
         for document in found:
             if isinstance(document, Rejected):
                 self.reject(document)
@@ -84,7 +66,7 @@ class Counted:
                 yield document
 
     def add(self, other: Counted) -> None:
-        """Count those of another part too."""
+        """Add the numbers of another part."""
         self.documents += other.documents
         self.pictures += other.pictures
         self.rejected += other.rejected
@@ -93,7 +75,7 @@ class Counted:
             self.examples[why] = (self.examples.get(why, []) + places)[:EXAMPLES]
 
     def report(self) -> dict[str, Any]:
-        """As JSON, the most frequent reasons first."""
+        """The numbers as JSON, the most frequent reasons first."""
         return {
             "documents": self.documents,
             "pictures": self.pictures,
@@ -106,7 +88,7 @@ class Counted:
 def build(
     name: str,
     source: Source,
-    use: SourceUse,
+    settings: SourceSettings,
     out: Path,
     *,
     raw: Path,
@@ -115,52 +97,42 @@ def build(
     urls: Path | None = None,
     processes: int = 1,
 ) -> Counted:
-    """Write the shards of a set to the folder `out`, which appears whole or not at all.
+    """Write the shards of a set to the folder `out`, which appears when it is complete.
 
-    raw: the fetched files.  pictures: what img2dataset wrote, for formats that hold addresses.  pictures_from: other
-    sets that hold its pictures, as (name that theirs begin with, folder).  urls: what `list-urls` wrote, for pages.
-     Raises BuildProblem when nothing can be made of the set, RecordProblem for a damaged file.
+    raw: the fetched files.  pictures: shards of img2dataset, for formats that hold addresses.  pictures_from: other
+    sets that hold its pictures, as (prefix of their names, folder).  urls: what `list-urls` wrote, for interleaved
+    documents. Raises BuildProblem when no document can be made of the set, RecordProblem for a damaged file.
     """
-    if source.format not in READERS:
-        raise BuildProblem(f"{name}: format {source.format} is not built into shards")
-    if use.candidates and source.format not in manifest.BY_URL:
+    reader, counted = readers.module(source.format), Counted()
+    if settings.candidates and not source.holds_addresses:
         raise BuildProblem(
-            f"{name}: candidates are of sets whose pictures are fetched one by one; use `documents` here"
+            f"{name}: `candidates` limits the addresses of pictures, and this set has none; use `documents` here"
         )
-    units, documents = READERS[source.format]
-    counted = Counted()
     with new_folder(out) as folder, TemporaryDirectory(dir=folder, prefix=".parts-") as temporary:
         parts = Path(temporary)
-        options: dict[str, Any] = {}
-        if source.format in manifest.INTERLEAVED:
-            if pictures is None or urls is None:
-                raise BuildProblem(f"{name}: pages need --pictures and --urls")
-            listed = fetched.write_index(pictures, parts / fetched.INDEX)
-            print(f"{name}: {listed}", flush=True)
-            options = {"index": parts / fetched.INDEX, "used": used_pages(urls)}
-        write_unit = partial(_write_unit, documents, use, parts)
+        write_unit = partial(_write_unit, reader.documents, settings, parts)
         written: list[Path] = []
-        work = enumerate(units(raw, pictures, (("", raw), *pictures_from), **options))
+        work = enumerate(reader.units(readers.Inputs(raw, (("", raw), *pictures_from), pictures, urls, parts)))
         for number, unit, (paths, part) in _in_order(write_unit, work, processes):
-            if use.documents and counted.documents + part.documents > use.documents:
+            if settings.documents and counted.documents + part.documents > settings.documents:
                 for path in paths:
                     path.unlink()
-                paths, part = write_unit(number, unit, limit=use.documents - counted.documents)
+                paths, part = write_unit(number, unit, limit=settings.documents - counted.documents)
             written += paths
             counted.add(part)
-            if use.documents and counted.documents >= use.documents:
+            if settings.documents and counted.documents >= settings.documents:
                 break
-        for place, path in enumerate(written):
-            path.rename(folder / f"{name}-{place:05d}.tar")
-        report = {"source": name, "use": use.model_dump(mode="json"), **counted.report()}
+        for number, path in enumerate(written):
+            path.rename(folder / f"{name}-{number:05d}.tar")
+        report = {"source": name, "settings": settings.model_dump(mode="json"), **counted.report()}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if not counted.documents:
-            raise BuildProblem(f"{name}: not one document could be made: {json.dumps(counted.report())}")
+            raise BuildProblem(f"{name}: no document could be made: {json.dumps(counted.report())}")
     return counted
 
 
 def _in_order(write_unit: Callable, work: Iterable[tuple[int, Any]], processes: int) -> Iterator[tuple]:
-    """Results in the order of the work, whatever process is quicker, with little work waiting at a time."""
+    """(number, unit, result) in the order of the work, whichever process is faster, with few units waiting."""
     if processes == 1:
         for number, unit in tqdm(work, unit="part", mininterval=30):
             yield number, unit, write_unit(number, unit)
@@ -180,17 +152,17 @@ def _in_order(write_unit: Callable, work: Iterable[tuple[int, Any]], processes: 
 
 
 def _write_unit(
-    documents: Callable[[Any, SourceUse], Documents],
-    use: SourceUse,
+    documents: Callable[[Any, SourceSettings], Documents],
+    settings: SourceSettings,
     folder: Path,
     number: int,
     unit: Any,
     limit: int | None = None,
 ) -> tuple[list[Path], Counted]:
-    """The shards of one part of a set, under names of their own."""
+    """Write the shards of one unit of a set; returns their paths and the numbers."""
     counted = Counted()
-    kept = islice(counted.passing(documents(unit, use)), limit)
-    paths = shards.write(kept, folder / f"{number:06d}", PER_SHARD, use.jpeg_quality)
+    kept = islice(counted.count(documents(unit, settings)), limit)
+    paths = shards.write(kept, folder / f"{number:06d}", PER_SHARD, settings.jpeg_quality)
     return paths, counted
 
 
@@ -200,26 +172,25 @@ def _write_unit(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm build-shards`."""
     manifest.add_arguments(parser)
-    parser.add_argument("--config", type=Path, help="experiment whose section `sources` says how it is used")
+    parser.add_argument("--config", type=Path, help="experiment, for the settings in its section `sources`")
     parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
-    parser.add_argument("--pictures", type=Path, help="shards of img2dataset, for sets of addresses")
+    parser.add_argument("--pictures", type=Path, help="shards of img2dataset, for sets that hold addresses")
     parser.add_argument(
-        "--pictures-from", nargs="*", default=[], metavar="PREFIX=FOLDER", help="sets that hold its pictures"
+        "--pictures-from", nargs="*", default=[], metavar="PREFIX=FOLDER", help="other sets that hold its pictures"
     )
-    parser.add_argument("--urls", type=Path, help="what list-urls wrote, for MMC4 and OBELICS")
-    parser.add_argument("--processes", type=int, default=1, help="how many work on it (default: %(default)s)")
+    parser.add_argument("--urls", type=Path, help="what list-urls wrote, for interleaved documents")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder of shards and report.json, replaced if there")
 
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm build-shards`."""
     source = manifest.chosen(args)
-    uses = load(args.config).sources if args.config else {}
-    use = uses.get(args.source, SourceUse())
+    sources = load(args.config).sources if args.config else {}
     counted = build(
         args.source,
         source,
-        use,
+        sources.get(args.source, SourceSettings()),
         args.out,
         raw=args.raw,
         pictures=args.pictures,

@@ -25,13 +25,13 @@ from typing import Protocol
 
 from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
-from dreamllm.config.sources import InstructionWriter, SourceUse
+from dreamllm.config.sources import InstructionWriter, SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
-from dreamllm.sources.build import PER_SHARD, BuildProblem, Counted
-from dreamllm.sources.records import Rejected
+from dreamllm.sources.build import PER_SHARD, Counted
+from dreamllm.sources.records import BuildProblem, Rejected
 from dreamllm.sources.services.chat import Chat
 
 LONGEST_SHOWN = 4000  # characters of a document that a service is shown
@@ -140,17 +140,17 @@ def instructed(document: Document, instruction: str) -> Document:
 
 
 def write_instructions(
-    name: str, base: Path, writer: Writer, out: Path, *, use: SourceUse, seed: int, parallel: int
+    name: str, base: Path, writer: Writer, out: Path, *, settings: SourceSettings, seed: int, parallel: int
 ) -> Counted:
     """Write the shards OUT/NAME-NNNNN.tar with instructions for documents of the shards in `base`.
 
-    `use.documents` of them are drawn by a named seed; null = all. Raises BuildProblem when there is none.
+    `settings.documents` of them are drawn by a named seed; null = all. Raises BuildProblem when there is none.
     """
     files = sorted(base.glob("*.tar"))
     records = [record for file in files for record in shards.index(file)]
-    if use.documents and use.documents < len(records):
+    if settings.documents and settings.documents < len(records):
         drawn = random.Random(seed_of(seed, "documents with instructions", name)).sample(
-            range(len(records)), use.documents
+            range(len(records)), settings.documents
         )
         records = [records[place] for place in sorted(drawn)]
     counted = Counted()
@@ -163,7 +163,7 @@ def write_instructions(
                     yield instruction if isinstance(instruction, Rejected) else instructed(document, instruction)
 
     with new_folder(out) as folder:
-        shards.write(counted.passing(documents()), folder / name, PER_SHARD, use.jpeg_quality)
+        shards.write(counted.count(documents()), folder / name, PER_SHARD, settings.jpeg_quality)
         report = {"source": name, "base": base.name, **counted.report()}
         if isinstance(writer, ServiceWriter):
             report["cost"] = writer.cost()
@@ -191,13 +191,13 @@ def main(args: argparse.Namespace) -> None:
     if source.format != "instructions":
         raise BuildProblem(f"{args.source} (format {source.format}) is no set of instructions to be written")
     experiment = load(args.config)
-    settings = experiment.instruction_writer
+    service = experiment.instruction_writer
     writer: Writer = TemplateWriter(experiment.seed)
-    if settings.endpoint:
-        writer = ServiceWriter(settings, args.cache, os.environ.get("OPENAI_API_KEY", ""))
-    use = experiment.sources.get(args.source, SourceUse())
+    if service.endpoint:
+        writer = ServiceWriter(service, args.cache, os.environ.get("OPENAI_API_KEY", ""))
+    settings = experiment.sources.get(args.source, SourceSettings())
     counted = write_instructions(
-        args.source, args.shards, writer, args.out, use=use, seed=experiment.seed, parallel=settings.parallel
+        args.source, args.shards, writer, args.out, settings=settings, seed=experiment.seed, parallel=service.parallel
     )
     print(json.dumps(counted.report(), indent=1))
     if isinstance(writer, ServiceWriter):

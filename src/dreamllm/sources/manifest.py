@@ -1,7 +1,7 @@
 """The manifest of public data sets, data/sources.yaml: what each is, where it is fetched from, what reads it.
 
-Sets are named here once; an experiment names them under `sources` and in the mixtures of its stages. A fact that is not
-known is left empty and `unknown` says why. Imports neither torch nor transformers.
+An experiment refers to sets by their names in the manifest, under `sources` and in the mixtures of its stages. A fact
+that is not known is left empty, and `unknown` says why. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dreamllm.config.base import Section, near
 from dreamllm.config.reading import ConfigProblem, read_yaml
+from dreamllm.sources import readers
 
 MANIFEST = Path("data/sources.yaml")
-PAIR_LISTS = ("url_json", "url_parquet")
-INTERLEAVED = ("mmc4", "obelics")
-BY_URL = (*PAIR_LISTS, *INTERLEAVED)
-"""Formats that hold addresses instead of pictures: img2dataset fetches the pictures."""
 TASKS = {
     "coco_karpathy": "captions",
     "nocaps": "captions",
@@ -36,6 +33,7 @@ TASKS = {
 }
 """Formats of evaluation sets (`dreamllm.evaluate.placing`), and the task that a set becomes."""
 BENCHMARK_FORMATS = (*TASKS, "as_is")
+FORMATS = (*readers.NAMES, "instructions", "pictures", *BENCHMARK_FORMATS)
 
 
 class SourceFile(Section):
@@ -48,13 +46,13 @@ class SourceFile(Section):
     path: str = ""
     """Path in the repository; * and ? stand for any characters."""
     revision: str = ""
-    """Commit of the repository; "" = the newest one at the first fetch, which the lock file then holds fast."""
+    """Commit of the repository; "" = the newest one at the first fetch, which the lock file then pins."""
     to: str = ""
-    """Folder below the set's own one that it is saved to."""
+    """Folder to save it to, below the set's own; "" = the set's own."""
     sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
-    """Digest, when one is published; "" = written into the lock file at the first fetch and compared from then on."""
+    """Published digest; "" = none, the lock file has that of the first fetch, and later fetches must match it."""
     missing: list[int] = []
-    """Numbers of the range that the publisher says are not there."""
+    """Numbers of the range for which there is no file, as the publisher says."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> SourceFile:
@@ -71,46 +69,58 @@ class Source(Section):
     """One public data set."""
 
     title: str
-    """Its name in the paper, or its own."""
+    """Name in the paper, or else its own."""
     version: str = ""
-    format: Literal[
-        "url_json", "url_parquet", "mmc4", "obelics", "llava", "llava_pairs", "coco", "narratives", "gqa",
-        "instructions", "pictures",
-        "coco_karpathy", "nocaps", "image_paragraphs", "coco_fid", "ln_coco", "vqav2", "vizwiz", "textvqa", "pope",
-        "mmbench", "mm_vet", "harness", "as_is",
-    ]  # fmt: skip
-    """Which builder reads it (docs/sources.md)."""
+    format: str
+    """What reads it, one of FORMATS: a module of `dreamllm.sources.readers`, or a format of evaluation sets."""
     files: list[SourceFile] = []
-    """What is fetched; [] = nothing can be: see `obtain`."""
+    """What is fetched; [] = it cannot be fetched, see `obtain`."""
     columns: dict[Literal["url", "caption"], str] = {"url": "url", "caption": "caption"}
-    """Names of the fields of formats url_json and url_parquet."""
+    """Formats url_json and url_parquet: names of the fields."""
     pictures_from: dict[str, str] = {}
-    """Other sets that hold its pictures, and the folder that the pictures' names begin with, "" for none."""
+    """Other sets that hold its pictures, each with the folder that names of its pictures start with, or ""."""
     answers_on: str = ""
-    """Server that alone has the answers: results are sent there, and are not scored here."""
+    """Evaluation server to which results are sent, because the answers are not public."""
     written_from: str = ""
-    """Format instructions: the set whose documents instructions are written for."""
+    """Format instructions: the set for whose documents instructions are written."""
     documents: int | None = None
     """Documents in the whole set."""
     bytes: int | None = None
     """Size of `files` in bytes, as published."""
     licence: str = ""
     availability: Literal["open", "gated", "request", "gone", "never released"]
-    """gated: conditions must be accepted by an account; request: asked for by a form; gone: no longer hosted."""
+    """gated: an account must accept conditions; request: requested by a form; gone: no longer hosted."""
     obtain: str = ""
-    """What a person has to do before it can be fetched."""
+    """What a person must do to get it, or before it can be fetched."""
     substitute: str = ""
-    """Set that stands in for it."""
+    """Set to use instead of it."""
     used_by: list[str] = []
     """Stages of the paper or of the released code, or the table."""
     source: str
-    """Where these facts are written."""
+    """Where these facts are documented."""
     unknown: str = ""
     """Why something above is empty."""
 
+    @field_validator("format")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in FORMATS:
+            raise ValueError(f"no format {name!r}{near(name, [*FORMATS])}")
+        return name
+
+    @property
+    def holds_addresses(self) -> bool:
+        """Whether its files hold addresses of pictures, which img2dataset downloads, instead of pictures."""
+        return self.format in readers.NAMES and hasattr(readers.module(self.format), "addresses")
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether each address in its files has a caption."""
+        return self.holds_addresses and readers.module(self.format).CAPTIONS
+
 
 def load(path: Path = MANIFEST) -> dict[str, Source]:
-    """All sets by name. Raises ConfigProblem, naming the set and the key, for anything wrong."""
+    """All sets by name. Raises ConfigProblem, naming the set and the key of everything that is wrong."""
     content = read_yaml(path)
     sources: dict[str, Source] = {}
     problems = []
@@ -129,24 +139,24 @@ def load(path: Path = MANIFEST) -> dict[str, Source]:
                 if other and other not in content:
                     problems.append(f"{name}.{key}: no set {other!r}{near(other, list(content))}")
         if (source.format == "instructions") != bool(source.written_from):
-            problems.append(f"{name}: format instructions and the key written_from go together")
+            problems.append(f"{name}: format instructions and the key written_from need each other")
         if not source.unknown and not (source.licence and source.bytes) and source.format != "instructions":
-            problems.append(f"{name}: licence or bytes are empty, and `unknown` does not say why")
+            problems.append(f"{name}: licence or bytes is empty; say in `unknown` why")
         if not source.files and source.format != "instructions" and not source.obtain:
-            problems.append(f"{name}: without files, `obtain` has to say how one gets it")
+            problems.append(f"{name}: it has no files; say in `obtain` how to get it")
     if problems:
         raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems]))
     return sources
 
 
 def named(name: str, sources: dict[str, Source], path: Path = MANIFEST) -> Source:
-    """The set called `name`. Raises ConfigProblem with near matches otherwise."""
+    """The set called `name`. Raises ConfigProblem with near matches for an unknown name."""
     if name not in sources:
         raise ConfigProblem(f"{path}: no set {name!r}{near(name, list(sources))}")
     return sources[name]
 
 
-# ---- command line: the flags of every verb that is about one set -----------------------------------------------------
+# ---- command line: flags of all verbs for one set --------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,5 +166,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen(args: argparse.Namespace) -> Source:
-    """The set that is asked for. Raises ConfigProblem for a malformed manifest and for a name that is not in it."""
+    """The set that --source names. Raises ConfigProblem for a malformed manifest and for an unknown name."""
     return named(args.source, load(args.manifest), args.manifest)

@@ -1,6 +1,6 @@
-"""Records of public data sets, read strictly and without unpacking anything.
+"""Files and records of public data sets, read strictly and without unpacking anything to disk.
 
-JSON with a key that stands twice is refused: which of the two values counts is not said anywhere. Big lists are read
+JSON objects with a duplicate key are rejected, since nothing says which of the two values counts. Big lists are read
 record by record. A record that cannot be used becomes a Rejected, which reports count; nothing is dropped silently.
 """
 
@@ -20,24 +20,28 @@ from PIL import Image
 
 from dreamllm.data import images
 
-DEEPEST = 3  # archives in archives; one can be made that holds itself
+DEEPEST = 3  # levels of nested archives; an archive can be made to contain itself
 LARGEST_LINE = 200_000_000  # bytes of a record
-LARGEST_PICTURE = 200_000_000  # bytes of a picture file; more is no picture but an attack on the memory
-BLOCK = 1 << 20
+LARGEST_PICTURE = 200_000_000  # bytes of a picture file; a larger one may be meant to exhaust the memory
+BLOCK = 1 << 20  # characters
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """A record, or a picture of it, that is not used. why: the same words for the same reason; where: one record."""
+    """A record, or a picture of it, that is left out. why: the reason, one of a few; where: file and record."""
 
     why: str
     where: str
     whole: bool = True
-    """Whether the whole document is left out; False = one of its pictures."""
+    """Whether the whole document is left out, or only one of its pictures."""
 
 
 class RecordProblem(ValueError):
-    """A file of a data set that cannot be read at all: which, and why."""
+    """A file of a data set that cannot be read at all: names the file and the reason."""
+
+
+class BuildProblem(ValueError):
+    """A set of which no document can be made, or that cannot be read as its format in the manifest says."""
 
 
 # ---- files, plain or in zip and gzip archives ----------------------------------------------------------------------
@@ -45,7 +49,7 @@ class RecordProblem(ValueError):
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a fetched set: a path, then names inside of zip archives in it."""
+    """A file of a fetched set: a path, and for a member of (nested) zip archives its name in each."""
 
     path: Path
     inside: tuple[str, ...] = ()
@@ -55,11 +59,11 @@ class Member:
 
     @property
     def name(self) -> str:
-        """Its own name."""
+        """Its own name, without folders and .gz."""
         return (self.inside[-1] if self.inside else str(self.path)).rsplit("/", 1)[-1].removesuffix(".gz")
 
     def open(self) -> BinaryIO:
-        """Open it, through archives. Raises RecordProblem for a damaged archive."""
+        """Open it for reading, decompressed. Raises RecordProblem for a damaged archive."""
         try:
             file: BinaryIO = self.path.open("rb")
             for name in self.inside:
@@ -71,7 +75,7 @@ class Member:
 
 
 def members(folder: Path, *suffixes: str) -> list[Member]:
-    """All files below `folder`, also in zip archives, whose name ends in one of `suffixes` or that with .gz; sorted."""
+    """All files below `folder` and in its zip archives whose names end in a suffix, or in a suffix and .gz; sorted."""
     wanted = (*suffixes, *(f"{suffix}.gz" for suffix in suffixes))
     found: list[Member] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -84,7 +88,7 @@ def members(folder: Path, *suffixes: str) -> list[Member]:
 
 def _inside(archive: Member, wanted: tuple[str, ...]) -> Iterator[Member]:
     if len(archive.inside) >= DEEPEST:
-        raise RecordProblem(f"{archive}: archives in archives, more than {DEEPEST} deep")
+        raise RecordProblem(f"{archive}: archives nested more than {DEEPEST} deep")
     try:
         with archive.open() as file, zipfile.ZipFile(file) as opened:
             names = sorted(opened.namelist())
@@ -98,54 +102,55 @@ def _inside(archive: Member, wanted: tuple[str, ...]) -> Iterator[Member]:
             yield from _inside(inner, wanted)
 
 
-def one(folder: Path, pattern: str) -> Member:
-    """The one member whose name is or ends in `pattern`. Raises RecordProblem when there are none or several."""
-    found = members(folder, pattern)
+def one(folder: Path, suffix: str) -> Member:
+    """The only member whose name ends in `suffix`. Raises RecordProblem when there are none or several."""
+    found = members(folder, suffix)
     if len(found) != 1:
-        raise RecordProblem(f"{folder}: {len(found)} files end in {pattern}, not 1: {', '.join(map(str, found))}")
+        raise RecordProblem(f"{folder}: {len(found)} files end in {suffix}, expected 1: {', '.join(map(str, found))}")
     return found[0]
 
 
 # ---- records -------------------------------------------------------------------------------------------------------
 
 
-class _TwiceProblem(ValueError):
+class _DuplicateKey(ValueError):
     pass
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise _TwiceProblem(f"key {next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))!r} twice")
+        key = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
+        raise _DuplicateKey(f"duplicate key {key!r}")
     return table
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def parse(text: str) -> Any:
-    """JSON in which no object has a key twice. Raises ValueError saying what is wrong."""
+    """JSON without duplicate keys. Raises ValueError saying what is wrong."""
     return _DECODER.decode(text)
 
 
 def read_json(member: Member) -> Any:
     """A whole JSON file. Raises RecordProblem."""
     try:
-        # no text is packed tighter than this; the pack of a file of zeros is 1000 times smaller than the file
+        # text compresses less than 200-fold; a file of zeros, 1000-fold
         largest = max(LARGEST_LINE, 200 * member.path.stat().st_size)
         with member.open() as file:
             content = file.read(largest + 1)
         if len(content) > largest:
-            raise ValueError(f"unpacks to more than {largest} bytes")
+            raise ValueError(f"has more than {largest} bytes when decompressed")
         return parse(content.decode("utf-8"))
     except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise RecordProblem(f"{member}: {error}") from None
 
 
 def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    """The records of a JSON lines file with their places; a line that is no object is Rejected."""
+    """The records of a JSON lines file as (place, record); a line that is no object is Rejected."""
     with member.open() as file:
-        for number, line in enumerate(_whole(file, member), 1):
+        for number, line in enumerate(_lines(file, member), 1):
             if not line.strip():
                 continue
             where = f"{member}, line {number}"
@@ -158,18 +163,18 @@ def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]
                 yield where, record if is_object else Rejected("not a JSON object", where)
 
 
-def _whole(file: BinaryIO, member: Member) -> Iterator[bytes]:
+def _lines(file: BinaryIO, member: Member) -> Iterator[bytes]:
     try:
-        while line := file.readline(LARGEST_LINE):  # what is longer comes in pieces, which are no JSON
+        while line := file.readline(LARGEST_LINE):  # a longer line comes in pieces, which are not JSON
             yield line
-    except (zipfile.BadZipFile, EOFError, OSError) as error:  # a checksum that is wrong, an archive that ends early
+    except (zipfile.BadZipFile, EOFError, OSError) as error:  # wrong checksum, truncated archive
         raise RecordProblem(f"{member}: {error}") from None
 
 
 def read_list(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    """The records of a JSON file that is one list of objects, one after the other: such files can have many GB.
+    """The records of a JSON file that is a list of objects, as (place, record); read one by one, for files of many GB.
 
-    Raises RecordProblem where the list itself is damaged: what follows cannot be found any more.
+    Raises RecordProblem where the list itself is damaged, since the following records cannot be found.
     """
     for place, record in _elements(member, "[", "]"):
         is_object = isinstance(record, (dict, Rejected))
@@ -177,7 +182,7 @@ def read_list(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]
 
 
 def read_table(member: Member) -> Iterator[tuple[str, str, dict[str, Any] | Rejected]]:
-    """The entries (place, key, record) of a JSON file that is one object of objects, one after the other."""
+    """The entries of a JSON file that is an object of objects, as (place, key, record); read one by one."""
     elements = _elements(member, "{", "}")
     for place, key in elements:
         _, record = next(elements)
@@ -186,7 +191,7 @@ def read_table(member: Member) -> Iterator[tuple[str, str, dict[str, Any] | Reje
 
 
 def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str, Any]]:
-    """Values of a JSON array, or keys and values of an object, by turns."""
+    """The values of a JSON array, or alternately the keys and values of an object, with their places."""
     with member.open() as raw:
         text = io.TextIOWrapper(raw, "utf-8")
         buffer, place, number, begun = "", 0, 0, False
@@ -211,19 +216,30 @@ def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str,
                 where = f"{member}, record {number}"
                 try:
                     value, end = _DECODER.raw_decode(buffer, place)
-                except _TwiceProblem as error:
+                except _DuplicateKey as error:
                     _, end = json.JSONDecoder().raw_decode(buffer, place)
-                    value = Rejected("a key stands twice", f"{where}: {error}")
+                    value = Rejected("duplicate key", f"{where}: {error}")
                 except json.JSONDecodeError as error:
-                    if block:  # perhaps only cut by the block
+                    if block:  # may be cut by the end of the block
                         break
                     raise RecordProblem(f"{where}: {error.msg}") from None
-                if end == len(buffer) and block:  # a number may go on
+                if end == len(buffer) and block:  # a number may continue
                     break
                 yield where, value
                 number, place = number + 1, end
             if not block:
                 raise RecordProblem(f"{member}: ends after record {number - 1} without {closing!r}")
+
+
+def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a parquet file as (place, record), of which `batch` are in memory at a time."""
+    import pyarrow.parquet
+
+    with member.open() as file:
+        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch, columns=columns)
+        rows = (record for rows in batches for record in rows.to_pylist())
+        for number, record in enumerate(rows):
+            yield f"{member}, row {number}", record
 
 
 # ---- pictures ------------------------------------------------------------------------------------------------------
@@ -233,10 +249,10 @@ Folders = tuple[tuple[str, Path], ...]
 
 
 class PictureFiles:
-    """Picture files by their path: FOLDER/NAME for a plain file or a member of FOLDER/*.zip.
+    """Picture files by path: FOLDER/NAME for a plain file or a member of FOLDER/*.zip.
 
-    So archives that would be unpacked side by side are used as they are, and no name can lead out of a folder.
-    folders: ("", the set's own folder) and (name, folder) for pictures of another set that appear below `name`.
+    Archives are read as if they were unpacked side by side, and no name can lead out of a folder.
+    folders: ("", the set's own folder), and (prefix, folder) for another set whose pictures are named PREFIX/NAME.
     """
 
     def __init__(self, folders: Folders) -> None:
@@ -258,20 +274,20 @@ class PictureFiles:
             self._by_name.setdefault(name.rsplit("/", 1)[-1], name)
 
     def read_by_name(self, name: str) -> bytes:
-        """`read` for a file's own name, in whatever folder or archive it is (COCO and GQA name pictures so)."""
+        """`read` by the name of the file alone, in whatever folder or archive it is, as COCO and GQA name pictures."""
         return self.read(self._by_name[name])
 
     def has(self, name: str) -> bool:
-        """Whether there is a picture file of this own name."""
+        """Whether a file has this name, in whatever folder or archive."""
         return name in self._by_name
 
     def place(self, name: str) -> tuple[Path, str]:
-        """The file or archive that holds a picture, and its name in there. Raises KeyError."""
+        """The file or archive that holds the picture called `name`, and its name in there. Raises KeyError."""
         holder, inside = self._where[self._by_name[name]]
         return (holder if isinstance(holder, Path) else Path(str(holder.filename))), inside
 
     def read(self, name: str) -> bytes:
-        """The bytes of a picture file. Raises KeyError when it is not there, ValueError when it is damaged or huge."""
+        """The bytes of a picture file. Raises KeyError when there is none, ValueError when it is damaged or huge."""
         holder, inside = self._where[name]
         if isinstance(holder, Path):
             return holder.read_bytes()
@@ -285,18 +301,18 @@ class PictureFiles:
 
 
 def folders_of(entries: list[str]) -> Folders:
-    """Arguments PREFIX=FOLDER of the command line."""
+    """The folders of command-line arguments PREFIX=FOLDER."""
     return tuple((prefix, Path(folder)) for prefix, _, folder in (entry.partition("=") for entry in entries))
 
 
 @functools.cache
 def picture_files(folders: Folders) -> PictureFiles:
-    """`PictureFiles`, made once per process: listing a big archive takes a second."""
+    """`PictureFiles`, made once per process, since listing a big archive takes a second."""
     return PictureFiles(folders)
 
 
 def picture(data: bytes, side: int, smallest: int) -> Image.Image:
-    """A picture file as RGB whose shorter side has at most `side` pixels.
+    """Decode a picture file to RGB and shrink it until its shorter side has at most `side` pixels.
 
     Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
     """
@@ -308,3 +324,8 @@ def picture(data: bytes, side: int, smallest: int) -> Image.Image:
         return image
     width, height = (max(1, round(length * side / shorter)) for length in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+def picture_problem(error: ValueError) -> str:
+    """The reason by which reports count an error of `picture` or `PictureFiles.read`."""
+    return "picture is too small" if str(error).startswith("is smaller") else "picture or its data cannot be read"

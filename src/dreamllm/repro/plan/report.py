@@ -131,7 +131,7 @@ def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumption
             pictures = 0.0
         else:
             pictures = documents * (about.pictures + about.shown) * assumptions.picture_bytes.value
-        copies = 2 if source.format in manifest.BY_URL else 1  # as fetched by address, and in the shards
+        copies = 2 if source.holds_addresses else 1  # as fetched by address, and in the shards
         used[f"set {name}"] = (source.bytes or 0) + copies * pictures
     trained = [sum(stage.trained.values()) for stage in stages]
     return used | {

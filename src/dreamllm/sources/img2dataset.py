@@ -1,29 +1,31 @@
-"""Pairs of picture and caption in the tar shards of img2dataset: KEY.jpg, KEY.txt and KEY.json per pair.
+"""Pairs of picture and caption in the tar shards of img2dataset: KEY.jpg, KEY.txt and KEY.json for each pair.
 
-img2dataset numbers its keys, writes only pictures that it could fetch, and keeps the caption in KEY.txt (also in
+img2dataset numbers the keys, writes only pictures that it could download, and keeps the caption in KEY.txt (also in
 KEY.json, with the address). Official code: unified_it_pair_webdataset.py, which also drops pairs without a caption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dreamllm.config.sources import SourceUse
+from dreamllm.config.sources import SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Picture, Text
-from dreamllm.sources.records import Folders, Rejected, parse, picture
+from dreamllm.sources.manifest import Source
+from dreamllm.sources.readers import Inputs
+from dreamllm.sources.records import Rejected, parse, picture, picture_problem
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
-def units(raw: Path, fetched: Path | None, folders: Folders) -> Iterator[Path]:
-    """The shards, each of which can be read on its own."""
-    yield from sorted((fetched or raw).glob("*.tar"))
+def units(inputs: Inputs) -> Iterator[Path]:
+    """The shards."""
+    yield from sorted((inputs.downloaded or inputs.raw).glob("*.tar"))
 
 
-def documents(unit: Path, use: SourceUse) -> Iterator[Document | Rejected]:
+def documents(unit: Path, settings: SourceSettings) -> Iterator[Document | Rejected]:
     """The pairs of one shard."""
     for where, members in read_samples(unit):
         if isinstance(members, Rejected):
@@ -37,25 +39,37 @@ def documents(unit: Path, use: SourceUse) -> Iterator[Document | Rejected]:
             yield Rejected("caption is empty", where)
         else:
             try:
-                image = picture(members[suffix], use.picture_side, use.smallest_picture)
+                image = picture(members[suffix], settings.picture_side, settings.smallest_picture)
                 meta = _meta(members)
             except ValueError as error:
-                yield Rejected(reason(error), f"{where}: {error}")
+                yield Rejected(picture_problem(error), f"{where}: {error}")
                 continue
             key = where.rpartition(" ")[2]
             yield Document(f"{unit.stem}-{key}", "pair", (Picture(image), Text(caption)), meta)
 
 
-def reason(error: ValueError) -> str:
-    """Why a picture is not used, in words that are the same for all such pictures."""
-    text = str(error)
-    return "picture is too small" if text.startswith("is smaller") else "picture or its data cannot be read"
+def addresses(
+    records: Iterable[tuple[str, dict[str, Any] | Rejected]], source: Source
+) -> Iterator[list[dict[str, str]] | Rejected]:
+    """The address and caption of each record, by the names in `source.columns`, as a list of one."""
+    for where, record in records:
+        if isinstance(record, Rejected):
+            yield record
+            continue
+        url, caption = record.get(source.columns["url"]), record.get(source.columns["caption"])
+        if not isinstance(url, str) or not url.strip():
+            yield Rejected("no address", where)
+        elif not isinstance(caption, str) or not caption.strip():
+            yield Rejected("caption is empty", where)
+        else:
+            yield [{"url": url.strip(), "caption": caption}]
 
 
 def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes] | Rejected]]:
-    """The samples of a tar shard as (place, files by suffix). Nothing is unpacked, so no name can lead out of a folder.
+    """The samples of a tar shard as (place, files by suffix). Nothing is unpacked to disk.
 
-    A sample whose key comes a second time, or leads out of a folder, is Rejected; so is what follows a damaged header.
+    Rejected are samples with a repeated key or with a key that leads out of a folder, and all that follows a damaged
+    header.
     """
     problems: list[shards.ShardProblem] = []
     seen: set[str] = set()
@@ -67,7 +81,7 @@ def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes] | Rejected]]
         if path.is_absolute() or ".." in path.parts:
             yield where, Rejected("name leads out of its folder", where)
         elif record.key in seen or len(set(suffixes)) < len(suffixes):
-            yield where, Rejected("key stands twice", where)
+            yield where, Rejected("duplicate key", where)
         else:
             members = {}
             with tar.open("rb") as file:
@@ -81,8 +95,8 @@ def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes] | Rejected]]
 
 
 def _meta(members: dict[str, bytes]) -> dict[str, Any]:
-    """What img2dataset knows of a picture: its address and digest."""
+    """The address and digest of a picture, as img2dataset recorded them."""
     if "json" not in members:
         return {}
-    known = parse(members["json"].decode("utf-8"))
-    return {key: known[key] for key in ("url", "sha256") if isinstance(known, dict) and known.get(key)}
+    recorded = parse(members["json"].decode("utf-8"))
+    return {key: recorded[key] for key in ("url", "sha256") if isinstance(recorded, dict) and recorded.get(key)}

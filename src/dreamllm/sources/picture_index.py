@@ -1,7 +1,7 @@
-"""Pictures that img2dataset has fetched, found by their address.
+"""An index of the pictures that img2dataset downloaded, by their address.
 
-Documents of MMC4 and OBELICS name pictures by address. The shards of img2dataset are listed once in a small SQLite
-file, from which any number of processes reads; pictures are then read out of the tars by their place.
+Documents of MMC4 and OBELICS name pictures by address. The index is an SQLite file with the place of each picture in
+the tar shards; it is written once, and any number of processes reads pictures through it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,20 @@ import sqlite3
 from pathlib import Path
 
 from dreamllm.data import shards
-from dreamllm.sources.pairs import PICTURE_SUFFIXES
+from dreamllm.sources.img2dataset import PICTURE_SUFFIXES
 from dreamllm.sources.records import parse
 
-INDEX = "pictures.sqlite"
 
+def write(downloaded: Path, index: Path) -> dict[str, int]:
+    """Write the index of all shards in `downloaded`. Returns the numbers of pictures and of problems.
 
-def write_index(fetched: Path, index: Path) -> dict[str, int]:
-    """List the pictures of all shards in `fetched` in the file `index`. Returns how many, and how many problems.
-
-    Of an address that stands twice the first picture counts.
+    Of several pictures with one address the first is indexed.
     """
     counts = {"pictures": 0, "unreadable samples": 0, "damaged shards": 0}
     index.unlink(missing_ok=True)
     with sqlite3.connect(index) as table:
         table.execute("CREATE TABLE pictures (url TEXT PRIMARY KEY, tar TEXT, start INT, size INT) WITHOUT ROWID")
-        for tar in sorted(fetched.glob("*.tar")):
+        for tar in sorted(downloaded.glob("*.tar")):
             problems: list[shards.ShardProblem] = []
             rows = []
             with tar.open("rb") as file:
@@ -58,12 +56,12 @@ def _opened(index: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)
 
 
-def read(url: str, fetched: Path, index: Path) -> bytes | None:
-    """The picture file that was fetched from `url`, or None when it was not."""
+def read(url: str, downloaded: Path, index: Path) -> bytes | None:
+    """The picture file that was downloaded from `url`, or None."""
     row = _opened(index).execute("SELECT tar, start, size FROM pictures WHERE url = ?", (url,)).fetchone()
     if row is None:
         return None
     tar, start, size = row
-    with (fetched / tar).open("rb") as file:
+    with (downloaded / tar).open("rb") as file:
         file.seek(start)
         return file.read(size)
