@@ -1,6 +1,8 @@
 """Every list of versions says the same, and the licence of the pictures is told."""
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -35,3 +37,34 @@ def lock_text() -> str:
 def test_the_pictures_are_credited():
     for name in ("README.md", "NOTICE"):
         assert "All emojis designed by OpenMoji" in " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def test_the_hooks_before_a_commit_are_the_commands_of_make_lint():
+    target = re.search(r"(?m)^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["entry"] for hook in hooks] == target[1].replace("\t", "").splitlines()
+
+
+def test_a_clone_with_autocrlf_has_the_same_bytes(tmp_path):
+    files = {
+        "data/store/files/md5/00/11": b"a\r\nb\n",
+        "weights.safetensors": b"a\nb\n",
+        "picture.png": b"\x89PNG\r\n\n",
+    }
+    files |= {name: (ROOT / name).read_bytes() for name in ("requirements.lock", "dvc.lock", "paper/claims.yaml")}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+
+    def git(*command: str) -> None:
+        options = ("-c", "core.autocrlf=true", "-c", "user.name=test", "-c", "user.email=test@example.org")
+        subprocess.run(["git", *options, *command], cwd=tmp_path, check=True)
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "files")
+    for name in files:
+        (tmp_path / name).unlink()
+    git("checkout", "--quiet", "--", ".")
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
