@@ -70,7 +70,7 @@ def is_measured(row: Row, column: Column) -> bool:
 def test_every_cell_is_measured_or_its_row_says_why_not(table: Table):
     for _, row, column in (one for one in CELLS if one[0] is table):
         there, benchmark = is_measured(row, column), column.measure.split("/")[0]
-        if (table.name, row.model or column.model) not in ELSEWHERE:
+        if (table.id, row.model or column.model) not in ELSEWHERE:
             why = f"{table.cell_id(row, column)}: {column.measure} of {row.model or column.model}"
             assert there != (benchmark in row.lacks), f"{why} is {'measured, and lacks' if there else 'not measured'}"
 

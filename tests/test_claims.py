@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.results import claims, metrics_store, table_spec, tables
-from dreamllm.results.claims import Claim, Evidence, Finding, Test, Verdict
+from dreamllm.results.claims import Claim, ClaimResult, ClaimTest, Numbers, TestResult
 
-Test.__test__ = False  # no test class of pytest's
+TestResult.__test__ = False  # not a test class of pytest
 PAPER = Path(__file__).parents[1] / "paper"
 TABLES = table_spec.read_tables(PAPER / "tables.yaml")
 PUBLISHED = table_spec.read_published(PAPER)
 CLAIMS = claims.read_claims(PAPER / "claims.yaml", TABLES, PUBLISHED)
-JOINT = Test(
+JOINT = ClaimTest(
     plus=["table3.joint_learning.vqav2"], minus=["table3.comprehension_only_interleaved.vqav2"], direction="higher"
 )
 
@@ -31,10 +31,10 @@ JOINT = Test(
 def write_run(folder: Path, run: str, model: str, benchmark: str, metric: str, scores: np.ndarray) -> tuple[Path, Path]:
     """A metrics file and the scores of its items."""
     mean = float(scores.mean())
-    numbers = {"value": mean, "n": len(scores), "low": mean - 0.05, "high": mean + 0.05}
+    number = {"value": mean, "n": len(scores), "low": mean - 0.05, "high": mean + 0.05}
     content = {"model": model, "benchmark": benchmark, "split": "test"}
     paths = tuple(folder / kind / run / model / f"{benchmark}.json" for kind in ("metrics", "items"))
-    about = {"metrics": {metric: numbers}, "groups": {}, "protocol": {"n": len(scores), "settings": {}}}
+    about = {"metrics": {metric: number}, "groups": {}, "protocol": {"n": len(scores), "settings": {}}}
     items = {"items": {metric: {str(number): float(s) for number, s in enumerate(scores)}}, "groups": {}}
     for path, more in zip(paths, (about, items), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +47,9 @@ def folders(files: Sequence[tuple[Path, Path]]) -> list[Path]:
     return list(dict.fromkeys(file.parent.parent for _, file in files))
 
 
-def evidence(*files: tuple[Path, Path], items: bool = True) -> Evidence:
+def numbers(*files: tuple[Path, Path], items: bool = True) -> Numbers:
     runs = metrics_store.read_runs([file for file, _ in files])
-    return Evidence(TABLES, PUBLISHED, runs, claims.read_items(folders(files) if items else []))
+    return Numbers(TABLES, PUBLISHED, runs, claims.read_items(folders(files) if items else []))
 
 
 def answers(seed: int, easy: float, n: int = 400) -> np.ndarray:
@@ -67,9 +67,9 @@ def test_all_25_claims_are_there() -> None:
 
 def test_the_papers_own_numbers_hold_what_it_claims_but_for_one() -> None:
     found = {
-        (verdict.claim.id, one.test.words): one.paper_outcome
-        for verdict in claims.judge(CLAIMS, evidence())
-        for one in verdict.findings
+        (result.claim.id, one.test.text): one.paper_outcome
+        for result in claims.evaluate_claims(CLAIMS, numbers())
+        for one in result.tests
     }
     assert {key for key, outcome in found.items() if outcome == "opposite"} == {
         ("C11", "table3.comprehension_only_interleaved.vqav2 − table3.comprehension_only.vqav2 > 0")
@@ -79,7 +79,7 @@ def test_the_papers_own_numbers_hold_what_it_claims_but_for_one() -> None:
 
 
 def test_without_runs_nothing_is_attempted() -> None:
-    assert {verdict.status for verdict in claims.judge(CLAIMS, evidence())} == {"not attempted"}
+    assert {result.status for result in claims.evaluate_claims(CLAIMS, numbers())} == {"not attempted"}
 
 
 # ---- outcomes and status -------------------------------------------------------------------------------------------
@@ -104,12 +104,12 @@ def test_without_runs_nothing_is_attempted() -> None:
     ],
 )
 def test_an_interval_holds_only_where_all_of_it_does(direction, tolerance, low, high, outcome) -> None:
-    assert Test(plus=["a"], direction=direction, tolerance=tolerance).outcome(low, high) == outcome
+    assert ClaimTest(plus=["a"], direction=direction, tolerance=tolerance).outcome(low, high) == outcome
 
 
 @given(st.floats(-9, 9), st.floats(0, 9), st.floats(-9, 9))
 def test_lower_is_higher_of_the_opposite(low: float, width: float, tolerance: float) -> None:
-    higher, lower = (Test(plus=["a"], direction=name, tolerance=tolerance) for name in ("higher", "lower"))
+    higher, lower = (ClaimTest(plus=["a"], direction=name, tolerance=tolerance) for name in ("higher", "lower"))
     assert higher.outcome(low, low + width) == lower.outcome(-low - width, -low)
 
 
@@ -127,8 +127,8 @@ def test_lower_is_higher_of_the_opposite(low: float, width: float, tolerance: fl
     ],
 )
 def test_the_status_follows_from_the_outcomes(outcomes: list[claims.Outcome], status: str) -> None:
-    findings = [Finding(JOINT, None, "missing", outcome) for outcome in outcomes]
-    assert Verdict(Claim(id="C1", statement=""), findings).status == status
+    results = [TestResult(JOINT, None, "missing", outcome) for outcome in outcomes]
+    assert ClaimResult(Claim(id="C1", statement=""), results).status == status
 
 
 # ---- numbers of ours -----------------------------------------------------------------------------------------------
@@ -137,18 +137,20 @@ def test_the_status_follows_from_the_outcomes(outcomes: list[claims.Outcome], st
 def test_models_on_the_same_items_are_paired_and_so_told_apart(tmp_path: Path) -> None:
     joint = write_run(tmp_path, "one", "sft", "vqa", "accuracy", answers(0, 0.60))
     alone = write_run(tmp_path, "one", "comprehension_only", "vqa", "accuracy", answers(0, 0.57))
-    paired = claims.examine(JOINT, evidence(joint, alone))
+    paired = claims.apply(JOINT, numbers(joint, alone))
     assert (paired.outcome, paired.world, paired.interval_by) == ("holds", "miniature", claims.BY_ITEMS)
     assert (paired.n, paired.seeds, paired.paper) == (400, 1, pytest.approx(2.3))
     difference = answers(0, 0.60) - answers(0, 0.57)
     error = 196 * difference.std() / 20
-    assert paired.ours == pytest.approx(
+    assert paired.measured == pytest.approx(
         (100 * difference.mean(), *(100 * difference.mean() + [-error, error])), abs=0.3
     )
-    apart = claims.examine(JOINT, evidence(joint, alone, items=False))
-    assert (apart.outcome, apart.interval_by) == ("open", claims.BY_PARTS)
+    apart = claims.apply(JOINT, numbers(joint, alone, items=False))
+    assert (apart.outcome, apart.interval_by) == ("open", claims.BY_CELLS)
     spread = 100 * np.hypot(0.05, 0.05)
-    assert apart.ours == pytest.approx((paired.ours[0], paired.ours[0] - spread, paired.ours[0] + spread))
+    assert apart.measured == pytest.approx(
+        (paired.measured[0], paired.measured[0] - spread, paired.measured[0] + spread)
+    )
 
 
 def test_seeds_that_disagree_leave_a_claim_open(tmp_path: Path) -> None:
@@ -156,9 +158,9 @@ def test_seeds_that_disagree_leave_a_claim_open(tmp_path: Path) -> None:
     for run, better in (("a", 0.60), ("b", 0.75), ("c", 0.58)):
         files.append(write_run(tmp_path, run, "sft", "vqa", "accuracy", answers(0, better)))
         files.append(write_run(tmp_path, run, "comprehension_only", "vqa", "accuracy", answers(0, 0.57)))
-    finding = claims.examine(JOINT, evidence(*files))
-    assert (finding.outcome, finding.seeds) == ("open", 3)
-    assert claims.examine(JOINT, evidence(*files[:2])).outcome == "holds"
+    result = claims.apply(JOINT, numbers(*files))
+    assert (result.outcome, result.seeds) == ("open", 3)
+    assert claims.apply(JOINT, numbers(*files[:2])).outcome == "holds"
 
 
 def test_only_runs_that_have_all_cells_count(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_only_runs_that_have_all_cells_count(tmp_path: Path) -> None:
         write_run(tmp_path, "a", "comprehension_only", "vqa", "accuracy", answers(0, 0.57)),
         write_run(tmp_path, "b", "sft", "vqa", "accuracy", answers(0, 0.99)),
     ]
-    assert claims.examine(JOINT, evidence(*files)).ours == claims.examine(JOINT, evidence(*files[:2])).ours
+    assert claims.apply(JOINT, numbers(*files)).measured == claims.apply(JOINT, numbers(*files[:2])).measured
 
 
 def test_scores_that_do_not_belong_to_the_metrics_are_refused(tmp_path: Path) -> None:
@@ -176,17 +178,17 @@ def test_scores_that_do_not_belong_to_the_metrics_are_refused(tmp_path: Path) ->
     joint[1].write_bytes((tmp_path / "other/items/one/sft/vqa.json").read_bytes())
     alone = write_run(tmp_path, "one", "comprehension_only", "vqa", "accuracy", answers(0, 0.57))
     with pytest.raises(BenchmarkProblem, match="one/sft/vqa, vqa/accuracy: scores of single items come to"):
-        claims.examine(JOINT, evidence(joint, alone))
+        claims.apply(JOINT, numbers(joint, alone))
 
 
 def test_published_baselines_stand_beside_the_papers_benchmarks_only(tmp_path: Path) -> None:
-    emu = Test(plus=["table1.dreamllm_7b.vqav2"], minus=["table1.emu_14b.vqav2"], direction="higher")
-    emoji = claims.examine(emu, evidence(write_run(tmp_path, "a", "sft", "vqa", "accuracy", answers(0, 0.9))))
+    emu = ClaimTest(plus=["table1.dreamllm_7b.vqav2"], minus=["table1.emu_14b.vqav2"], direction="higher")
+    emoji = claims.apply(emu, numbers(write_run(tmp_path, "a", "sft", "vqa", "accuracy", answers(0, 0.9))))
     assert emoji.outcome == "missing"
     assert emoji.reason == "no run on benchmark vqav2; table1.emu_14b.vqav2 has no counterpart in the emoji world"
-    real = claims.examine(emu, evidence(write_run(tmp_path, "a", "sft", "vqav2", "accuracy", answers(0, 0.9))))
+    real = claims.apply(emu, numbers(write_run(tmp_path, "a", "sft", "vqav2", "accuracy", answers(0, 0.9))))
     assert (real.outcome, real.world) == ("holds", "paper's benchmarks")
-    assert real.ours[0] == pytest.approx(100 * answers(0, 0.9).mean() - 40.0)
+    assert real.measured[0] == pytest.approx(100 * answers(0, 0.9).mean() - 40.0)
 
 
 def test_a_number_that_a_server_has_to_give_makes_a_claim_external(tmp_path: Path) -> None:
@@ -195,14 +197,14 @@ def test_a_number_that_a_server_has_to_give_makes_a_claim_external(tmp_path: Pat
     reason = "external: upload the file to EvalAI"
     content["metrics"]["accuracy"] = {"value": None, "n": 0, "low": None, "high": None, "reason": reason}
     files[0].write_text(json.dumps(content))
-    verdict = next(v for v in claims.judge(CLAIMS, evidence(files)) if v.claim.id == "C2")
-    assert (verdict.status, verdict.findings[0].reason) == ("external", reason)
+    result = next(v for v in claims.evaluate_claims(CLAIMS, numbers(files)) if v.claim.id == "C2")
+    assert (result.status, result.tests[0].reason) == ("external", reason)
 
 
 def test_sums_of_four_cells(tmp_path: Path) -> None:
     ids = [f"table2.{row}.{column}" for row in ("sdv2_1", "dreamllm_7b") for column in ("ln_coco", "ms_coco")]
-    gain = Test(plus=[ids[0], ids[3]], minus=[ids[1], ids[2]], direction="higher")
-    assert claims.examine(gain, evidence()).paper == pytest.approx(34.26 + 8.46 - 12.43 - 20.53)
+    gain = ClaimTest(plus=[ids[0], ids[3]], minus=[ids[1], ids[2]], direction="higher")
+    assert claims.apply(gain, numbers()).paper == pytest.approx(34.26 + 8.46 - 12.43 - 20.53)
 
 
 def test_the_bootstrap_of_equal_scores_is_a_point() -> None:

@@ -17,8 +17,8 @@ from rocrate.rocrate import ROCrate
 
 import run
 from dreamllm.digests import content_files, sha256_of_file
-from dreamllm.repro.report import crate, jobs, written
-from dreamllm.repro.report.evidence import Report, gather
+from dreamllm.repro.report import crate, documents, jobs
+from dreamllm.repro.report.report import Report, gather
 
 PROVENANCE = "https://w3id.org/ro/wfrun/provenance/0.5"
 
@@ -179,24 +179,24 @@ def test_the_codecheck_manifest_keeps_codecheck_s_rules(root) -> None:
 
 
 def test_the_report_says_what_was_computed(report) -> None:
-    text = written.reproduction(report)
+    text = documents.reproducibility_report(report)
     stated = dict(re.findall(r"(?m)^### (C\d+): (.*)$", text))
-    assert stated == {verdict.claim.id: verdict.status for verdict in report.verdicts}
-    counts = Counter(verdict.status for verdict in report.verdicts)
-    summary = re.search(r"claims of the paper are put to the test:\n(.*)\.\n", text)[1]
+    assert stated == {claim.claim.id: claim.status for claim in report.claims}
+    counts = Counter(claim.status for claim in report.claims)
+    summary = re.search(r"claims of the paper are tested:\n(.*)\.\n", text)[1]
     assert dict(reversed(re.match(r"(\d+) (.*)", one).groups()) for one in summary.split(", ")) == {
         status: str(count) for status, count in counts.items()
     }
-    findings = [finding for verdict in report.verdicts for finding in verdict.findings]
+    findings = [finding for claim in report.claims for finding in claim.tests]
     lines = [line for line in text.splitlines() if re.match(r"\| \w+\.\w+\.", line)]
     assert len(lines) == len(findings)
     for line, finding in zip(lines, findings, strict=True):
         assert f"| {finding.outcome}" in line
-        assert not finding.ours or f"| {finding.ours[0]:.4g} |" in line
+        assert not finding.measured or f"| {finding.measured[0]:.4g} |" in line
 
 
 def test_model_cards_can_be_read_by_the_hub_s_library(report, tmp_path) -> None:
-    for name, text in written.documents(report).items():
+    for name, text in documents.documents(report).items():
         path = tmp_path / Path(name).name
         path.write_text(text, encoding="utf-8")
     card = ModelCard.load(tmp_path / "model-sft.md")

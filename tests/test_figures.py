@@ -121,7 +121,7 @@ def test_the_grid_shows_each_kind_of_scene_with_a_held_out_one() -> None:
         benchmarks.DrawItem(str(number), "", "", benchmarks.SceneRecord({}, kind, held_out))
         for number, (kind, held_out) in enumerate(scenes)
     ]
-    assert [item.id for item in pictures.choose(items)] == ["0", "1", "3", "5", "6", "8"]
+    assert [item.id for item in pictures.first_of_each_kind(items)] == ["0", "1", "3", "5", "6", "8"]
 
 
 def test_questions_are_taken_type_by_type_and_no_picture_twice() -> None:
@@ -131,14 +131,14 @@ def test_questions_are_taken_type_by_type_and_no_picture_twice() -> None:
         benchmarks.VqaItem(str(number), picture, "", ("yes",), kind, None)
         for number, (kind, picture) in enumerate(zip(types, shown, strict=True))
     ]
-    assert [item.id for item in pictures.in_turn(items, 4)] == ["0", "4", "5", "1"]
-    assert [item.id for item in pictures.in_turn(items, 9)] == ["0", "4", "5", "1", "2"]
+    assert [item.id for item in pictures.round_robin(items, 4)] == ["0", "4", "5", "1"]
+    assert [item.id for item in pictures.round_robin(items, 9)] == ["0", "4", "5", "1", "2"]
 
 
 def test_models_that_answer_alike_have_no_figure_of_their_differences(made: Path) -> None:
     answers = predictions.read(made / "sft_vqa.jsonl")
     other = predictions.Predictions(answers.path, answers.header | {"model": "comprehension_only"}, answers.records, {})
-    with pytest.raises(pictures.NoData, match=r"both models answer all \d+ questions alike"):
+    with pytest.raises(pictures.NoData, match=r"both models give the same answers to all \d+ questions"):
         pictures.questions([answers, other], made)
 
 

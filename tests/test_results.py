@@ -60,15 +60,15 @@ def test_tables_1_to_10_are_there_and_whole() -> None:
     papers = {table.paper for table in TABLE.values()}
     assert {"1", "2", "3", "4", "5", "6", "7", "8", "9a", "9b", "10"} <= papers
     for table in TABLE.values():
-        ids = {id_ for id_ in PUBLISHED if id_.startswith(f"{table.name}.")}
+        ids = {id_ for id_ in PUBLISHED if id_.startswith(f"{table.id}.")}
         assert bool(ids) == bool(table.paper)
         rows, columns = ({id_.split(".")[part] for id_ in ids} for part in (1, 2))
-        assert len(ids) == len(rows) * len(columns), table.name
+        assert len(ids) == len(rows) * len(columns), table.id
 
 
 @pytest.mark.parametrize("table", TABLE.values(), ids=list(TABLE))
 def test_what_points_to_the_paper_points_to_a_cell_that_is_there(table: table_spec.Table) -> None:
-    names = [(one.row, one.column) for id_, one in PUBLISHED.items() if id_.startswith(f"{table.name}.")]
+    names = [(one.row, one.column) for id_, one in PUBLISHED.items() if id_.startswith(f"{table.id}.")]
     assert {row.paper for row in table.rows if row.paper} <= {row for row, _ in names}
     assert {column.paper for column in table.columns if column.paper} <= {column for _, column in names}
 
@@ -165,7 +165,7 @@ def test_an_empty_cell_says_why(tmp_path: Path) -> None:
     assert "does not draw" in cell(blocks("table3")[0], "comprehension-only", "FID (cf. MS-COCO FID)").note
     sd = metrics_file(tmp_path / "sd", "sd", "draw", fid=0.5)
     assert cell(blocks("scenes", sd)[0], "all seen", "drawn, Stable Diffusion").note == (
-        "the results on benchmark draw have no all of group seen"
+        "the results on benchmark draw have no metric all of group seen"
     )
 
 
@@ -180,7 +180,7 @@ def test_a_number_that_a_server_has_to_give_is_marked(tmp_path: Path) -> None:
 
 def test_metrics_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     one, two = (metrics_file(tmp_path / name, "sft", "vqa", accuracy=0.5) for name in "ab")
-    with pytest.raises(BenchmarkProblem, match="b: is a second file of model sft on vqa"):
+    with pytest.raises(BenchmarkProblem, match="b: is a second file of model sft on benchmark vqa"):
         metrics_store.read_runs([one, two])
     two.write_text(two.read_text().replace('"sft"', '"igpt"').replace('"test"', '"dev"'))
     with pytest.raises(BenchmarkProblem, match="b: is of split dev, other files are of test"):
@@ -215,7 +215,7 @@ def test_metrics_deeper_below_the_model_are_of_the_same_run(tmp_path: Path) -> N
 
 
 def test_one_run_has_the_interval_of_its_items() -> None:
-    assert metrics_store.over_seeds([1.0], (1.0, 0.5, 2.0)) == (1.0, 0.5, 2.0)
+    assert metrics_store.widen_by_seeds([1.0], (1.0, 0.5, 2.0)) == (1.0, 0.5, 2.0)
 
 
 def test_runs_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_all_tables_are_written_in_three_forms_and_twice_the_same(tmp_path: Path
     for name, table in TABLE.items():
         assert f"({name}.md)" in contents[0]["README.md"].decode()
         has_stand_in = any(column.miniature for column in table.columns)
-        assert ("Stand-ins are another world" in contents[0][f"{name}.md"].decode()) == has_stand_in
+        assert ("Stand-ins are not the paper's benchmarks" in contents[0][f"{name}.md"].decode()) == has_stand_in
 
 
 def test_tables_without_any_run_are_written_too(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_tables_without_any_run_are_written_too(tmp_path: Path) -> None:
 def test_the_csv_has_a_line_per_cell_and_our_numbers_in_full(tmp_path: Path) -> None:
     filled = blocks("table4", metrics_file(tmp_path / "m", "llm", "language", accuracy=2 / 3))
     lines = list(csv.DictReader(io.StringIO(render.to_csv(TABLE["table4"], filled))))
-    kept = [block for block in filled if block.source != "beside"]
+    kept = [block for block in filled if block.source != "comparison"]
     assert len(lines) == sum(len(block.rows) * len(block.columns) for block in kept)
     ours = next(line for line in lines if line["value"])
     assert (ours["source"], ours["row"], ours["id"]) == ("ours", "language model alone", "table4.vicuna_7b.piqa")

@@ -17,7 +17,7 @@ import browser
 import run
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.repro.report import cost, gallery, site
-from dreamllm.repro.report.evidence import Report, gather
+from dreamllm.repro.report.report import Report, gather
 from dreamllm.snakemake_records import RecordProblem
 
 
@@ -75,7 +75,7 @@ def test_every_measured_number_of_the_tables_is_there_and_leads_to_its_way(repor
 
 def test_every_claim_is_there_with_its_computed_status(report, elements) -> None:
     shown = {about["id"]: about["data-status"] for tag, about in elements if about.get("class") == "claim"}
-    assert shown == {verdict.claim.id.lower(): verdict.status for verdict in report.verdicts}
+    assert shown == {claim.claim.id.lower(): claim.status for claim in report.claims}
 
 
 def test_pictures_stand_beside_the_real_one_and_stories_keep_their_order(folder) -> None:
@@ -88,7 +88,9 @@ def test_pictures_stand_beside_the_real_one_and_stories_keep_their_order(folder)
 
 
 def test_the_way_of_a_number_and_the_written_report_name_the_machines(folder) -> None:
-    way = (folder / "index.html").read_text(encoding="utf-8").split('id="way-sft-vqa"')[1].partition("</article>")[0]
+    way = (
+        (folder / "index.html").read_text(encoding="utf-8").split('id="lineage-sft-vqa"')[1].partition("</article>")[0]
+    )
     assert '<span class="quiet">on &lt;/p&gt;&lt;script&gt;' in way, "that of the predictions, escaped"
     assert "on a processor, 1 of 2 cores" in way, "that of the checkpoint"
     assert "\nTrained on a processor, 1 of 2 cores.\n" in (folder / "REPORT.md").read_text(encoding="utf-8")
@@ -116,7 +118,7 @@ def test_the_first_prompts_of_every_kind_are_shown(root) -> None:
     items = gallery.benchmarks.load("draw", folder, "test")
     kinds = {(item.scene.kind, item.scene.held_out) for item in items}
     many = items * 20
-    chosen = gallery.spread(many)
+    chosen = gallery.round_robin(many)
     assert len(chosen) == gallery.PROMPTS_SHOWN
     assert {(item.scene.kind, item.scene.held_out) for item in chosen} == kinds
 
@@ -168,7 +170,7 @@ def test_tables_and_pictures_can_be_read_without_seeing_them(elements) -> None:
 
 @given(st.text(alphabet=st.sampled_from('ab *`<>&"\n'), max_size=40))
 def test_emphasis_adds_no_markup_but_its_own(text: str) -> None:
-    shown = str(site.words(text))
+    shown = str(site.emphasis(text))
     assert not re.search(r"<(?!/?(em|strong|code)>)", shown)
     for tag in ("em", "strong", "code"):
         assert shown.count(f"<{tag}>") == shown.count(f"</{tag}>")
@@ -222,7 +224,7 @@ SORT = """(() => {
   heading.querySelector("button").click();
   return { before, falling, rising: values(), first, second: heading.getAttribute("aria-sort") };
 })()"""
-WAY = """(() => {
+LINEAGE = """(() => {
   document.querySelector("a.number").click();
   const dialog = document.querySelector("dialog");
   return { open: dialog.open, text: dialog.innerText };
@@ -251,10 +253,10 @@ async def _in_a_browser(page_file: Path) -> None:
         assert not order["rising"][-1], "rows without a value come last"
         assert (order["first"], order["second"]) == ("descending", "ascending")
 
-        way = await page.evaluate(WAY)
-        assert way["open"]
+        lineage = await page.evaluate(LINEAGE)
+        assert lineage["open"]
         for word in ("Predictions", "Checkpoints", "Data", "Commit", "Machine", "as recorded", run.HOSTILE):
-            assert word in way["text"]
+            assert word in lineage["text"]
         await page.call("Input.dispatchKeyEvent", type="keyDown", key="Escape", windowsVirtualKeyCode=27)
         assert not await page.evaluate("document.querySelector('dialog').open")
 

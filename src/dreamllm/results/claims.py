@@ -1,40 +1,41 @@
-"""The paper's claims against the numbers: paper/claims.yaml in, a computed status for each claim out.
+"""Compute the status of each of the paper's claims (paper/claims.yaml) from the numbers.
 
-A claim has tests. A test is a sum of cells less others (by their ids) that the claim says is higher than, lower than or
-equal to 0, with a tolerance. The same test is put to the paper's own numbers and to ours. Ours are either all of the
-paper's benchmarks, where rows that only the paper has enter as constants, or all of the emoji world (`miniature`).
+A claim has tests. A test adds and subtracts cells (named by id); the claim says that the sum is higher than, lower than
+or equal to 0, with a tolerance. Each test is applied to the paper's own numbers and to the measured ones. The measured
+numbers are either all of the paper's benchmarks, with rows that only the paper has as constants, or all of the emoji
+world (`miniature`).
 
-    holds      the whole 95 % interval is where the claim says       open      the interval reaches to both sides
-    opposite   the whole interval is on the other side               missing   a cell has no number: the reason is given
+    holds      the whole 95 % interval agrees with the claim         open      the interval lies on both sides
+    opposite   the whole interval contradicts the claim              missing   a cell has no number: the reason is given
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dreamllm.config.base import Section, near
-from dreamllm.config.reading import ConfigProblem, read_yaml
+from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate import files
 from dreamllm.evaluate.files import BenchmarkProblem, read_json
 from dreamllm.evaluate.intervals import RESAMPLES, SEED
-from dreamllm.results.metrics_store import Interval, Measured, Runs, lookup, over_seeds
-from dreamllm.results.table_spec import Column, Published, Row, Table
+from dreamllm.results.metrics_store import Estimate, Interval, Runs, lookup, widen_by_seeds
+from dreamllm.results.table_spec import Column, Published, Row, Table, read_sections
 
 Items = Mapping[tuple[str, str, str], dict[str, Any]]  # (run, model, benchmark) -> file of `dreamllm item-scores`
 Outcome = Literal["holds", "open", "opposite", "missing", "external"]
 BY_ITEMS = "paired bootstrap over items"
-BY_PARTS = "from the intervals of the cells"
+BY_CELLS = "from the intervals of the cells"
 
 
-class Test(Section):
+class ClaimTest(Section):
     """One comparison of cells."""
 
     plus: Annotated[list[str], Field(min_length=1)]
@@ -42,19 +43,19 @@ class Test(Section):
     minus: list[str] = []
     """Ids of cells that are subtracted."""
     direction: Literal["higher", "lower", "equal"]
-    """What the claim says of the sum, compared with 0."""
+    """How the sum compares with 0 according to the claim."""
     tolerance: float = 0
     """higher: the sum is above this; lower: below its negative; equal: between the two. In the unit of the tables."""
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """The test in one line."""
         total = " + ".join(self.plus) + "".join(f" − {id_}" for id_ in self.minus)
         bound = {"higher": f"> {self.tolerance:g}", "lower": f"< {0 - self.tolerance:g}"}
         return f"{total} {bound.get(self.direction, f'within ±{self.tolerance:g}')}"
 
     def outcome(self, low: float, high: float) -> Outcome:
-        """What an interval of the sum says."""
+        """The outcome for an interval of the sum."""
         if self.direction == "equal":
             if -self.tolerance < low and high < self.tolerance:
                 return "holds"
@@ -69,15 +70,15 @@ class Claim(Section):
 
     id: str
     statement: str
-    """In our own words."""
+    """The claim, paraphrased."""
     note: str = ""
-    """Why the tolerance, what to know, or why there is no test."""
-    tests: list[Test] = []
+    """Reason for the tolerance, background, or why there is no test."""
+    tests: list[ClaimTest] = []
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All numbers: the tables that say where they stand, the paper's and those of our runs."""
+class Numbers:
+    """The tables' layout, the published numbers, and those of the runs with the scores of single items."""
 
     tables: Mapping[str, Table]
     published: Published
@@ -86,19 +87,22 @@ class Evidence:
 
     @cached_property
     def places(self) -> dict[str, list[tuple[Row, Column]]]:
-        """Where each cell of ours is measured, by id; a cell may have a place in either world."""
+        """Rows and columns by cell id: one on the paper's benchmark, one in miniature, or both."""
         return _places(self.tables)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A test put to the paper's numbers and to ours. ours: in the unit of the tables; reason: why it is missing."""
+class TestResult:
+    """A test applied to the paper's numbers and to the measured ones.
 
-    test: Test
+    measured: the sum in the unit of the tables.  world: where it was measured.  reason: why it is missing
+    """
+
+    test: ClaimTest
     paper: float | None
     paper_outcome: Outcome
     outcome: Outcome
-    ours: Interval | None = None
+    measured: Interval | None = None
     world: str = ""
     n: int = 0
     seeds: int = 0
@@ -107,19 +111,19 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim with its findings."""
+class ClaimResult:
+    """A claim with the results of its tests."""
 
     claim: Claim
-    findings: list[Finding]
+    tests: list[TestResult]
 
     @property
     def status(self) -> str:
-        """reproduced: every test holds.  partly: some do.  not reproduced: none of those with numbers does.
+        """reproduced: every test holds.  partly: some hold.  not reproduced: no test with numbers holds.
 
-        not attempted: no test has numbers.  external: nor has a server scored them yet
+        not attempted: no test has numbers.  external: no test has numbers, and a server has to score some
         """
-        outcomes = [finding.outcome for finding in self.findings]
+        outcomes = [one.outcome for one in self.tests]
         if not set(outcomes) & {"holds", "open", "opposite"}:
             return "external" if "external" in outcomes else "not attempted"
         if set(outcomes) == {"holds"}:
@@ -128,26 +132,20 @@ class Verdict:
 
     @property
     def worlds(self) -> str:
-        """Where the numbers are from."""
-        return ", ".join(dict.fromkeys(finding.world for finding in self.findings if finding.world))
+        """Where the numbers were measured."""
+        return ", ".join(dict.fromkeys(one.world for one in self.tests if one.world))
 
 
 def read_claims(path: Path, tables: Mapping[str, Table], published: Published) -> list[Claim]:
     """The claims of paper/claims.yaml. Raises ConfigProblem for wrong keys and for cells that do not exist."""
     known = [*published, *_places(tables)]
-    claims, problems = [], []
-    for name, content in read_yaml(path).items():
-        try:
-            claims.append(Claim.model_validate({"id": name} | content))
-        except (ValidationError, TypeError) as error:
-            details = error.errors() if isinstance(error, ValidationError) else [{"loc": (), "msg": "is no mapping"}]
-            problems += [f"{'.'.join(map(str, (name, *detail['loc'])))}: {detail['msg']}" for detail in details]
-            continue
-        cells = [id_ for test in claims[-1].tests for id_ in (*test.plus, *test.minus)]
-        problems += [f"{name}: no cell {id_!r}{near(id_, known)}" for id_ in cells if id_ not in known]
+    claims, problems = read_sections(path, Claim)
+    for claim in claims.values():
+        cells = [id_ for test in claim.tests for id_ in (*test.plus, *test.minus)]
+        problems += [f"{claim.id}: no cell {id_!r}{near(id_, known)}" for id_ in cells if id_ not in known]
     if problems:
         raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems]))
-    return claims
+    return list(claims.values())
 
 
 def read_items(folders: Sequence[Path]) -> Items:
@@ -162,52 +160,51 @@ def read_items(folders: Sequence[Path]) -> Items:
     return items
 
 
-def judge(claims: Sequence[Claim], evidence: Evidence) -> list[Verdict]:
-    """Put every test of every claim to the numbers."""
-    return [Verdict(claim, [examine(test, evidence) for test in claim.tests]) for claim in claims]
+def evaluate_claims(claims: Sequence[Claim], numbers: Numbers) -> list[ClaimResult]:
+    """Apply every test of every claim to the numbers. Raises BenchmarkProblem as `apply` does."""
+    return [ClaimResult(claim, [apply(test, numbers) for test in claim.tests]) for claim in claims]
 
 
-def examine(test: Test, evidence: Evidence) -> Finding:
-    """Put a test to the paper's numbers and to ours: those of its own benchmarks if all are there, else the miniature.
+def apply(test: ClaimTest, numbers: Numbers) -> TestResult:
+    """Apply a test to the paper's numbers and to the measured ones.
 
-    Raises BenchmarkProblem when scores of single items do not belong to the metrics.
+    Uses the paper's own benchmarks if all of the test's cells were measured there, else the miniature ones.
+    Raises BenchmarkProblem when the scores of single items do not add up to the metrics.
     """
     signs = [*((id_, 1) for id_ in test.plus), *((id_, -1) for id_ in test.minus)]
-    printed = [evidence.published[id_].value if id_ in evidence.published else "" for id_, _ in signs]
+    printed = [numbers.published[id_].value if id_ in numbers.published else "" for id_, _ in signs]
     paper = sum(sign * float(value) for (_, sign), value in zip(signs, printed, strict=True)) if all(printed) else None
     paper_outcome: Outcome = "missing" if paper is None else test.outcome(paper, paper)
-    missing: dict[bool, Measured] = {}
+    missing: list[Estimate] = []
     for miniature in (False, True):
-        terms = [_term(id_, miniature, evidence) for id_, _ in signs]
+        terms = [_term(id_, miniature, numbers) for id_, _ in signs]
         runs = set.intersection(*[set(t.found.by_run) for t in terms if not t.constant] or [set()])
         if all(term.found.by_run for term in terms) and runs:
             scaled = [_scaled(term, runs) for term in terms]
-            ours, by = _difference(scaled, [sign for _, sign in signs], evidence.items)
-            measured = [term.found for term in terms if not term.constant]
-            return Finding(
+            total, interval_by = _sum(scaled, [sign for _, sign in signs], numbers.items)
+            return TestResult(
                 test,
                 paper,
                 paper_outcome,
-                outcome=test.outcome(*ours[1:]),
-                ours=ours,
+                outcome=test.outcome(*total[1:]),
+                measured=total,
                 world="miniature" if miniature else "paper's benchmarks",
-                n=min(found.n for found in measured),
+                n=min(term.found.n for term in terms if not term.constant),
                 seeds=len(runs),
-                interval_by=by,
+                interval_by=interval_by,
             )
-        missing[miniature] = next(
-            (term.found for term in terms if not term.found.by_run), Measured(reason="no run has all of the cells")
-        )
-    external = next((found for found in missing.values() if found.external), None)
-    reason = external.reason if external else "; ".join(dict.fromkeys(found.reason for found in missing.values()))
-    return Finding(test, paper, paper_outcome, "external" if external else "missing", reason=reason)
+        without = (term.found for term in terms if not term.found.by_run)
+        missing.append(next(without, Estimate(reason="no run has all of the cells")))
+    external = next((found for found in missing if found.external), None)
+    reason = external.reason if external else "; ".join(dict.fromkeys(found.reason for found in missing))
+    return TestResult(test, paper, paper_outcome, "external" if external else "missing", reason=reason)
 
 
 @dataclass(frozen=True)
 class _Term:
-    """A cell in a test: where it is measured and what was found; constant: a number that only the paper has."""
+    """A cell in a test's sum: its number, row and column. constant: a number that only the paper has"""
 
-    found: Measured
+    found: Estimate
     row: Row | None = None
     column: Column | None = None
     constant: bool = False
@@ -223,15 +220,15 @@ def _places(tables: Mapping[str, Table]) -> dict[str, list[tuple[Row, Column]]]:
     return places
 
 
-def _term(id_: str, miniature: bool, evidence: Evidence) -> _Term:
-    places = evidence.places.get(id_, [])
+def _term(id_: str, miniature: bool, numbers: Numbers) -> _Term:
+    places = numbers.places.get(id_, [])
     for row, column in places:
         if column.miniature == miniature:
-            return _Term(lookup(row, column, evidence.runs), row, column)
-    if not places and not miniature and evidence.published[id_].value:
-        value = float(evidence.published[id_].value)
-        return _Term(Measured({"": {"value": value, "low": value, "high": value, "n": 0}}), constant=True)
-    return _Term(Measured(reason=f"{id_} has no counterpart in the {'emoji world' if miniature else 'repository'}"))
+            return _Term(lookup(row, column, numbers.runs), row, column)
+    if not places and not miniature and numbers.published[id_].value:
+        value = float(numbers.published[id_].value)
+        return _Term(Estimate({"": {"value": value, "low": value, "high": value, "n": 0}}), constant=True)
+    return _Term(Estimate(reason=f"{id_} has no counterpart in the {'emoji world' if miniature else 'repository'}"))
 
 
 def _scaled(term: _Term, runs: set[str]) -> _Term:
@@ -239,31 +236,31 @@ def _scaled(term: _Term, runs: set[str]) -> _Term:
     scale = term.column.scale if term.column else 1
     by_run = {run: term.found.by_run["" if term.constant else run] for run in sorted(runs)}
     scaled = {run: one | {end: one[end] * scale for end in ("value", "low", "high")} for run, one in by_run.items()}
-    return _Term(Measured(scaled, source=term.found.source), term.row, term.column, term.constant)
+    return replace(term, found=Estimate(scaled, source=term.found.source))
 
 
-def _difference(terms: Sequence[_Term], signs: Sequence[int], items: Items) -> tuple[Interval, str]:
-    """The sum of the terms over all runs with its 95 % interval, and how that came about."""
+def _sum(terms: Sequence[_Term], signs: Sequence[int], items: Items) -> tuple[Interval, str]:
+    """The sum of the terms over all runs with its 95 % interval, and the method of the interval."""
     runs = list(terms[0].found.by_run)
     by_run = [sum(sign * t.found.by_run[run]["value"] for t, sign in zip(terms, signs, strict=True)) for run in runs]
-    single = [scores for run in runs if (scores := _item_sums(terms, signs, run, items)) is not None]
-    if len(terms) > 1 and len(single) == len(runs):
-        mean = np.mean(single, axis=0)  # (items,), over the runs
+    item_sums = [sums for run in runs if (sums := _item_sums(terms, signs, run, items)) is not None]
+    if len(terms) > 1 and len(item_sums) == len(runs):
+        mean = np.mean(item_sums, axis=0)  # (items,), over the runs
         interval = (float(np.mean(by_run)), *bootstrap_mean(mean))
-        return over_seeds(by_run, interval), BY_ITEMS
-    ends = []
+        return widen_by_seeds(by_run, interval), BY_ITEMS
+    half_widths = []
     for down, up in (("low", "high"), ("high", "low")):
-        spreads = [
+        by_term = [
             [abs(one["value"] - one[down if sign > 0 else up]) for one in term.found.by_run.values()]
             for term, sign in zip(terms, signs, strict=True)
         ]
-        ends.append(math.hypot(*(float(np.mean(spread)) for spread in spreads)))
+        half_widths.append(math.hypot(*(float(np.mean(of_runs)) for of_runs in by_term)))
     value = float(np.mean(by_run))
-    return over_seeds(by_run, (value, value - ends[0], value + ends[1])), BY_PARTS
+    return widen_by_seeds(by_run, (value, value - half_widths[0], value + half_widths[1])), BY_CELLS
 
 
 def _item_sums(terms: Sequence[_Term], signs: Sequence[int], run: str, items: Items) -> np.ndarray | None:
-    """The test's sum for every single item (items,), None where there are no such scores or not of the same items."""
+    """The test's sum for every single item (items,); None without such scores, or where terms have different items."""
     total: dict[str, float] | None = None
     for term, sign in zip(terms, signs, strict=True):
         if term.row is None or term.column is None:  # a constant

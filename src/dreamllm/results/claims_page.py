@@ -1,83 +1,84 @@
-"""The claims page: verdicts as CSV and Markdown."""
+"""The results of the claims as CSV and Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 
-from dreamllm.results.claims import Finding, Verdict
+from dreamllm.results.claims import ClaimResult, TestResult
+from dreamllm.results.csv_files import csv_text
 from dreamllm.results.metrics_store import Runs
 
 CSV_COLUMNS = ["claim", "status", "test", "paper", "paper_outcome", "ours", "low", "high", "n", "seeds", "interval"]
 CSV_COLUMNS += ["world", "outcome", "reason"]
-ABOUT = """\
-Written by `dreamllm tables` from paper/claims.yaml and the metrics; no status is typed. A claim is *reproduced* when
-every test of it holds, *partly* when some do, *not reproduced* when none of those with numbers does, *not attempted*
-when none has numbers, *external* when a server has to score them.
+INTRODUCTION = """\
+Written by `dreamllm tables` from paper/claims.yaml and the metrics; every status is computed. A claim is *reproduced*
+when all its tests hold, *partly* reproduced when some hold, *not reproduced* when no test with numbers holds, *not
+attempted* when no test has numbers, and *external* when a server has to score them.
 
-A test holds when its whole 95 % interval is where the claim says, is *open* when the interval reaches to both sides,
-*opposite* when all of it is on the other side, and *missing* without numbers. Numbers are in the unit of the tables.
-*Miniature* tests put the same question to the emoji world: they say whether the effect is there, not how large it is on
-photographs. Intervals from those of the cells take the cells as independent.
+A test *holds* when its whole 95 % interval agrees with the claim, is *open* when the interval lies on both sides,
+*opposite* when the whole interval contradicts the claim, and *missing* without numbers. Numbers are in the unit of the
+tables. *Miniature* tests ask the same question in the emoji world: they show whether the effect is there, not how large
+it is on photographs. An interval "from the intervals of the cells" treats the cells as independent.
 """
 
 
-def to_csv(verdicts: Sequence[Verdict]) -> str:
+def to_csv(results: Sequence[ClaimResult]) -> str:
     """One test per line; a claim without a test has one line too."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for verdict in verdicts:
-        start = [verdict.claim.id, verdict.status]
-        for one in verdict.findings:
-            numbers = [f"{number:.6g}" for number in one.ours] if one.ours else ["", "", ""]
+    lines = []
+    for result in results:
+        start = [result.claim.id, result.status]
+        for one in result.tests:
+            numbers = [f"{number:.6g}" for number in one.measured] if one.measured else ["", "", ""]
             paper = "" if one.paper is None else f"{one.paper:.6g}"
             about = [one.n or "", one.seeds or "", one.interval_by, one.world, one.outcome, one.reason]
-            writer.writerow([*start, one.test.words, paper, one.paper_outcome, *numbers, *about])
-        if not verdict.findings:
-            writer.writerow([*start, *[""] * 11, verdict.claim.note])
-    return text.getvalue()
+            lines.append([*start, one.test.text, paper, one.paper_outcome, *numbers, *about])
+        if not result.tests:
+            lines.append([*start, *[""] * 11, result.claim.note])
+    return csv_text(lines, CSV_COLUMNS)
 
 
-def to_markdown(verdicts: Sequence[Verdict], runs: Runs) -> str:
+def to_markdown(results: Sequence[ClaimResult], runs: Runs) -> str:
     """An overview, then every claim with its tests."""
-    named = ", ".join(runs) or "none"
     overview = [
-        f"| [{v.claim.id}](#{v.claim.id.lower()}) | {v.claim.statement} "
-        f"| {v.status} | {_tests(v)} | {v.worlds or '–'} |"
-        for v in verdicts
+        f"| [{one.claim.id}](#{one.claim.id.lower()}) | {one.claim.statement} "
+        f"| {one.status} | {_outcomes(one)} | {one.worlds or '–'} |"
+        for one in results
     ]
-    counts = Counter(verdict.status for verdict in verdicts)
+    counts = Counter(result.status for result in results)
     lines = [
         "# Claims",
         "",
-        ABOUT,
-        f"Runs (seeds): {named}. " + ", ".join(f"{count} {status}" for status, count in counts.items()) + ".",
+        INTRODUCTION,
+        f"Runs (seeds): {', '.join(runs) or 'none'}. "
+        + ", ".join(f"{n} {status}" for status, n in counts.items())
+        + ".",
         "",
         "| claim | | status | tests | measured on |",
         "|---|---|---|---|---|",
         *overview,
     ]
-    for verdict in verdicts:
-        lines += ["", f"## {verdict.claim.id}", "", f"{verdict.claim.statement} **{verdict.status.capitalize()}.**"]
-        lines += ["", verdict.claim.note] if verdict.claim.note else []
-        if verdict.findings:
+    for result in results:
+        lines += ["", f"## {result.claim.id}", "", f"{result.claim.statement} **{result.status.capitalize()}.**"]
+        lines += ["", result.claim.note] if result.claim.note else []
+        if result.tests:
             lines += ["", "| test | paper | ours | n | seeds | interval | outcome |", "|---|--:|--:|--:|--:|---|---|"]
-            lines += [_line(finding) for finding in verdict.findings]
+            lines += [_line(one) for one in result.tests]
     return "\n".join(lines) + "\n"
 
 
-def _tests(verdict: Verdict) -> str:
-    """How many tests came out how."""
-    outcomes = Counter(finding.outcome for finding in verdict.findings)
-    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items()) or "none"
+def _outcomes(result: ClaimResult) -> str:
+    """The number of tests with each outcome."""
+    counts = Counter(one.outcome for one in result.tests)
+    return ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
 
 
-def _line(one: Finding) -> str:
+def _line(one: TestResult) -> str:
     paper = "–" if one.paper is None else f"{one.paper:.4g}, {one.paper_outcome}"
-    ours = f"{one.ours[0]:.4g} <sub>{one.ours[1]:.4g}–{one.ours[2]:.4g}</sub>" if one.ours else "–"
-    outcome = f"**{one.outcome}** ({one.world})" if one.ours else f"{one.outcome}: {one.reason}"
-    cells = [one.test.words, paper, ours, str(one.n or "–"), str(one.seeds or "–"), one.interval_by or "–", outcome]
+    measured = "–"
+    outcome = f"{one.outcome}: {one.reason}"
+    if one.measured:
+        measured = f"{one.measured[0]:.4g} <sub>{one.measured[1]:.4g}–{one.measured[2]:.4g}</sub>"
+        outcome = f"**{one.outcome}** ({one.world})"
+    cells = [one.test.text, paper, measured, str(one.n or "–"), str(one.seeds or "–"), one.interval_by or "–", outcome]
     return f"| {' | '.join(cells)} |"

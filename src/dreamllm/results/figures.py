@@ -1,13 +1,11 @@
-"""Draws the figures of the results and their index; `dreamllm.verbs.figures` lists them.
+"""Draw the figures of the results and write their index; `dreamllm.verbs.figures` lists them.
 
-Numbers are the paper's. Pictures are in `pictures.py`, learning curves here.
+Learning curves are here, figures with pictures in `pictures.py`. Figure numbers are the paper's.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from dreamllm.atomic import new_folder
-from dreamllm.evaluate.files import BenchmarkProblem, read_text
+from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import read
 from dreamllm.results import pictures
+from dreamllm.results.csv_files import read_csv
 from dreamllm.results.figure_captions import CAPTIONS
-from dreamllm.results.pictures import PAGE, NoData
+from dreamllm.results.pictures import PAGE_WIDTH, NoData
 
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -37,34 +36,35 @@ STYLE = {
     "pdf.fonttype": 42,  # embedded as outlines that stay text
     "savefig.dpi": 200,
 }
-# Okabe and Ito, and a ninth of Tol: rows of more curves cannot be told apart.
+# The palette of Okabe and Ito and one colour of Tol's: more curves in one panel cannot be distinguished.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999", "#882255")
 LOSSES = {  # columns of losses.csv
     "language_loss": "language loss",
     "diffusion_loss": "diffusion loss",
     "alignment_loss": "alignment loss",
 }
-ABOUT = (
-    "Written by `dreamllm figures`; each figure is there as PNG and as PDF. Numbers are the paper's (docs/figures.md)."
+INTRODUCTION = (
+    "Written by `dreamllm figures`. Each figure is a PNG and a PDF file. Figure numbers are the paper's "
+    "(docs/figures.md)."
 )
 
 
 def main(args: argparse.Namespace) -> None:
-    """Draw the figures that there is data for into a folder, whole or not at all."""
+    """Draw the figures that have data into a folder, all or nothing."""
     losses = {name: read_losses(Path(path)) for name, path in (named.split("=", 1) for named in args.losses)}
-    drawn, answers = [read(path) for path in args.drawings], [read(path) for path in args.answers]
+    drawings, answers = [read(path) for path in args.drawings], [read(path) for path in args.answers]
     in_context = [read(path) for path in args.in_context]
-    told, maps = (read(path) if path else None for path in (args.stories, args.attention))
+    stories, attention = (read(path) if path else None for path in (args.stories, args.attention))
     figures: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: learning_curves(losses),
-        "drawings": lambda: pictures.drawings(drawn, args.benchmarks),
-        "figure3_documents": lambda: pictures.stories(told),
+        "drawings": lambda: pictures.drawings(drawings, args.benchmarks),
+        "figure3_documents": lambda: pictures.stories(stories),
         "figure4_questions": lambda: pictures.questions(answers, args.benchmarks),
         "figure5_in_context": lambda: pictures.in_context(in_context, args.benchmarks),
-        "figure6_attention": lambda: pictures.attention(maps, args.benchmarks),
+        "figure6_attention": lambda: pictures.attention(attention, args.benchmarks),
         "figure8_subject": lambda: pictures.subject(in_context, args.trained, args.benchmarks),
     }
-    lines = ["# Figures", "", ABOUT, "", "| figure | shows |", "|---|---|"]
+    lines = ["# Figures", "", INTRODUCTION, "", "| figure | shows |", "|---|---|"]
     with new_folder(args.out) as folder, plt.rc_context(STYLE):
         for name, draw in figures.items():
             try:
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Write a figure as PNG and PDF without anything that changes from run to run, and close it."""
+    """Write a figure as PNG and PDF without dates and versions, so that equal data give equal bytes; close it."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # laid out once for both
     figure.savefig(stem.with_suffix(".png"), metadata={"Software": None})
@@ -89,28 +89,29 @@ def save(figure: Figure, stem: Path) -> None:
 
 def read_losses(path: Path) -> dict[str, np.ndarray]:
     """losses.csv as columns, NaN where a step has no such loss. Raises BenchmarkProblem when malformed."""
-    rows = list(csv.DictReader(io.StringIO(read_text(path))))
-    if not rows or "step" not in rows[0] or not rows[0].keys() & LOSSES.keys():
+    frame = read_csv(path)
+    if frame.empty or "step" not in frame or not {*LOSSES} & {*frame.columns}:
         wanted = " or ".join(LOSSES)
         raise BenchmarkProblem(path, "line 1", f"should have the columns step and {wanted}, and a line per step")
+    columns = frame.reindex(columns=["step", *LOSSES], fill_value="").replace("", "nan")
     try:
-        return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in ("step", *LOSSES)}
+        return {name: column.to_numpy(dtype=float) for name, column in columns.items()}
     except ValueError as error:
         raise BenchmarkProblem(path, "", str(error)) from None
 
 
 def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
-    """The losses of every stage over its steps, that of alignment if any has it: thin as measured, thick smoothed.
+    """Plot the losses of every stage over its steps: thin lines as measured, thick lines smoothed.
 
-    A row of panels for as many stages as there are colours, in the order given; rows share their axes.
-    Raises NoData without a stage.
+    A column of panels per loss (alignment only if a stage has it), a row for as many stages as there are colours; all
+    rows share their axes. Raises NoData without a stage.
     """
     if not losses:
         raise NoData("no stage was trained")
     aligned = any(not np.isnan(columns["alignment_loss"]).all() for columns in losses.values())
     shown = {name: title for name, title in LOSSES.items() if aligned or name != "alignment_loss"}
     rows = [list(stages) for stages in np.array_split(list(losses), math.ceil(len(losses) / len(COLOURS)))]
-    shape = {"figsize": (PAGE, 0.6 + 1.9 * len(rows)), "layout": "constrained", "squeeze": False}
+    shape = {"figsize": (PAGE_WIDTH, 0.6 + 1.9 * len(rows)), "layout": "constrained", "squeeze": False}
     figure, axes = plt.subplots(len(rows), len(shown), sharex="col", sharey="col", **shape)
     for panels, (name, title) in zip(axes.T, shown.items(), strict=True):
         smoothed: list[np.ndarray] = []
@@ -120,7 +121,7 @@ def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
         panels[0].yaxis.set_major_formatter("{x:g}")
         panels[0].yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         panels[-1].set(xlabel="step")
-        if smoothed:  # a single step may lie far out
+        if smoothed:  # the limits ignore outliers of single steps
             every = np.concatenate(smoothed)
             panels[0].set_ylim(every.min() / 1.5, every.max() * 1.5)
     for axis, stages in zip(axes[:, -1], rows, strict=True):
@@ -131,7 +132,7 @@ def learning_curves(losses: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
 
 
 def _curves(axis: Axes, stages: Sequence[Mapping[str, np.ndarray]], name: str) -> list[np.ndarray]:
-    """Draw one loss of the stages that have it, each in its colour; the smoothed curves."""
+    """Draw one loss of the stages that have it, each in its colour; return the smoothed curves."""
     smoothed = []
     for colour, columns in zip(COLOURS, stages, strict=False):
         has_loss = ~np.isnan(columns[name]) & (columns[name] > 0)
@@ -145,9 +146,9 @@ def _curves(axis: Axes, stages: Sequence[Mapping[str, np.ndarray]], name: str) -
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a fifteenth of the curve, shorter at its ends."""
-    reach = max(1, len(values) // 30)
+    """Moving average over a fifteenth of the curve; the window is cut off at the ends."""
+    radius = max(1, len(values) // 30)
     sums = np.concatenate([[0.0], values.cumsum()])
     indices = np.arange(len(values))
-    low, high = np.maximum(indices - reach, 0), np.minimum(indices + reach + 1, len(values))
+    low, high = np.maximum(indices - radius, 0), np.minimum(indices + radius + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)

@@ -1,6 +1,6 @@
-"""The numbers of one or several runs, found by model, benchmark, metric and group.
+"""Look up the numbers of one or several runs by model, benchmark, metric and group.
 
-Runs are the same experiment with other seeds. A run is known by the folder of its metrics: results/metrics/RUN/MODEL/
+Runs are one experiment with several seeds. A run is named by the folder of its metrics: results/metrics/RUN/MODEL/
 BENCHMARK.json, or deeper below MODEL.
 """
 
@@ -20,15 +20,15 @@ from dreamllm.results.table_spec import Column, Row
 
 Metrics = Mapping[tuple[str, str], dict[str, Any]]  # (model, benchmark) -> metrics file
 Runs = Mapping[str, Metrics]  # by name
-Interval = tuple[float, float, float]  # estimate, low, high
+Interval = tuple[float, float, float]  # value, low, high
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A number in every run that has it, or why none has it.
+class Estimate:
+    """A measured number in every run that has it, or the reason why no run has it.
 
     by_run: {"value", "low", "high", "n"} by run.  external: a server has to score it, the reason says where
-    protocol: how it was measured.  source: model/benchmark, the end of its metrics files' names
+    protocol: split and settings.  source: MODEL/BENCHMARK
     """
 
     by_run: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -39,22 +39,22 @@ class Measured:
 
     @property
     def n(self) -> int:
-        """Items behind it; the fewest, where runs differ (precision: questions answered with yes)."""
+        """Number of items; the smallest where runs differ (precision counts the questions answered with yes)."""
         return min((one["n"] for one in self.by_run.values()), default=0)
 
     def interval(self) -> Interval:
-        """Mean over the runs with its 95 % interval. Raises ValueError where nothing was measured."""
+        """Mean over the runs with its 95 % interval. Raises ValueError without a run."""
         values = [one["value"] for one in self.by_run.values()]
         low, high = (float(np.mean([one[end] for one in self.by_run.values()])) for end in ("low", "high"))
-        return over_seeds(values, (float(np.mean(values)), low, high))
+        return widen_by_seeds(values, (float(np.mean(values)), low, high))
 
 
-def over_seeds(values: Sequence[float], items: Interval) -> Interval:
-    """Widen an interval over test items by what the training seed adds.
+def widen_by_seeds(values: Sequence[float], items: Interval) -> Interval:
+    """Widen an interval over test items by the spread between training seeds.
 
     values: the number in each run.  items: their mean, and its 95 % interval over test items
-    Test items and seeds are drawn independently of each other, so variances add; those of the seeds come from Student's
-    t. One run says nothing of seeds: its interval covers test items only.
+    Test items and seeds are independent, so the squares of the half-widths add; the half-width of the seeds comes from
+    Student's t. With one run the interval covers test items only.
     """
     value, low, high = items
     if len(values) < 2:
@@ -68,8 +68,8 @@ def over_seeds(values: Sequence[float], items: Interval) -> Interval:
 def read_runs(paths: Sequence[Path]) -> Runs:
     """Metrics files by run, model and benchmark.
 
-    Raises BenchmarkProblem for a malformed file, two files of the same run, model and benchmark, files of both splits,
-    and runs that differ in more than their seeds.
+    Raises BenchmarkProblem for a malformed file, a second file of the same run, model and benchmark, files of different
+    splits, and runs that differ in more than their seeds.
     """
     runs: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     splits: dict[str, Path] = {}
@@ -80,14 +80,14 @@ def read_runs(paths: Sequence[Path]) -> Runs:
             files.field(content, name, dict, path, "")
         run = runs.setdefault(_run_of(path, key[0]), {})
         if key in run:
-            raise BenchmarkProblem(path, "", f"is a second file of model {key[0]} on {key[1]}")
+            raise BenchmarkProblem(path, "", f"is a second file of model {key[0]} on benchmark {key[1]}")
         run[key] = content
         splits.setdefault(files.field(content, "split", str, path, ""), path)
         if len(splits) > 1:
             raise BenchmarkProblem(path, "", f"is of split {content['split']}, other files are of {next(iter(splits))}")
         for name, other in runs.items():
             if key in other and _conditions(other[key]) != _conditions(content):
-                what = f"differs from run {name} in settings or number of items; runs may differ in their seeds alone"
+                what = f"differs from run {name} in settings or number of items; runs may differ only in their seeds"
                 raise BenchmarkProblem(path, "", what)
     return runs
 
@@ -102,13 +102,13 @@ def _conditions(content: dict[str, Any]) -> tuple[Any, Any]:
     return {key: value for key, value in settings.items() if key != "seed"}, content["protocol"].get("n")
 
 
-def find(runs: Runs, model: str, benchmark: str, metric: str, group: str = "") -> Measured:
-    """A number in all runs that have it."""
+def find(runs: Runs, model: str, benchmark: str, metric: str, group: str = "") -> Estimate:
+    """A number in all runs that have it, or an Estimate with the reason why none has it."""
     contents = {run: metrics[model, benchmark] for run, metrics in runs.items() if (model, benchmark) in metrics}
     if not contents:
         if not any(benchmark == name for metrics in runs.values() for _, name in metrics):
-            return Measured(reason=f"no run on benchmark {benchmark}")
-        return Measured(reason=f"no run of model {model} on benchmark {benchmark}")
+            return Estimate(reason=f"no run on benchmark {benchmark}")
+        return Estimate(reason=f"no run of model {model} on benchmark {benchmark}")
     found = {
         run: (content["groups"].get(group, {}) if group else content["metrics"]).get(metric)
         for run, content in contents.items()
@@ -116,33 +116,33 @@ def find(runs: Runs, model: str, benchmark: str, metric: str, group: str = "") -
     by_run = {run: one for run, one in found.items() if one and one["value"] is not None}
     if by_run:
         first = contents[next(iter(by_run))]
-        return Measured(by_run, protocol=_protocol(first), source=f"{model}/{benchmark}")
+        return Estimate(by_run, protocol=_protocol(first), source=f"{model}/{benchmark}")
     if empty := [one for one in found.values() if one]:
         reason = empty[0].get("reason", "not measured")
-        return Measured(reason=reason, external=reason.startswith("external"))
-    words = f"the results on benchmark {benchmark} have no {metric}" + (f" of group {group}" if group else "")
-    return Measured(reason=words)
+        return Estimate(reason=reason, external=reason.startswith("external"))
+    reason = f"the results on benchmark {benchmark} have no metric {metric}" + (f" of group {group}" if group else "")
+    return Estimate(reason=reason)
 
 
-def lookup(row: Row, column: Column, runs: Runs) -> Measured:
-    """The number of ours that a row and a column ask for."""
+def lookup(row: Row, column: Column, runs: Runs) -> Estimate:
+    """The number that a row and a column of a table ask for."""
     if not column.measure:
-        return Measured(reason="a setting that no row of ours gives")
+        return Estimate(reason="a setting, which this row does not have")
     benchmark, metric = column.measure.split("/")
     model = row.model or column.model
     found = find(runs, model, benchmark, metric, row.group or column.group)
     if not found.by_run and benchmark in row.lacks:
-        return Measured(reason=row.lacks[benchmark])
+        return Estimate(reason=row.lacks[benchmark])
     return found
 
 
 def _protocol(content: dict[str, Any]) -> str:
     """Split and settings in one line."""
     settings = _flat(content["protocol"].get("settings", {}))
-    told = [f"split {content['split']}", *(f"{key} {value}" for key, value in settings.items())]
+    parts = [f"split {content['split']}", *(f"{key} {value}" for key, value in settings.items())]
     if (encoder := content["protocol"].get("text_encoder")) and encoder["cut"]:
-        told.append(f"{encoder['cut']} of {encoder['prompts']} prompts cut off after {encoder['longest']} tokens")
-    return "; ".join(told)
+        parts.append(f"{encoder['cut']} of {encoder['prompts']} prompts cut off after {encoder['longest']} tokens")
+    return "; ".join(parts)
 
 
 def _flat(settings: Mapping[str, Any], before: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The figures that show pictures. What stands in them is chosen by rule: the first items of each sort, never by hand.
+"""Draw the figures that show pictures. The items shown are chosen by rule (the first of each kind), never by hand.
 
-A function raises NoData where the experiment has not run what its figure needs.
+Each function raises NoData where the experiment has not run what its figure needs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dreamllm.evaluate.in_context import InContextItem, context_pictures
 from dreamllm.evaluate.predictions import Predictions, check_complete
 from dreamllm.evaluate.shots import answer_of
 
-PAGE = 6.9  # inches between the margins
-NAMES = {
+PAGE_WIDTH = 6.9  # inches between the margins
+MODEL_LABELS = {
     "sd": "Stable Diffusion",
     "sd_finetuned": "SD fine-tuned",
     "alignment": "after alignment",
@@ -39,32 +39,32 @@ NAMES = {
     "queries_double": "twice the queries",
     "rewrite": "rewritten prompt",
 }
-DRAWN_SEEN, DRAWN_HELD_OUT = 2, 1  # prompts shown of each kind of scene
-TOLD, PICTURES_TOLD = 5, 4  # stories shown, and pictures of each at most
-COMPARED = ("comprehension_only", "sft")  # whose answers stand side by side
-ASKED = 6  # questions shown
-MODELS = 4  # columns of models in context at most
+SEEN_PROMPTS, HELD_OUT_PROMPTS = 2, 1  # shown of each kind of scene
+STORIES, PICTURES_PER_STORY = 5, 4  # shown, at most
+COMPARED = ("comprehension_only", "sft")  # models whose answers are shown side by side
+QUESTIONS = 6  # shown
+MODELS = 4  # shown in Figures 5 and 8, at most
 SUBJECTS = 6  # subject-driven items shown
-KINDS = ("pair", "single")  # of scenes, the first prompts of which have their maps shown
-RIGHT, WRONG = "#007a5e", "#b34700"
+ATTENTION_KINDS = ("pair", "single")  # kinds of scenes; attention is shown for the first prompt of each
+RIGHT_COLOUR, WRONG_COLOUR = "#007a5e", "#b34700"
 
 
 class NoData(Exception):
-    """What a figure would show was not run; the message says what that is."""
+    """The experiment has not run what a figure shows; the message says what is missing."""
 
 
 def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
-    """A column per prompt: its words, the real picture, and what each model drew. The first prompts of each kind."""
+    """A column per prompt, a row for the real picture and for each model's drawing; see `first_of_each_kind`."""
     if not models:
         raise NoData("no model ran the benchmark draw")
     items = _items("draw", models, folder)
-    chosen = choose(items)
+    chosen = first_of_each_kind(items)
     real = benchmarks.pictures(folder, models[0].header["split"])
-    side = PAGE / (len(chosen) + 1.1)
+    side = PAGE_WIDTH / (len(chosen) + 1.1)
     figure, axes = plt.subplots(
         1 + len(models),
         1 + len(chosen),
-        figsize=(PAGE, 0.75 + (1 + len(models)) * side),
+        figsize=(PAGE_WIDTH, 0.75 + (1 + len(models)) * side),
         squeeze=False,
         width_ratios=[1.1, *[1] * len(chosen)],
         layout="constrained",
@@ -73,8 +73,8 @@ def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
     for axis in axes.flat:
         axis.axis("off")
     for row, name in enumerate(["real", *(model.header["model"] for model in models)]):
-        words = textwrap.fill(NAMES.get(name, name), 13)
-        axes[row, 0].text(1.0, 0.5, words, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=7)
+        label = textwrap.fill(MODEL_LABELS.get(name, name), 13)
+        axes[row, 0].text(1.0, 0.5, label, transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=7)
     for column, item in enumerate(chosen, 1):
         held_out = "\n(held out)" if item.scene and item.scene.held_out else ""
         axes[0, column].set_title(textwrap.fill(item.prompt, 13) + held_out, fontsize=6)
@@ -84,8 +84,8 @@ def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
     return figure
 
 
-def choose(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
-    """The first items of every kind of scene, held-out combinations last; the first ones where scenes are unknown."""
+def first_of_each_kind(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
+    """The first items of each kind of scene, held-out combinations last; without scenes the first items."""
     kinds: dict[str, list[benchmarks.DrawItem]] = {}
     for item in items:
         kinds.setdefault(item.scene.kind if item.scene else "", []).append(item)
@@ -93,7 +93,7 @@ def choose(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
     for of_kind in kinds.values():
         held_out = [item for item in of_kind if item.scene and item.scene.held_out]
         seen = [item for item in of_kind if item not in held_out]
-        chosen += seen[: DRAWN_SEEN if held_out else 9] + held_out[:DRAWN_HELD_OUT]
+        chosen += seen[: SEEN_PROMPTS if held_out else 9] + held_out[:HELD_OUT_PROMPTS]
     return chosen
 
 
@@ -101,75 +101,78 @@ def choose(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
 
 
 def stories(model: Predictions | None) -> Figure:
-    """The first stories with pictures: one row each, sentences over the pictures that follow them."""
+    """The first stories that have pictures, a row each, with the text above the picture that follows it."""
     if model is None:
         raise NoData("no model ran the benchmark stories")
-    told = [_panels(record) for record in model.records.values()]
-    told = [panels[:PICTURES_TOLD] for panels in told if any(image for _, image in panels)][:TOLD]
-    if not told:
+    shown = [_panels(record) for record in model.records.values()]
+    shown = [panels[:PICTURES_PER_STORY] for panels in shown if any(image for _, image in panels)][:STORIES]
+    if not shown:
         raise NoData(f"none of the {len(model.records)} stories of model {model.header['model']} has a picture")
-    rows, columns = len(told), max(len(panels) for panels in told)
+    rows, columns = len(shown), max(len(panels) for panels in shown)
     figure, axes = plt.subplots(
         rows, columns, figsize=(1.4 * columns, 1.75 * rows), layout="constrained", squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")
-    for row, panels in zip(axes, told, strict=True):
-        for column, (axis, (words, image)) in enumerate(zip(row, panels, strict=False)):
-            axis.set_title(textwrap.fill(words, 20), fontsize=7, fontweight="bold" if column == 0 else "normal")
+    for row, panels in zip(axes, shown, strict=True):
+        for column, (axis, (text, image)) in enumerate(zip(row, panels, strict=False)):
+            axis.set_title(textwrap.fill(text, 20), fontsize=7, fontweight="bold" if column == 0 else "normal")
             if image:
                 _show(axis, model.image(image, "story"))
     return figure
 
 
 def _panels(record: dict) -> list[tuple[str, str]]:
-    """A story as (words, picture after them); words without a picture at its end have ""."""
+    """A story as pairs of text and the picture that follows it; "" where the story ends without a picture."""
     panels: list[tuple[str, str]] = []
-    words = record["prompt"]
+    text = record["prompt"]
     for part in record["parts"]:
         if "text" in part:
-            words = f"{words} {part['text']}".strip()
+            text = f"{text} {part['text']}".strip()
         else:
-            panels.append((words, part["image"]))
-            words = ""
-    return [*panels, (words, "")] if words else panels
+            panels.append((text, part["image"]))
+            text = ""
+    return [*panels, (text, "")] if text else panels
 
 
 # ---- Figure 4 ------------------------------------------------------------------------------------------------------
 
 
 def questions(models: Sequence[Predictions], folder: Path) -> Figure:
-    """Picture, question, both answers and the right one, for questions that two models answer differently."""
+    """Questions that two models answer differently: picture, question, reference answer and both answers."""
     by_name = {model.header["model"]: model for model in models}
     if missing := [name for name in COMPARED if name not in by_name]:
         raise NoData(f"no run of model {' and '.join(missing)} on benchmark vqa")
     both = [by_name[name] for name in COMPARED]
     items = _items("vqa", both, folder)
-    said = {item.id: [model.get(item.id, "output", str).strip() for model in both] for item in items}
-    chosen = in_turn([item for item in items if len(set(said[item.id])) > 1], ASKED)
+    answers = {item.id: [model.get(item.id, "output", str).strip() for model in both] for item in items}
+    chosen = round_robin([item for item in items if len(set(answers[item.id])) > 1], QUESTIONS)
     if not chosen:
-        raise NoData(f"both models answer all {len(items)} questions alike")
+        raise NoData(f"both models give the same answers to all {len(items)} questions")
     shown = benchmarks.pictures(folder, both[0].header["split"])
     rows = math.ceil(len(chosen) / 2)
     figure, axes = plt.subplots(
-        rows, 4, figsize=(PAGE, 1.15 * rows + 0.3), width_ratios=[1, 2, 1, 2], layout="constrained", squeeze=False
+        rows, 4, figsize=(PAGE_WIDTH, 1.15 * rows + 0.3), width_ratios=[1, 2, 1, 2], layout="constrained", squeeze=False
     )
     for axis in axes.flat:
         axis.axis("off")
-    for item, (picture, words) in zip(chosen, axes.reshape(-1, 2), strict=False):
+    for item, (picture, text) in zip(chosen, axes.reshape(-1, 2), strict=False):
         _show(picture, shown.read(item.picture))
-        words.text(0, 0.92, textwrap.fill(item.question, 26), fontweight="bold", va="top", transform=words.transAxes)
-        words.text(0, 0.62, f"answer: {answer_of(item)}", color="#666666", va="center", transform=words.transAxes)
-        for height, letter, answer in zip((0.38, 0.14), "AB", said[item.id], strict=True):
+        text.text(0, 0.92, textwrap.fill(item.question, 26), fontweight="bold", va="top", transform=text.transAxes)
+        text.text(0, 0.62, f"answer: {answer_of(item)}", color="#666666", va="center", transform=text.transAxes)
+        for height, letter, answer in zip((0.38, 0.14), "AB", answers[item.id], strict=True):
             right = vqa.accuracy(vqa.clip(answer), item.answers, "official") >= 0.5
             line = f"{letter}  {'✓' if right else '✗'}  {textwrap.shorten(answer, 30) or '(nothing)'}"
-            words.text(0, height, line, color=RIGHT if right else WRONG, va="center", transform=words.transAxes)
-    figure.suptitle("   ".join(f"{a}: {NAMES.get(n, n)}" for a, n in zip("AB", COMPARED, strict=True)), fontsize=8)
+            colour = RIGHT_COLOUR if right else WRONG_COLOUR
+            text.text(0, height, line, color=colour, va="center", transform=text.transAxes)
+    figure.suptitle(
+        "   ".join(f"{a}: {MODEL_LABELS.get(n, n)}" for a, n in zip("AB", COMPARED, strict=True)), fontsize=8
+    )
     return figure
 
 
-def in_turn(items: Sequence[benchmarks.VqaItem], most: int) -> list[benchmarks.VqaItem]:
-    """The first item of each type of question, then the second of each, and so on; a picture only once."""
+def round_robin(items: Sequence[benchmarks.VqaItem], most: int) -> list[benchmarks.VqaItem]:
+    """The first item of each question type, then the second of each, and so on; each picture at most once."""
     types: dict[str, list[benchmarks.VqaItem]] = {}
     for item in items:
         types.setdefault(item.question_type, []).append(item)
@@ -188,7 +191,7 @@ def in_turn(items: Sequence[benchmarks.VqaItem], most: int) -> list[benchmarks.V
 
 
 def in_context(models: Sequence[Predictions], folder: Path) -> Figure:
-    """Of each kind the first item whose combinations training showed, and the first with one that it held out."""
+    """For each kind of item the first with combinations seen in training, and the first with a held-out one."""
     if not models:
         raise NoData("no model ran the benchmark in_context")
     items = _items("in_context", models, folder)
@@ -200,7 +203,7 @@ def in_context(models: Sequence[Predictions], folder: Path) -> Figure:
 
 
 def subject(models: Sequence[Predictions], trained: Sequence[str], folder: Path) -> Figure:
-    """The first subject-driven items by the models that were trained on contexts, beside the others."""
+    """The first subject-driven items, drawn by the models that were trained on contexts and by others."""
     if not any(model.header["model"] in trained for model in models):
         raise NoData("no model that was trained on contexts ran the benchmark in_context")
     items = [item for item in _items("in_context", models, folder) if item.scene.kind == "subject"]
@@ -211,10 +214,10 @@ def subject(models: Sequence[Predictions], trained: Sequence[str], folder: Path)
 
 
 def _contexts(models: Sequence[Predictions], items: Sequence[InContextItem], folder: Path) -> Figure:
-    """A row per item: what is shown, the sentence, what each model drew, a real picture of what is wanted."""
+    """A row per item: the context pictures, the sentence, each model's drawing, and a real picture of the target."""
     real = context_pictures(folder, models[0].header["split"])
     widths = [1, 1, 1.5, *[1] * (len(models) + 1)]
-    side = min(PAGE / sum(widths), 1.0)
+    side = min(PAGE_WIDTH / sum(widths), 1.0)
     figure, axes = plt.subplots(
         len(items),
         len(widths),
@@ -226,15 +229,21 @@ def _contexts(models: Sequence[Predictions], items: Sequence[InContextItem], fol
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
     for axis in axes.flat:
         axis.axis("off")
-    titles = ["shown", "", "sentence", *(NAMES.get(m.header["model"], m.header["model"]) for m in models), "wanted"]
+    titles = [
+        "shown",
+        "",
+        "sentence",
+        *(MODEL_LABELS.get(m.header["model"], m.header["model"]) for m in models),
+        "wanted",
+    ]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(textwrap.fill(title, 12), fontsize=7)
     for row, item in zip(axes, items, strict=True):
         for axis, name in zip(row, item.shown, strict=False):
             _show(axis, real.read(name))
         about = f"({item.scene.kind}{', held out' if item.scene.held_out else ''})"
-        words = f"{textwrap.fill(item.prompt, 17)}\n{textwrap.fill(about, 17)}"
-        row[2].text(0.5, 0.5, words, ha="center", va="center", fontsize=6.5, transform=row[2].transAxes)
+        text = f"{textwrap.fill(item.prompt, 17)}\n{textwrap.fill(about, 17)}"
+        row[2].text(0.5, 0.5, text, ha="center", va="center", fontsize=6.5, transform=row[2].transAxes)
         for axis, model in zip(row[3:], models, strict=False):
             _show(axis, _drawn(model, item.id))
         _show(row[-1], real.read(item.picture))
@@ -245,15 +254,17 @@ def _contexts(models: Sequence[Predictions], items: Sequence[InContextItem], fol
 
 
 def attention(model: Predictions | None, folder: Path) -> Figure:
-    """Two prompts, each with its picture and a grid of one map per dream query."""
+    """Two prompts, each with its picture and a grid of attention maps, one per dream query."""
     if model is None:
         raise NoData("no model ran the benchmark attention")
     items = _items("attention", [model], folder)
-    firsts = [next((i for i, item in enumerate(items) if item.scene and item.scene.kind == k), None) for k in KINDS]
+    firsts = [
+        next((i for i, item in enumerate(items) if item.scene and item.scene.kind == k), None) for k in ATTENTION_KINDS
+    ]
     chosen = [i for i in firsts if i is not None] if None not in firsts else [0, 1]
     maps, pictures = model.tensor("maps"), model.tensor("pictures")
-    scale = PowerNorm(0.5, vmin=0, vmax=maps[chosen].max())  # on an even scale weak maps are black in print
-    figure, axes = plt.subplots(1, 4, figsize=(PAGE, 2.5), width_ratios=[1, 2, 1, 2], layout="constrained")
+    scale = PowerNorm(0.5, vmin=0, vmax=maps[chosen].max())  # on a linear scale weak maps are black in print
+    figure, axes = plt.subplots(1, 4, figsize=(PAGE_WIDTH, 2.5), width_ratios=[1, 2, 1, 2], layout="constrained")
     for axis in axes:
         axis.axis("off")
     for number, (picture, grid) in zip(chosen, axes.reshape(2, 2), strict=True):
@@ -264,7 +275,7 @@ def attention(model: Predictions | None, folder: Path) -> Figure:
 
 
 def mosaic(maps: np.ndarray) -> np.ndarray:
-    """Maps (Q, h, w) in reading order as one array, in a grid as square as can be, with lines of NaN between them."""
+    """Arrange maps (Q, h, w) in reading order in a nearly square grid, with lines of NaN between them."""
     count, height, width = maps.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
@@ -279,7 +290,7 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
 
 
 def _items(benchmark: str, models: Sequence[Predictions], folder: Path) -> list:
-    """The items of a benchmark, after a look whether each model did all of them."""
+    """The items of a benchmark. Raises BenchmarkProblem unless each model has a prediction for all of them."""
     header = models[0].header
     items = benchmarks.load(benchmark, folder, header["split"], header.get("limit"))
     for model in models:

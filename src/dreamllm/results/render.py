@@ -1,50 +1,32 @@
-"""Tables as CSV, Markdown and LaTeX."""
+"""Format a table as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from string import ascii_lowercase
 
+from dreamllm.results.csv_files import csv_text
 from dreamllm.results.metrics_store import Runs
 from dreamllm.results.table_spec import PublishedCell, Table
 
 WORLD = (
-    "**Stand-ins are another world.** A column with *cf.* is of the emoji world: miniature models, pictograms on plain "
-    "backgrounds. It shows which claim of the paper a number belongs to; its value must not be compared with the "
-    "paper's, which is of a 7B model on photographs."
+    "**Stand-ins are not the paper's benchmarks.** A column with *cf.* is measured in the emoji world: miniature "
+    "models, pictograms on plain backgrounds. It shows which claim of the paper a number belongs to. Do not compare "
+    "its value with the paper's, which is of a 7B model on photographs."
 )
 CONFIDENCE = {"C": "", "S": "†", "D": "‡"}
 CONFIDENCE_NOTE = "† read in one source only. ‡ computed from other published numbers. Sources: paper/README.md."
-CSV_COLUMNS = [
-    "id",
-    "table",
-    "source",
-    "row",
-    "column",
-    "value",
-    "low",
-    "high",
-    "n",
-    "seeds",
-    "world",
-    "paper",
-    "difference",
-    "confidence",
-    "protocol",
-    "from",
-    "note",
-]
+CSV_COLUMNS = ["id", "table", "source", "row", "column", "value", "low", "high", "n", "seeds", "world", "paper"]
+CSV_COLUMNS += ["difference", "confidence", "protocol", "from", "note"]
 
 
 @dataclass(frozen=True)
 class Cell:
     """A filled cell, or an empty one (text "") with the reason in `note`.
 
-    measured: value, low and high in the unit of the text, for numbers of ours.  seeds: runs behind them
-    paper: the published cell beside it.  difference: ours minus the paper's, where they may be compared
+    measured: value, low and high of a measured number, in the unit of the text.  seeds: number of runs
+    paper: the published cell it is compared with.  difference: measured minus published, where they are comparable
     """
 
     id: str = ""
@@ -64,50 +46,48 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows of a table with the same columns: ours, the published ones, or both cell by cell.
+    """Rows of a table with the same columns. source: "ours" (measured), "paper" (published) or "comparison" of both
 
-    left_out: why columns of which no row has a number are not shown, by their headers
+    empty_columns: the headers of columns in which no row has a number, with the reason; readers do not see them
     """
 
     source: str
     heading: str
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
-    left_out: dict[str, str] = field(default_factory=dict)
+    empty_columns: dict[str, str] = field(default_factory=dict)
 
 
 def to_csv(table: Table, blocks: Sequence[Block]) -> str:
-    """One cell per line; ours and the paper's that belong together have the same id."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    """One cell per line, measured and published ones; the comparison only repeats them and is left out."""
+    lines = []
     for block in blocks:
-        if block.source == "beside":
-            continue  # the same cells once more
+        if block.source == "comparison":
+            continue
         for label, cells in block.rows:
             for column, cell in zip(block.columns, cells, strict=True):
                 numbers = [f"{number:.6g}" for number in cell.measured] or [cell.text, "", ""]
                 difference = "" if cell.difference is None else f"{cell.difference:.6g}"
-                paper = cell.paper.value if cell.paper else ""
-                about = [cell.n or "", cell.seeds or "", "miniature" if cell.miniature else "", paper, difference]
-                more = [cell.confidence, cell.protocol, cell.source, cell.note]
-                writer.writerow([cell.id, table.name, block.source, label, column, *numbers, *about, *more])
-    return text.getvalue()
+                counts = [cell.n or "", cell.seeds or "", "miniature" if cell.miniature else ""]
+                paper = [cell.paper.value if cell.paper else "", difference, cell.confidence]
+                about = [cell.protocol, cell.source, cell.note]
+                lines.append([cell.id, table.id, block.source, label, column, *numbers, *counts, *paper, *about])
+    return csv_text(lines, CSV_COLUMNS)
 
 
 def to_markdown(table: Table, blocks: Sequence[Block]) -> str:
     """GitHub tables with footnotes."""
-    blocks = [for_readers(block) for block in blocks]
-    notes = notes_of(blocks)
-    lines = [f"# {caption_of(table)}", "", _about(table, blocks), ""]
+    blocks = [without_empty_columns(block) for block in blocks]
+    notes = footnotes(blocks)
+    lines = [f"# {table.caption}", "", _introduction(table, blocks), ""]
     for block in blocks:
         lines += [f"**{block.heading}**", ""]
         if not (block.rows and block.columns):
             lines += ["No numbers.", ""]
             continue
         lines += [f"| | {' | '.join(block.columns)} |", "|---|" + "--:|" * len(block.columns)]
-        for label, cells in with_counts(block):
-            shown = [_in_words(cell, notes, str, " <sub>{}–{}</sub>", "<sup>{}</sup>") for cell in cells]
+        for label, cells in with_item_counts(block):
+            shown = [_format(cell, notes, str, " <sub>{}–{}</sub>", "<sup>{}</sup>") for cell in cells]
             lines.append(f"| {' | '.join([label, *shown])} |")
         lines.append("")
     lines += [f"<sup>{letter}</sup> {note}  " for note, letter in notes.items()]
@@ -115,43 +95,42 @@ def to_markdown(table: Table, blocks: Sequence[Block]) -> str:
 
 
 def to_latex(table: Table, blocks: Sequence[Block]) -> str:
-    """A `table` environment, with tabulars for booktabs."""
-    blocks = [for_readers(block) for block in blocks]
-    notes = notes_of(blocks)
-    about = " ".join(_about(table, blocks).replace("*", "").split())
+    """A `table` environment with tabulars; needs the packages booktabs and adjustbox."""
+    blocks = [without_empty_columns(block) for block in blocks]
+    notes = footnotes(blocks)
+    introduction = " ".join(_introduction(table, blocks).replace("*", "").split())
     lines = [
         "% needs booktabs and adjustbox",
         r"\begin{table}",
         r"\centering\small",
-        rf"\caption{{{_escape(caption_of(table))}. {_escape(about)}}}",
-        rf"\label{{tab:{table.name}}}",
+        rf"\caption{{{_escape(table.caption)}. {_escape(introduction)}}}",
+        rf"\label{{tab:{table.id}}}",
     ]
     for block in blocks:
         if not (block.rows and block.columns):
             continue
-        columns = [_escape(column) for column in block.columns]
         lines += [
             r"\begin{adjustbox}{max width=\linewidth}",
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
             r"\toprule",
-            rf"\emph{{{_escape(block.heading)}}} & {' & '.join(columns)} \\",
+            rf"\emph{{{_escape(block.heading)}}} & {' & '.join(map(_escape, block.columns))} \\",
             r"\midrule",
         ]
-        for label, cells in with_counts(block):
+        for label, cells in with_item_counts(block):
             shown = [
-                _in_words(cell, notes, _escape, r" {{\scriptsize {}--{}}}", r"\textsuperscript{{{}}}") for cell in cells
+                _format(cell, notes, _escape, r" {{\scriptsize {}--{}}}", r"\textsuperscript{{{}}}") for cell in cells
             ]
             lines.append(rf"{' & '.join([_escape(label), *shown])} \\")
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{adjustbox}", r"\par\medskip"]
-    footnotes = [rf"\textsuperscript{{{letter}}} {_escape(note)}." for note, letter in notes.items()]
-    footnotes += [_escape(CONFIDENCE_NOTE)] if table.paper else []
-    return "\n".join([*lines, rf"{{\footnotesize\raggedright {' '.join(footnotes)}\par}}", r"\end{table}", ""])
+    notes_below = [rf"\textsuperscript{{{letter}}} {_escape(note)}." for note, letter in notes.items()]
+    notes_below += [_escape(CONFIDENCE_NOTE)] if table.paper else []
+    return "\n".join([*lines, rf"{{\footnotesize\raggedright {' '.join(notes_below)}\par}}", r"\end{table}", ""])
 
 
 def index(tables: Collection[Table], runs: Runs) -> str:
-    """README.md of the folder: what there is, and how it came about."""
+    """README.md of the folder: the tables, how to read them, and the runs that the numbers are from."""
     split = next((content["split"] for metrics in runs.values() for content in metrics.values()), "none")
-    rows = [f"| [{caption_of(t)}]({t.name}.md) | [csv]({t.name}.csv) | [tex]({t.name}.tex) |" for t in tables]
+    rows = [f"| [{t.caption}]({t.id}.md) | [csv]({t.id}.csv) | [tex]({t.id}.tex) |" for t in tables]
     lines = [
         f"| {run} | {model} | {benchmark} | {content['protocol'].get('n', '')} |"
         for run, metrics in runs.items()
@@ -166,15 +145,15 @@ def index(tables: Collection[Table], runs: Runs) -> str:
             "",
             WORLD,
             "",
-            "Intervals are 95 %. Of one run: Wilson's for shares, the bootstrap's for CIDEr and F1, of FID from its",
-            "derivative; they cover the choice of test items, not of the training seed. Of several runs: wider, by",
-            "Student's t over them.",
+            "Intervals are 95 %. With one run they cover the choice of test items, not the training seed: Wilson's",
+            "interval for shares, the bootstrap for CIDEr and F1, the infinitesimal jackknife for FID. With several",
+            "runs the spread between seeds is added, by Student's t.",
             "",
             "| table | | |",
             "|---|---|---|",
             *rows,
             "",
-            "## Runs behind them",
+            "## Runs",
             "",
             "| run | model | benchmark | items |",
             "|---|---|---|--:|",
@@ -184,60 +163,55 @@ def index(tables: Collection[Table], runs: Runs) -> str:
     )
 
 
-def caption_of(table: Table) -> str:
-    """What stands above a table."""
-    return f"Table {table.paper}: {table.title}" if table.paper[:1].isdigit() else table.title
-
-
-def _about(table: Table, blocks: Sequence[Block]) -> str:
-    """What to know before reading the table."""
-    text = f"{table.about} Small numbers are 95 % intervals."
-    reasons: dict[str, list[str]] = {}
-    for header, reason in blocks[0].left_out.items():
-        reasons.setdefault(reason, []).append(header)
-    if reasons:
-        text += " Not shown: " + "; ".join(f"{', '.join(headers)} ({why})" for why, headers in reasons.items()) + "."
-    return f"{text}\n\n{WORLD}" if any(column.miniature for column in table.columns) else text
-
-
-def for_readers(block: Block) -> Block:
-    """The block without the columns that are left out for readers."""
-    keep = [index for index, column in enumerate(block.columns) if column not in block.left_out]
+def without_empty_columns(block: Block) -> Block:
+    """The block without its empty columns."""
+    keep = [index for index, column in enumerate(block.columns) if column not in block.empty_columns]
     rows = [(label, [cells[index] for index in keep]) for label, cells in block.rows]
     return replace(block, columns=[block.columns[index] for index in keep], rows=rows)
 
 
-def notes_of(blocks: Sequence[Block]) -> dict[str, str]:
+def footnotes(blocks: Sequence[Block]) -> dict[str, str]:
     """A mark for each reason why a cell is empty, in reading order: a to z, then aa to az."""
     cells = [cell for block in blocks for _, row in block.rows for cell in row]
     marks = [*ascii_lowercase, *(f"a{letter}" for letter in ascii_lowercase)]
     return dict(zip(dict.fromkeys(cell.note for cell in cells if not cell.text), marks, strict=False))
 
 
-def with_counts(block: Block) -> list[tuple[str, list[Cell]]]:
-    """The block's rows, ours with their numbers of items: below a column, or in its cells where they differ."""
+def with_item_counts(block: Block) -> list[tuple[str, list[Cell]]]:
+    """The block's rows; measured ones with their numbers of items: in a last row, or in each cell where they differ."""
     if block.source != "ours":
         return block.rows
-    numbers = [
+    counts = [
         sorted({cell.n for cell in cells if cell.n}) for cells in zip(*(row for _, row in block.rows), strict=True)
     ]
     rows = [
-        (label, [_count_shown(cell) if len(ns) > 1 else cell for cell, ns in zip(cells, numbers, strict=True)])
+        (label, [_with_own_count(cell) if len(ns) > 1 else cell for cell, ns in zip(cells, counts, strict=True)])
         for label, cells in block.rows
     ]
-    below = [Cell(text=str(ns[0]) if len(ns) == 1 else " ") for ns in numbers]
-    return [*rows, ("number of items", below)] if any(cell.text != " " for cell in below) else rows
+    last = [Cell(text=str(ns[0]) if len(ns) == 1 else " ") for ns in counts]
+    return [*rows, ("number of items", last)] if any(cell.text != " " for cell in last) else rows
 
 
-def _count_shown(cell: Cell) -> Cell:
+def _introduction(table: Table, blocks: Sequence[Block]) -> str:
+    """What to know before reading the table."""
+    text = f"{table.about} Small numbers are 95 % intervals."
+    reasons: dict[str, list[str]] = {}
+    for header, reason in blocks[0].empty_columns.items():
+        reasons.setdefault(reason, []).append(header)
+    if reasons:
+        text += " Not shown: " + "; ".join(f"{', '.join(headers)} ({why})" for why, headers in reasons.items()) + "."
+    return f"{text}\n\n{WORLD}" if any(column.miniature for column in table.columns) else text
+
+
+def _with_own_count(cell: Cell) -> Cell:
     if cell.interval is None:
         return cell
     low, high = cell.interval
     return replace(cell, interval=(low, f"{high}, n={cell.n}"))
 
 
-def _in_words(cell: Cell, notes: Mapping[str, str], escape: Callable[[str], str], interval: str, mark: str) -> str:
-    """A cell for reading in a markup language: how it escapes text, formats an interval and a footnote's mark."""
+def _format(cell: Cell, notes: Mapping[str, str], escape: Callable[[str], str], interval: str, mark: str) -> str:
+    """A cell in a markup language, given by how it escapes text and formats an interval and a footnote's mark."""
     if not cell.text:
         return mark.format(notes[cell.note])
     text = cell.text + CONFIDENCE.get(cell.confidence, "")

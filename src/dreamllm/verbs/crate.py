@@ -1,13 +1,13 @@
-"""What a run was made from, for machines: `dreamllm crate`.
+"""Write the provenance of a run in machine-readable form: `dreamllm crate`.
 
     ro-crate-metadata.json   a Workflow Run RO-Crate of this repository: inputs, outputs, their digests, software, every
-                             job with its command, times and memory (Provenance Run Crate, where Snakemake's own record
-                             of the jobs is here; otherwise the run alone, Workflow Run Crate)
-    codecheck.yml            the CODECHECK manifest: every table and figure with what it shows. Who checks fills in the
-                             rest; nobody is named here who has not
+                             job with its command, times and memory (a Provenance Run Crate where Snakemake's records of
+                             the jobs exist, otherwise a Workflow Run Crate without jobs)
+    codecheck.yml            the CODECHECK manifest: every table and figure with its caption. The person who checks the
+                             results fills in the rest
 
-Both lie at the root of the repository, because both standards ask for it: paths are those of the repository, and the
-crate's workflow is part of it. The same files and the same records give the same bytes; times are those recorded.
+Both standards require these files at the root of the repository. The same files and the same records give the same
+bytes; times are the recorded ones.
 """
 
 from __future__ import annotations

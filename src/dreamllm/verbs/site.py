@@ -1,12 +1,13 @@
-"""The report of a run as a static site: `dreamllm site`.
+"""Write the report of a run as a static site: `dreamllm site`.
 
-    index.html   claims, tables, pictures, stories, costs; a click on a number shows the way from it down to the data
-    pictures/    what index.html shows, as PNG
-    REPORT.md, cards/   the same in writing (report/written.py)
+    index.html   claims, tables, pictures, stories, costs; click a number to trace it down to the data
+    pictures/    the pictures on the page, as PNG
+    REPORT.md    the report in the form of the ML Reproducibility Challenge
+    cards/       a model card for every checkpoint, a data card for every training set
 
-The folder needs nothing from elsewhere: it opens from the disk, and can be sent around. What models and data sets wrote
-is escaped, and the page's own policy lets no other script run than the one it was made with. The same results give the
-same bytes; times and memory are those that were recorded.
+The folder is self-contained: open index.html from the disk, or send the folder to others. Text from models and data
+sets is escaped, and the page's Content-Security-Policy allows only its own script. The same results give the same
+bytes; times and memory are the recorded ones.
 """
 
 from __future__ import annotations

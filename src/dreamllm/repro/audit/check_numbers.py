@@ -100,21 +100,21 @@ def _read(evidence: Evidence) -> tuple[Any, Any, Any]:
 
 
 def _contents(evidence: Evidence) -> dict[str, str]:
-    from dreamllm.results.tables import contents
+    from dreamllm.results.tables import render_tables
 
     named, published, runs = _read(evidence)
-    return contents(named, runs, published)
+    return render_tables(named, runs, published)
 
 
 def _verdicts(evidence: Evidence) -> tuple[list[Any], dict[str, str]]:
-    from dreamllm.results import claims as judging
-    from dreamllm.results.tables import claims_pages
+    from dreamllm.results.claims import Numbers, evaluate_claims, read_claims, read_items
+    from dreamllm.results.tables import render_claims
 
     named, published, runs = _read(evidence)
-    items = judging.read_items([evidence.root / f"results/items/{name}" for name in evidence.run.runs])
-    read = judging.read_claims(evidence.root / "paper/claims.yaml", named, published)
-    verdicts = judging.judge(read, judging.Evidence(named, published, runs, items))
-    return verdicts, claims_pages(verdicts, runs)
+    items = read_items([evidence.root / f"results/items/{name}" for name in evidence.run.runs])
+    read = read_claims(evidence.root / "paper/claims.yaml", named, published)
+    results = evaluate_claims(read, Numbers(named, published, runs, items))
+    return results, render_claims(results, runs)
 
 
 def _differences(folder: Path, wanted: Mapping[str, str], evidence: Evidence, *, index: bool = True) -> Iterator[Fault]:

@@ -92,11 +92,12 @@ class Run:
 
     @classmethod
     def at(cls, root: Path, config: Path) -> Run:
-        """The checkout at `root`, at the first run of the experiment.
+        """The first run of the experiment `config`, a path relative to the checkout `root` or absolute.
 
-        Raises ConfigProblem for a configuration (relative to it) that cannot be used.
+        Raises ConfigProblem for a configuration that cannot be used.
         """
-        path = Path(config).as_posix()
+        here, there = root.resolve(), (root / config).resolve()
+        path = (there.relative_to(here) if here in there.parents else config).as_posix()
         runs: dict[str, Run] = {}
         digests: dict[str, str] = {}
         for name, experiment in load(root / config).runs().items():

@@ -1,6 +1,6 @@
-"""What a run cost: time, memory, disk, and an estimate of energy, from the files that Snakemake's `benchmark:` writes.
+"""Sum up what a run cost (time, memory, disk, estimated energy) from the files that Snakemake's `benchmark:` writes.
 
-Nothing is measured here. A job whose file is not there (its outputs came by DVC, say) is not in the sums.
+Nothing is measured here. A job without such a file, for example because its outputs came by DVC, is not counted.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dreamllm.snakemake_records import Usage, read_usage
 
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400
 ASSUMPTION = (
-    f"Energy is an estimate, not a measurement: {WATTS_PER_CORE} W for each busy core, memory and cooling included, "
-    f"and {WATTS_PER_GPU} W for each GPU for as long as its job ran, busy or not."
+    f"Energy is an estimate, not a measurement: {WATTS_PER_CORE} W per busy core, including memory and cooling, and "
+    f"{WATTS_PER_GPU} W per GPU for as long as its job ran, busy or not."
 )
-OWN_JOBS = ("site", "crate")  # they write the report, and are not part of what it is about
-KINDS = {  # how the jobs' names begin: what they are for
+REPORT_JOBS = ("site", "crate")  # they write the report and are not counted in it
+KINDS = {  # how a job's name begins: its purpose
     "fetch": "data and foundations",
     "make": "data and foundations",
     "build": "data and foundations",
@@ -44,7 +44,7 @@ KINDS = {  # how the jobs' names begin: what they are for
 
 @dataclass(frozen=True)
 class Timing(Usage):
-    """A job as Snakemake measured it. gpus: reserved for it.  run: the folder of its file"""
+    """A job as Snakemake measured it. run: the folder of its file.  kind: its purpose.  gpus: reserved for it"""
 
     run: str
     job: str
@@ -54,7 +54,7 @@ class Timing(Usage):
 
 @dataclass(frozen=True)
 class Cost:
-    """Sums over jobs: hours, and the highest peak of memory in MiB, 0 where none was measured."""
+    """Sums over jobs. memory_mb: the highest peak in MiB, 0 if none was measured.  unmeasured: jobs without CPU time"""
 
     jobs: int
     hours: float
@@ -65,20 +65,20 @@ class Cost:
 
     @property
     def kilowatt_hours(self) -> float:
-        """The estimate of energy, see ASSUMPTION."""
+        """Estimated energy, see ASSUMPTION."""
         return (self.cpu_hours * WATTS_PER_CORE + self.gpu_hours * WATTS_PER_GPU) / 1000
 
 
 def read_timings(folder: Path, experiment: Experiment) -> list[Timing]:
-    """The timing files of an experiment, benchmarks/NAME/*.tsv, by name; none where there is no such folder.
+    """The timing files of an experiment, benchmarks/NAME/*.tsv, sorted by name; none without such a folder.
 
-    Raises RecordProblem for a file that is none of Snakemake's.
+    Raises RecordProblem for a file that Snakemake did not write.
     """
-    return [_read(path, experiment) for path in sorted(folder.glob("*.tsv")) if path.stem not in OWN_JOBS]
+    return [_read(path, experiment) for path in sorted(folder.glob("*.tsv")) if path.stem not in REPORT_JOBS]
 
 
 def total(timings: Sequence[Timing]) -> Cost:
-    """The sums."""
+    """The sums over all jobs."""
     return Cost(
         jobs=len(timings),
         hours=sum(one.seconds for one in timings) / 3600,
@@ -90,14 +90,14 @@ def total(timings: Sequence[Timing]) -> Cost:
 
 
 def by_kind(timings: Sequence[Timing]) -> dict[str, Cost]:
-    """The sums by what jobs are for, in the order of KINDS."""
+    """The sums by the jobs' purpose, in the order of KINDS."""
     kinds = dict.fromkeys([*KINDS.values(), "other"])
     chosen = {kind: [one for one in timings if one.kind == kind] for kind in kinds}
     return {kind: total(those) for kind, those in chosen.items() if those}
 
 
 def disk(root: Path, experiment: Experiment, runs: Sequence[str]) -> dict[str, int]:
-    """Bytes of the folders of an experiment and its runs that are there, by their paths relative to `root`."""
+    """Bytes of the existing folders of an experiment and its runs, by path relative to `root`."""
     results = ("checkpoints", "predictions", "features", "metrics", "items")
     folders = [experiment.world.folder, experiment.foundations.folder]
     folders += [f"results/{part}/{run}" for run in dict.fromkeys([experiment.name, *runs]) for part in results]
@@ -107,7 +107,7 @@ def disk(root: Path, experiment: Experiment, runs: Sequence[str]) -> dict[str, i
 
 
 def size(count: int) -> str:
-    """Bytes for reading, in powers of 1000: 1.3 MB."""
+    """Bytes for readers, in powers of 1000: 1.3 MB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
@@ -116,7 +116,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Time for reading: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    """A time for readers: 4.2 s, 3 min 05 s, 2 h 10 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,4 +1,4 @@
-"""Writes ro-crate-metadata.json and codecheck.yml; `dreamllm.verbs.crate` says what is in them."""
+"""Write ro-crate-metadata.json and codecheck.yml; `dreamllm.verbs.crate` describes their content."""
 
 from __future__ import annotations
 
@@ -21,9 +21,8 @@ from dreamllm.config.reading import load
 from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.repro.audit.lineage import Run
 from dreamllm.repro.report import cost
-from dreamllm.repro.report.evidence import house_at, read_checkpoints, timings
 from dreamllm.repro.report.jobs import Job, read_jobs
-from dreamllm.results.render import caption_of
+from dreamllm.repro.report.report import read_checkpoints, timings
 from dreamllm.results.table_spec import read_tables
 
 METADATA, CODECHECK = "ro-crate-metadata.json", "codecheck.yml"
@@ -41,7 +40,7 @@ EPOCH = "1970-01-01T00:00:00+00:00"
 
 def main(args: argparse.Namespace) -> None:
     """Write both files into the repository's root."""
-    run = house_at(args.root, args.config)
+    run = Run.at(args.root, args.config)
     with new_file(args.root / CODECHECK) as file:
         file.write_text(codecheck(run), encoding="utf-8")
     with new_file(args.root / METADATA) as file:
@@ -49,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def dump(crate: ROCrate) -> str:
-    """The crate's metadata as text, entities by their names."""
+    """The crate's metadata as JSON, entities sorted by id."""
     content = crate.metadata.generate()
     first = (METADATA, "./")
     content["@graph"].sort(key=lambda one: (one["@id"] not in first, one["@id"] != METADATA, one["@id"]))
@@ -57,7 +56,7 @@ def dump(crate: ROCrate) -> str:
 
 
 def build(run: Run) -> ROCrate:
-    """The crate of a run. Nothing is copied: its files are those of the repository, where they are."""
+    """The crate of a run. It describes the repository's files in place; nothing is copied."""
     experiment, root = run.experiment, run.root
     jobs = read_jobs(root, TARGETS)
     crate = ROCrate(version="1.1")
@@ -114,8 +113,8 @@ def build(run: Run) -> ROCrate:
 
 
 def codecheck(run: Run) -> str:
-    """The CODECHECK manifest: tables, claims and figures that are there, with what each shows."""
-    captions = {name: caption_of(table) for name, table in read_tables(run.root / "paper/tables.yaml").items()}
+    """The CODECHECK manifest: the tables, claims and figures that exist, each with its caption."""
+    captions = {name: table.caption for name, table in read_tables(run.root / "paper/tables.yaml").items()}
     captions["claims"] = "Claims of the paper with their computed status"
     citation = yaml.safe_load((run.root / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
     tables = sorted((run.root / "results/tables").glob("*.csv"))
@@ -143,7 +142,7 @@ def codecheck(run: Run) -> str:
 def _steps(
     crate: ROCrate, run: Run, jobs: list[Job], workflow: Any, engine: SoftwareApplication, whole_run: ContextEntity
 ) -> None:
-    """Rules as tools, jobs as what was done with them, and Snakemake as what ordered it."""
+    """Describe rules as tools and workflow steps, jobs as actions, and Snakemake as the engine that ordered them."""
     measured = {(one.run, one.job): one for one in timings(run, {job.run for job in jobs if job.run})}
     tools: dict[str, SoftwareApplication] = {}
     steps: dict[str, ContextEntity] = {}
@@ -177,7 +176,7 @@ def _steps(
 
 
 def _usage(crate: ROCrate, action: str, timing: cost.Timing) -> list[ContextEntity]:
-    """Wall clock, CPU time and peak memory of a job, those that were measured. Units: UN/CEFACT codes."""
+    """The measured ones of a job's wall clock time, CPU time, peak memory and GPUs. Units: UN/CEFACT codes."""
     values = {
         "wallClockTime": (timing.seconds, "SEC"),
         "cpuTime": (timing.cpu_seconds, "SEC"),
@@ -198,8 +197,7 @@ def _usage(crate: ROCrate, action: str, timing: cost.Timing) -> list[ContextEnti
 
 
 def _requirements(crate: ROCrate, run: Run, workflow: Any) -> None:
-    """Software by the versions that checkpoints recorded, and what a job may use of a machine, and
-    on which machines the stages trained."""
+    """Software versions and hardware that the checkpoints recorded, and the resources of a job."""
     versions: dict[tuple[str, str], None] = {}
     commits: dict[str, None] = {}
     machines: dict[str, None] = {}
@@ -229,7 +227,7 @@ def _rules(root: Path) -> Iterable[Path]:
 
 
 def _entity(crate: ROCrate, root: Path, path: str) -> Any:
-    """The file or folder of a job; one that is not in the repository is named alone."""
+    """The file or folder of a job; for one that is not in the repository only its name."""
     known = crate.get(quote(path)) or crate.get(f"{quote(path)}/")
     if known is not None:
         return known
@@ -249,7 +247,7 @@ def _file(crate: ROCrate, root: Path, path: str) -> File:
 
 
 def _folder(crate: ROCrate, root: Path, path: str) -> Dataset:
-    """A folder with all files in it."""
+    """A folder with all its files."""
     known = crate.get(f"{quote(path)}/")
     if known is not None:
         return known
@@ -260,7 +258,7 @@ def _folder(crate: ROCrate, root: Path, path: str) -> Dataset:
 
 
 def _content(path: Path) -> dict[str, str]:
-    """Size, digest and, where its name tells, format of a file."""
+    """Name, size, digest and, if the suffix is known, media type of a file."""
     kind = mimetypes.guess_type(path.name)[0]
     about = {"name": path.name, "contentSize": str(path.stat().st_size), "sha256": sha256_of_file(path)}
     return about | ({"encodingFormat": kind} if kind else {})

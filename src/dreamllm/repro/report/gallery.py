@@ -1,4 +1,4 @@
-"""Pictures and stories for the report site: read from prediction files, written as PNG files beside the page.
+"""Read pictures and stories for the report site from prediction files and write the pictures as PNG files.
 
 File names are made here and never taken from an archive.
 """
@@ -16,14 +16,14 @@ from dreamllm.data.images import encode_png
 from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
 
-PROMPTS_SHOWN = 24  # for which pictures are shown, at most
+PROMPTS_SHOWN = 24  # at most
 STORIES_SHOWN = 8  # of each model, at most
 FOLDER = "pictures"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture on the page. file: relative to the page.  alt: what it should show.  width: in pixels"""
+class ImageFile:
+    """A picture on the page. file: relative to the page.  alt: its description.  width: in pixels"""
 
     file: str
     alt: str
@@ -32,29 +32,29 @@ class Shown:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with the real picture and those that models drew, in the order of the models."""
+    """A prompt with the real picture and the models' drawings, in the order of the models."""
 
     text: str
     kind: str
     held_out: bool
-    real: Shown
-    drawn: tuple[Shown, ...]
+    real: ImageFile
+    drawn: tuple[ImageFile, ...]
 
 
 @dataclass(frozen=True)
 class Story:
-    """A story as a model wrote it: its given opening, then words and pictures in the order in which they came."""
+    """A story as a model generated it: the given opening, then text and pictures in the generated order."""
 
     opening: str
-    parts: tuple[str | Shown, ...]
+    parts: tuple[str | ImageFile, ...]
     stopped: str
 
 
 def drawings(paths: Sequence[Path], folder: Path, out: Path) -> tuple[list[str], list[Prompt]]:
-    """Names of the models, and the prompts with what each model drew; pictures are written below `out`.
+    """Names of the models, and prompts with each model's drawing; writes the pictures below `out`.
 
     paths: predictions on the benchmark `draw`.  folder: of the benchmark files
-    Raises BenchmarkProblem for predictions that are damaged or not one for each prompt.
+    Raises BenchmarkProblem for damaged predictions, and unless there is exactly one for each prompt.
     """
     models = [read(path) for path in paths]
     if not models:
@@ -65,7 +65,7 @@ def drawings(paths: Sequence[Path], folder: Path, out: Path) -> tuple[list[str],
         check_complete(model, [item.id for item in items])
     real = benchmarks.pictures(folder, header["split"])
     prompts = []
-    for number, item in enumerate(spread(items)):
+    for number, item in enumerate(round_robin(items)):
         name = f"{number:03d}.png"
         drawn = [
             _save(
@@ -76,16 +76,19 @@ def drawings(paths: Sequence[Path], folder: Path, out: Path) -> tuple[list[str],
             )
             for place, model in enumerate(models)
         ]
-        shown = _save(real.read(item.picture), out, f"{FOLDER}/real-{name}", f"real picture for: {item.prompt}")
+        real_file = _save(real.read(item.picture), out, f"{FOLDER}/real-{name}", f"real picture for: {item.prompt}")
         scene = item.scene
         prompts.append(
-            Prompt(item.prompt, scene.kind if scene else "", bool(scene and scene.held_out), shown, tuple(drawn))
+            Prompt(item.prompt, scene.kind if scene else "", bool(scene and scene.held_out), real_file, tuple(drawn))
         )
     return [model.header["model"] for model in models], prompts
 
 
-def spread(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
-    """The first items of every kind of scene in turn, seen and held-out ones apart; in benchmark order."""
+def round_robin(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
+    """The first item of each kind of scene, then the second of each, and so on; sorted in benchmark order.
+
+    Scenes with held-out combinations are kinds of their own.
+    """
     kinds: dict[tuple[str, bool], list[int]] = {}
     for place, item in enumerate(items):
         key = (item.scene.kind, item.scene.held_out) if item.scene else ("", False)
@@ -97,29 +100,31 @@ def spread(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
 
 
 def stories(path: Path, out: Path, place: int) -> tuple[str, list[Story]]:
-    """A model's name and its first stories. place: of the model on the page, which names the files of its pictures.
+    """A model's name and its first stories. place: number of the model on the page, for the names of picture files
 
-    Raises BenchmarkProblem for a damaged prediction file or a part that is neither words nor a picture in it.
+    Raises BenchmarkProblem for a damaged prediction file or a part that is neither text nor a picture in it.
     """
     model = read(path)
-    told = []
+    found = []
     for number, id_ in enumerate(list(model.records)[:STORIES_SHOWN]):
-        parts: list[str | Shown] = []
+        parts: list[str | ImageFile] = []
         opening = model.get(id_, "prompt", str)
         for part in model.get(id_, "parts", list):
             parts.append(_part(model, part, out, f"{FOLDER}/story-{place}-{number:03d}-{len(parts):02d}.png", id_))
-        told.append(Story(opening, tuple(parts), model.get(id_, "stopped", str)))
-    return model.header["model"], told
+        found.append(Story(opening, tuple(parts), model.get(id_, "stopped", str)))
+    return model.header["model"], found
 
 
-def _part(model: Predictions, part: dict[str, Any], out: Path, name: str, id_: str) -> str | Shown:
+def _part(model: Predictions, part: dict[str, Any], out: Path, name: str, id_: str) -> str | ImageFile:
     if "text" in part:
         return str(part["text"])
-    return _save(model.image(str(part["image"]), f"item {id_}"), out, name, "picture drawn by the model at this place")
+    return _save(
+        model.image(str(part["image"]), f"item {id_}"), out, name, "picture generated by the model at this position"
+    )
 
 
-def _save(image: Image.Image, out: Path, name: str, alt: str) -> Shown:
+def _save(image: Image.Image, out: Path, name: str, alt: str) -> ImageFile:
     path = out / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(image))
-    return Shown(name, alt, image.width)
+    return ImageFile(name, alt, image.width)

@@ -1,6 +1,6 @@
 "use strict";
 
-// ---- sorting: a click on a heading, again for the other direction; rows without a value stay last
+// ---- sorting: click a heading to sort, again to reverse; rows without a value stay last
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
   const rows = [...table.tBodies[0].rows];
@@ -27,7 +27,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-// ---- claims: buttons show and hide those of a status
+// ---- claims: buttons show and hide the claims with a status
 for (const button of document.querySelectorAll(".filter button")) {
   button.addEventListener("click", () => {
     const shown = button.getAttribute("aria-pressed") !== "true";
@@ -38,26 +38,26 @@ for (const button of document.querySelectorAll(".filter button")) {
   });
 }
 
-// ---- a number's way: shown beside the page; without this script its link leads to the same text below
-const dialog = document.getElementById("way");
+// ---- lineage: a click on a number shows it in a dialog; without this script the link leads to the same text below
+const dialog = document.getElementById("lineage");
 document.addEventListener("click", event => {
   const link = event.target.closest("a");
   if (!link) return;
   if (link.classList.contains("number") && !event.ctrlKey && !event.metaKey) {
     event.preventDefault();
-    const way = document.getElementById(link.hash.slice(1));
-    document.getElementById("way-title").textContent = link.dataset.row + ", " + link.dataset.column;
+    const lineage = document.getElementById(link.hash.slice(1));
+    document.getElementById("lineage-title").textContent = link.dataset.row + ", " + link.dataset.column;
     const facts = [["value", link.querySelector("span").textContent], ["95 % interval", link.querySelector("small")?.textContent],
       ["items", link.dataset.n], ["runs", link.dataset.seeds], ["cell", link.dataset.cell],
-      ["measured on", way.querySelector("h3").textContent], ["protocol", link.dataset.protocol]];
-    document.getElementById("way-cell").replaceChildren(...facts.filter(fact => fact[1]).map(([name, value]) => {
+      ["measured on", lineage.querySelector("h3").textContent], ["protocol", link.dataset.protocol]];
+    document.getElementById("lineage-cell").replaceChildren(...facts.filter(fact => fact[1]).map(([name, value]) => {
       const pair = document.createElement("div"), term = document.createElement("dt"), text = document.createElement("dd");
       term.textContent = name;
       text.textContent = value;
       pair.append(term, text);
       return pair;
     }));
-    document.getElementById("way-steps").replaceChildren(way.querySelector(".steps").cloneNode(true));
+    document.getElementById("lineage-steps").replaceChildren(lineage.querySelector(".steps").cloneNode(true));
     dialog.showModal();
     dialog.scrollTop = 0;
   } else if (dialog.open) {
@@ -67,7 +67,7 @@ document.addEventListener("click", event => {
 });
 dialog.addEventListener("click", event => { if (event.target === dialog) dialog.close(); });
 
-// ---- what a link leads to is opened, and so is everything for print
+// ---- open the details that a link points to, and all of them for printing
 function openTarget(hash) {
   const target = hash && document.getElementById(hash.slice(1));
   if (target instanceof HTMLDetailsElement) target.open = true;

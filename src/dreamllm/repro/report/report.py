@@ -1,4 +1,4 @@
-"""Everything that a report tells of a run, read once: numbers, claims, the way of each number, costs."""
+"""Read everything that the report of a run shows: tables, claims, the lineage of each number, costs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.evidence import trained_stages
 from dreamllm.repro.report import cost
 from dreamllm.results import claims, tables
-from dreamllm.results.claims import Verdict
+from dreamllm.results.claims import ClaimResult
 from dreamllm.results.metrics_store import Runs, read_runs
 from dreamllm.results.render import Block
 from dreamllm.results.table_spec import Table, read_published, read_tables
@@ -24,87 +24,77 @@ STATUSES = ("reproduced", "partly", "not reproduced", "external", "not attempted
 
 @dataclass(frozen=True)
 class Report:
-    """A run, and what came of it.
+    """A run with its results.
 
-    metrics: the metrics file of MODEL/BENCHMARK in this run, relative to the repository
+    claims: with their computed status.  metrics: the metrics file of MODEL/BENCHMARK in this run, relative to the root
     """
 
     run: lineage.Run
     tables: list[tuple[Table, list[Block]]]
-    verdicts: list[Verdict]
+    claims: list[ClaimResult]
     runs: Runs
     metrics: dict[str, str]
     timings: list[cost.Timing]
 
     @property
     def statuses(self) -> dict[str, int]:
-        """How many claims have which status, those without any left out."""
-        counts = Counter(verdict.status for verdict in self.verdicts)
+        """The number of claims with each status; a status without claims is left out."""
+        counts = Counter(claim.status for claim in self.claims)
         return {status: counts[status] for status in STATUSES if counts[status]}
 
     @cached_property
     def links(self) -> dict[str, lineage.Link]:
-        """The way below each metrics file of this run, by MODEL/BENCHMARK."""
+        """The lineage of each metrics file of this run, by MODEL/BENCHMARK."""
         return {source: lineage.metric_link(self.run, source, path) for source, path in sorted(self.metrics.items())}
 
     @cached_property
     def checkpoints(self) -> dict[str, dict[str, Any]]:
-        """checkpoint.json of every stage of the configuration whose checkpoint is there."""
+        """checkpoint.json of every stage of the configuration that has a checkpoint."""
         return read_checkpoints(self.run)
 
     @property
     def commits(self) -> list[str]:
-        """Commits that the checkpoints were trained at, the most frequent one first."""
+        """Commits at which the checkpoints were trained, the most frequent one first."""
         counts = Counter(about.get("commit") or "unknown" for about in self.checkpoints.values())
         return [commit for commit, _ in counts.most_common()]
 
     @property
     def machines(self) -> list[str]:
-        """Processors and GPUs that the checkpoints were trained on."""
+        """Hardware on which the checkpoints were trained."""
         return sorted({about["machine"] for about in self.checkpoints.values() if about.get("machine")})
 
     def predictions(self, benchmark: str) -> list[Path]:
-        """Prediction files that are there, of all models of the configuration on a benchmark, in its order."""
+        """Existing prediction files on a benchmark, in the configuration's order of models."""
         root, evaluations = self.run.root, self.run.experiment.evaluations
         paths = [self.run.predictions(e.model, benchmark) for e in evaluations if benchmark in e.benchmarks]
         return [root / path for path in paths if path]
 
 
-def house_at(root: Path, config: Path) -> lineage.Run:
-    """The repository at `root` with the run of a configuration; of several seeds, the first one's.
-
-    Snakemake gives the configuration as an absolute path: here it is said relative to the repository.
-    Raises ConfigProblem for a configuration that cannot be used.
-    """
-    here, there = root.resolve(), (root / config).resolve()
-    return lineage.Run.at(root, there.relative_to(here) if here in there.parents else there)
-
-
 def read_checkpoints(run: lineage.Run) -> dict[str, dict[str, Any]]:
-    """checkpoint.json of every stage of the configuration whose checkpoint is there."""
+    """checkpoint.json of every stage of the configuration that has a checkpoint."""
     return {
         stage: read_json(run.root / run.paths.checkpoint(stage) / "checkpoint.json") for stage in trained_stages(run)
     }
 
 
 def timings(run: lineage.Run, runs: Iterable[str]) -> list[cost.Timing]:
-    """What Snakemake measured of the jobs of the experiment and of its runs."""
+    """What Snakemake measured of the jobs of the experiment and its runs."""
     names = dict.fromkeys([run.experiment.name, run.name, *runs])
     return [one for name in names for one in cost.read_timings(run.root / f"benchmarks/{name}", run.experiment)]
 
 
 def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items: Sequence[Path]) -> Report:
-    """Read it all. Raises the problems of what it reads, as `dreamllm tables` does."""
-    run = house_at(root, config)
+    """Read a report's content. Raises ConfigProblem and BenchmarkProblem for files that are wrong."""
+    run = lineage.Run.at(root, config)
     definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
     runs = read_runs(metrics)
-    evidence = claims.Evidence(definitions, published, runs, claims.read_items(items))
+    numbers = claims.Numbers(definitions, published, runs, claims.read_items(items))
     here, below = root.resolve(), (root / f"results/metrics/{run.name}").resolve()
     of_this_run = [path for path in map(Path.resolve, metrics) if below in path.parents]
     return Report(
         run=run,
         tables=[(table, tables.fill(table, runs, published)) for table in definitions.values()],
-        verdicts=claims.judge(claims.read_claims(paper / "claims.yaml", definitions, published), evidence),
+        claims=claims.evaluate_claims(claims.read_claims(paper / "claims.yaml", definitions, published), numbers),
         runs=runs,
         metrics={
             f"{content['model']}/{content['benchmark']}": path.relative_to(here).as_posix()

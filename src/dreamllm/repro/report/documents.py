@@ -1,9 +1,9 @@
-"""The report in writing, in the forms that the field has for it.
+"""Write the report's Markdown documents.
 
-    REPORT.md          as the ML Reproducibility Challenge asks for: scope, methodology, results by claim, what it took
-    cards/NAME.md      a model card for every checkpoint, a data card for every set, with the Hub's metadata on top
+    REPORT.md          in the form of the ML Reproducibility Challenge: scope, methodology, results by claim, resources
+    cards/NAME.md      a model card for every checkpoint and a data card for every set, with the Hub's metadata
 
-Every sentence is computed from the run; nothing is judged that cannot be counted.
+Every sentence is computed from the run; what cannot be counted is not assessed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.repro.report import cost
-from dreamllm.repro.report.evidence import Report
+from dreamllm.repro.report.report import Report
 from dreamllm.sources import manifest
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,7 +34,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class DataSet:
-    """A training set of the run. files: digests by name, as its checkpoints recorded them.  used_by: stages"""
+    """A training set of the run. files: digest by name, as the checkpoints recorded it.  used_by: stages"""
 
     name: str
     title: str
@@ -48,26 +48,24 @@ class DataSet:
 
 
 def documents(report: Report) -> dict[str, str]:
-    """All written documents by their names in the report's folder."""
+    """All documents by their paths in the report's folder."""
     cards = {f"cards/model-{stage}.md": model_card(report, stage) for stage in report.checkpoints}
     cards |= {f"cards/data-{one.name}.md": data_card(report, one) for one in data_sets(report)}
-    return {"REPORT.md": reproduction(report)} | cards
+    return {"REPORT.md": reproducibility_report(report)} | cards
 
 
-def reproduction(report: Report) -> str:
+def reproducibility_report(report: Report) -> str:
     """REPORT.md."""
-    missing = Counter(
-        finding.reason for verdict in report.verdicts for finding in verdict.findings if finding.outcome == "missing"
-    )
+    tests = [test for claim in report.claims for test in claim.tests]
     return _template("REPORT.md").render(
         report=report,
         experiment=report.run.experiment,
         cost=cost.total(report.timings),
         costs=cost.by_kind(report.timings),
         assumption=cost.ASSUMPTION,
-        worlds=Counter(f.world for v in report.verdicts for f in v.findings if f.ours),
-        outcomes=Counter(f.outcome for v in report.verdicts for f in v.findings),
-        missing=missing.most_common(),
+        worlds=Counter(test.world for test in tests if test.measured),
+        outcomes=Counter(test.outcome for test in tests),
+        missing=Counter(test.reason for test in tests if test.outcome == "missing").most_common(),
         sets=data_sets(report),
         duration=cost.duration,
         size=cost.size,
@@ -76,7 +74,7 @@ def reproduction(report: Report) -> str:
 
 
 def data_sets(report: Report) -> list[DataSet]:
-    """The sets that the run's checkpoints were trained on, in the order in which stages use them."""
+    """The sets that the run's checkpoints were trained on, in the order of their first use."""
     files: dict[str, dict[str, str]] = {}
     users: dict[str, list[str]] = {}
     for stage, about in report.checkpoints.items():
@@ -98,7 +96,7 @@ def data_sets(report: Report) -> list[DataSet]:
 
 
 def model_card(report: Report, stage: str) -> str:
-    """The card of a stage's checkpoint, with the metrics of the models that are this stage alone."""
+    """The card of a stage's checkpoint, with the metrics of the models whose last stage it is."""
     about = report.checkpoints[stage]
     experiment = report.run.experiment
     licences = {one.licence for one in data_sets(report) if stage in one.used_by}
@@ -119,8 +117,8 @@ def model_card(report: Report, stage: str) -> str:
             run=report.run.name,
             stage=stage,
             about=about,
-            begins=experiment.stages[stage].init if stage in experiment.stages else ["sd"],
-            consumers=[name for name, one in experiment.stages.items() if stage in one.init],
+            parents=experiment.stages[stage].init if stage in experiment.stages else ["sd"],
+            children=[name for name, one in experiment.stages.items() if stage in one.init],
             evaluated=models,
             measured=_measured(report, models),
             digest=report.run.digest(f"{report.run.paths.checkpoint(stage)}/trained.safetensors"),
@@ -144,7 +142,7 @@ def data_card(report: Report, one: DataSet) -> str:
 
 
 def _results(report: Report, stage: str) -> list[EvalResult]:
-    """Metrics in the Hub's form: of the model that is named as the stage."""
+    """Metrics, in the Hub's form, of the model that has the stage's name."""
     return [
         EvalResult(
             task_type="image-text-to-text",
@@ -162,7 +160,7 @@ def _results(report: Report, stage: str) -> list[EvalResult]:
 
 
 def _measured(report: Report, models: list[str]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(model/benchmark, metric, number) of these models in this run."""
+    """(MODEL/BENCHMARK, metric, number) of these models in this run."""
     return [
         (f"{model}/{benchmark}", metric, one)
         for (model, benchmark), content in sorted(report.runs.get(report.run.name, {}).items())
