@@ -41,7 +41,8 @@ class BlockwiseCausalAttention(torch.autograd.Function):
     """Causal attention that multiplies each block of queries with the keys up to the end of that block only."""
 
     @staticmethod
-    def forward(ctx, query, key, value, mask, scaling):  # (B, H, T, D) each; mask (B, 1, T, T), True = seen, or None
+    def forward(ctx, query, key, value, mask, scaling):
+        """Attention (B, H, T, D) of query, key and value of that shape; mask (B, 1, T, T) of what is seen, or None."""
         rows, heads, length, width = query.shape
         query, key, value = (x.reshape(rows * heads, length, width) for x in (query * scaling, key, value))
         out, weights = torch.empty_like(value), []
@@ -61,6 +62,7 @@ class BlockwiseCausalAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """Gradients of query, key and value."""
         query, key, value, *weights = ctx.saved_tensors
         gradient = gradient.reshape(value.shape)
         of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)

@@ -40,7 +40,7 @@ def test_help_of_every_verb_loads_no_heavy_library():
             loaded = HEAVY & set(sys.modules)
             assert not loaded, f"dreamllm {verb} --help loads {loaded}"
     """.replace("HEAVY", str(HEAVY))
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    finished = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert all(f"usage: dreamllm {verb} " in finished.stdout for verb in cli.VERBS)
 

@@ -187,7 +187,11 @@ def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(che
 
 def test_files_stay_short():
     files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=repository.ROOT, capture_output=True, text=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        check=True,
+        cwd=repository.ROOT,
+        capture_output=True,
+        text=True,
     )
     limits = {".smk": 150, ".py": 400}
     for name in files.stdout.split():

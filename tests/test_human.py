@@ -50,7 +50,7 @@ def built(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def samples_of(text: str) -> list[dict[str, Any]]:
     """The documents on a page, as the browser reads them."""
-    return json.loads(re.search(r'<script id="samples" type="application/json">(.*?)</script>', text, re.S)[1])
+    return json.loads(re.search(r'<script id="samples" type="application/json">(.*?)</script>', text, re.DOTALL)[1])
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

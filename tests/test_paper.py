@@ -24,8 +24,7 @@ CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    folder = repository.copy(tmp_path_factory.mktemp("paper") / "checkout")
-    return folder
+    return repository.copy(tmp_path_factory.mktemp("paper") / "checkout")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ def test_karpathys_test_split(tmp_path, val2014):
     items = benchmarks.load("captions", tmp_path / "out", "test")
     assert [(item.id, item.references) for item in items] == [("20", ("a 20", "a 20")), ("30", ("a 30", "a 30"))]
     assert shade(tmp_path / "out", items[0].picture) == 20
-    assert os.stat(tmp_path / "out/images_test.zip").st_nlink == 2, "the archive is linked, not copied"
+    assert (tmp_path / "out/images_test.zip").stat().st_nlink == 2, "the archive is linked, not copied"
 
 
 def test_prompts_of_coco_fid_are_drawn_once_and_written_down(tmp_path, val2014, monkeypatch):

@@ -137,7 +137,7 @@ def test_nothing_that_a_model_wrote_becomes_markup(folder, elements) -> None:
 def test_the_policy_lets_only_the_page_s_own_script_run(folder, elements) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     policy = next(about["content"] for _, about in elements if about.get("http-equiv") == "Content-Security-Policy")
-    script = re.search(r"<script>(.*?)</script>", text, re.S)[1]
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
     assert f"script-src '{site._hash(script)}'" in policy and "unsafe" not in policy
     assert not [about for _, about in elements if "style" in about]
 

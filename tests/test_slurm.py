@@ -60,6 +60,7 @@ def snakemake(folder: Path, cluster: dict[str, str], machine: str, *arguments: s
     command = ["snakemake", "--workflow-profile", "profiles/slurm", "--configfile=config/slurm.yaml", *FAST]
     result = subprocess.run(
         [*command, *arguments],
+        check=False,
         cwd=folder,
         env=variables,
         stdout=subprocess.PIPE,
@@ -77,7 +78,9 @@ def jobs(cluster: dict[str, str]) -> dict[str, dict[str, str]]:
 
 
 def all_jobs(cluster: dict[str, str]) -> list[dict[str, str]]:
-    lines = subprocess.run(["scontrol", "--oneliner", "show", "jobs"], env=cluster, capture_output=True, text=True)
+    lines = subprocess.run(
+        ["scontrol", "--oneliner", "show", "jobs"], check=True, env=cluster, capture_output=True, text=True
+    )
     return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines.stdout.splitlines()]
 
 

@@ -10,7 +10,6 @@ Usage: `make restore`, or `python workflow/restore.py --no-pull` for what is her
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,7 @@ def default_remote() -> str:
 
 def _setting(name: str) -> str:
     return subprocess.run(
-        ["dvc", "config", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ["dvc", "config", name], check=False, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ).stdout.strip()
 
 
@@ -75,16 +74,17 @@ def refuse_hard_links(stages: dict[str, dict]) -> None:
         sys.exit(f"error: cache.type names hardlink, which this workflow cannot use: {relink}")
     for out in (out for stage in stages.values() for out in outputs(stage)):
         for path in content_files(out):
-            if not path.is_symlink() and os.stat(path).st_nlink > 1:
+            if not path.is_symlink() and path.stat().st_nlink > 1:
                 sys.exit(f"error: {path} is a hard link, which this workflow cannot use: {relink}")
 
 
 def main() -> None:
+    """Pull the recorded files, check them against dvc.lock, and mark them as up to date for Snakemake."""
     stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
     refuse_hard_links(stages)
     if "--no-pull" not in sys.argv:
         pull = ["dvc", "pull", *([] if default_remote() else ["foundations"])]
-        if subprocess.run(pull).returncode:
+        if subprocess.run(pull, check=False).returncode:
             sys.exit(
                 f"error: `{' '.join(pull)}` failed, see above; nothing was marked as done. If files were changed here, "
                 "`dvc checkout --force` brings the recorded ones back, and the changes are lost. If the remote lacks "

@@ -97,7 +97,7 @@ def untracked_outputs(folders: Iterable[str | Path], state: str | Path = ".snake
         record = next((ended[name] for name in names if name in ended), None)
         if record is None:
             found[str(path)] = "not made here"
-        elif max(os.stat(path).st_mtime, os.lstat(path).st_mtime) > (record["endtime"] or 0) + SLACK:
+        elif max(path.stat().st_mtime, path.lstat().st_mtime) > (record["endtime"] or 0) + SLACK:
             found[str(path)] = "changed after it was made"
     return found
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +65,7 @@ def assembled(out: Path, identity: str) -> Iterator[Path]:
         with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
             yield partial
             shutil.rmtree(out, ignore_errors=True)
-            os.replace(partial, out)
+            partial.replace(out)
     except Timeout:
         raise FetchProblem(f"{out}: another process is fetching it; wait for it or stop it") from None
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -48,7 +47,7 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
             target = out / entry.name
             if target.is_dir():
                 shutil.rmtree(target)
-            os.replace(entry, target)
+            entry.replace(target)
 
 
 def stored(store: Path, md5: str, what: str) -> Path:
