@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+import dreamllm
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
@@ -15,6 +17,7 @@ PINS = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
 
 def test_versions_are_exact_and_equal_everywhere():
     assert all("==" in pin for pin in PINS)
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == dreamllm.__version__
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
     assert next(entry for entry in conda if isinstance(entry, dict))["pip"] == PINS
     lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""DreamLLM: a language model that reads and draws pictures (arXiv 2309.11499), as a runnable experiment.
+"""DreamLLM (arXiv 2309.11499), a language model that reads and generates images, as a reproducible experiment.
 
 Importing the package loads neither torch nor transformers.
 """
