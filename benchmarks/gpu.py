@@ -214,7 +214,7 @@ def main() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     accelerator = Accelerator(mixed_precision="bf16")
     model = build()
-    distributed.place(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
+    distributed.prepare_model(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
     optimizer = torch.optim.AdamW(speed.trainable_parameters(model), lr=1e-5, fused=True)
     for compiled in arguments.compile:
         if compiled == "yes":

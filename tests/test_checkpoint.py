@@ -138,7 +138,7 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_copied(foundations, 
     with pytest.raises(CheckpointProblem) as error:
         load_model(foundations, [folder])
     assert "has no plugin.weight" in str(error.value)
-    assert "condition_projector.weight is [7, 5] there and [20, 32] in the model" in str(error.value)
+    assert "condition_projector.weight is [7, 5] in the file and [20, 32] in the model" in str(error.value)
     model, _ = load_model(foundations, [], OPTIONS)
     with pytest.raises(CheckpointProblem):
         checkpoint.load_trained(model, folder)
@@ -155,7 +155,7 @@ def test_what_is_no_checkpoint_is_refused(foundations, tmp_path):
     (folder / "checkpoint.json").write_text("{")
     with pytest.raises(CheckpointProblem, match="malformed JSON"):
         load_model(foundations, [folder])
-    with pytest.raises(ValueError, match="options must be given"):
+    with pytest.raises(ValueError, match="pass the model.s options"):
         load_model(foundations, [])
 
 

@@ -47,7 +47,7 @@ def test_a_checkpoint_holds_adapters_embeddings_and_head_but_no_adapted_weight(t
 def test_the_loaded_model_computes_what_the_adapted_one_did():
     adapted, processor = tiny.build()
     adapted.train_only(test_train.EVERYTHING)
-    lora.add(adapted, Lora(rank=RANK, alpha=12.0), seed=0)
+    lora.add_adapters(adapted, Lora(rank=RANK, alpha=12.0), seed=0)
     batch = processor.collate(pack(processor.lay_out(tiny.story(1), "joint", 200), 200))
     noise = adapted.draw_noise(len(batch.draw_slots), torch.Generator().manual_seed(0))
     plain, _ = tiny.build()
@@ -61,7 +61,7 @@ def test_the_loaded_model_computes_what_the_adapted_one_did():
     tensors = lora.checkpoint_tensors(checkpoint.trained_parameters(adapted), Lora(rank=RANK, alpha=12.0))
     assert wanted != pytest.approx(before, rel=1e-3)
     for name in [name for name in tensors if name.endswith(lora.A)]:
-        weight = plain.get_parameter(lora.target(name))
+        weight = plain.get_parameter(lora.target_parameter(name))
         lora.merge(weight, tensors[name], tensors[name.removesuffix(lora.A) + lora.B])
     assert plain(**batch.inputs(), noise=noise).loss.item() == pytest.approx(wanted, rel=1e-5)
 
@@ -88,7 +88,7 @@ def test_adapters_that_do_not_fit_are_named(world, trained, tmp_path):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(checkpoint.CheckpointProblem) as error:
         checkpoint.load_trained(model, tmp_path)
-    assert "no elsewhere.weight" in str(error.value) and f"{name}.lora_A is [5, 32] there" in str(error.value)
+    assert "no elsewhere.weight" in str(error.value) and f"{name}.lora_A is [5, 32] in the file" in str(error.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 

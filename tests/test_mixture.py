@@ -15,7 +15,7 @@ from dreamllm.data.document import Document, Picture, Text
 from dreamllm.data.layout import TokenSequence
 from dreamllm.data.mixture import Mixture, epoch_order, next_set, pair_mode
 from dreamllm.data.shards import ShardProblem
-from dreamllm.data.stream import Position, Stream, prefetch, start
+from dreamllm.data.stream import Position, Stream, prefetch, start_position
 
 CONTEXT = 16
 
@@ -45,7 +45,7 @@ def stream(mixture: Mixture, position: Position | None = None, rows: int = 3) ->
         assert all(sum(map(len, row)) <= CONTEXT for row in packed)
         return [[(s.document.id, s.input_ids[0], s.labels[0]) for s in row] for row in packed]
 
-    return Stream(mixture, lay_out, collate, rows, CONTEXT, position or start(mixture))
+    return Stream(mixture, lay_out, collate, rows, CONTEXT, position or start_position(mixture))
 
 
 def take(batches, count: int) -> list:
@@ -145,9 +145,9 @@ def test_pairs_in_joint_mode_are_read_and_drawn_by_a_fair_coin(mixture):
 
 
 def test_batches_hold_every_sequence_once_in_every_epoch(mixture):
-    prepared = take(stream(mixture), 60)
-    last = prepared[-1].position
-    seen = Counter(sequence for item in prepared for row in item.batch for sequence in row)
+    batches = take(stream(mixture), 60)
+    last = batches[-1].position
+    seen = Counter(sequence for item in batches for row in item.collated for sequence in row)
     assert set(seen.values()) == {1}
     waiting = Counter()
     for name, draw, piece in last.pending:
@@ -166,9 +166,9 @@ def test_batches_hold_every_sequence_once_in_every_epoch(mixture):
 def test_batches_are_full(mixture):
     documents = [Document(f"{name}-{n}", "text", (Text(""),)) for name in ("pairs", "text") for n in range(10)]
     lengths = {(d.id, piece): len(sequence) for d in documents for piece, sequence in enumerate(lay_out(d, 0))}
-    prepared = take(stream(mixture, rows=4), 40)
-    assert all(len(item.batch) == 4 for item in prepared)
-    tokens = sum(lengths[sequence[:2]] for item in prepared for row in item.batch for sequence in row)
+    batches = take(stream(mixture, rows=4), 40)
+    assert all(len(item.collated) == 4 for item in batches)
+    tokens = sum(lengths[sequence[:2]] for item in batches for row in item.collated for sequence in row)
     assert tokens > 0.9 * 40 * 4 * CONTEXT
 
 
@@ -191,7 +191,7 @@ def test_taking_up_at_any_batch_goes_on_the_same(tmp_path_factory, stop):
     whole = take(stream(fresh()), 40)
     saved = json.loads(json.dumps(whole[stop - 1].position.to_json()))
     again = take(stream(fresh(), Position.from_json(saved)), 40 - stop)
-    assert [item.batch for item in again] == [item.batch for item in whole[stop:]]
+    assert [item.collated for item in again] == [item.collated for item in whole[stop:]]
     assert again[-1].position == whole[-1].position
 
 
@@ -226,15 +226,15 @@ def damage(path: Path, key: str) -> None:
 
 def test_a_damaged_document_is_skipped_counted_and_named(mixture, tmp_path):
     damage(tmp_path / "pairs-00001.tar", "00000005")
-    prepared = take(stream(mixture), 12)
-    problems = [problem for item in prepared for problem in item.problems]
-    last = prepared[-1].position
+    batches = take(stream(mixture), 12)
+    problems = [problem for item in batches for problem in item.problems]
+    last = batches[-1].position
     assert {(Path(p.file).name, p.record) for p in problems} == {("pairs-00001.tar", "00000005")}
     keys = [mixture.record("pairs", n)[0].key for n in range(last.drawn["pairs"])]
     assert last.skipped == len(problems) == keys.count("00000005") > 1
-    seen = {sequence[0] for item in prepared for row in item.batch for sequence in row}
+    seen = {sequence[0] for item in batches for row in item.collated for sequence in row}
     assert "pairs-5" not in seen and {"pairs-4", "pairs-6"} <= seen
-    again = take(stream(mixture, prepared[5].position), 6)
+    again = take(stream(mixture, batches[5].position), 6)
     assert again[-1].position == last  # the count goes on too
 
 

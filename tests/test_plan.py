@@ -252,7 +252,7 @@ def test_adapters_are_counted_as_peft_makes_them():
     model, _ = tiny.build()
     size = measure(tiny.build()[0].to("meta"))
     model.train_only(["language_model"])
-    lora.add(model, Lora(rank=3, alpha=6), seed=0)
+    lora.add_adapters(model, Lora(rank=3, alpha=6), seed=0)
     made = sum(p.numel() for p in model.language_model.parameters() if p.requires_grad)
     assert arithmetic.trained_parameters(size, stage(lora=Lora(rank=3, alpha=6))) == {"language_model": made}
 

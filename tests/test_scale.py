@@ -32,12 +32,12 @@ from dreamllm.data import shards
 from dreamllm.data.layout import IGNORE, TokenSequence
 from dreamllm.data.mixture import Mixture
 from dreamllm.data.packing import pack
-from dreamllm.data.stream import Position, Prepared, Stream, start
+from dreamllm.data.stream import Position, StepBatch, Stream, start_position
 from dreamllm.model import build
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.train import checkpoint, distributed, resume, trainer
-from dreamllm.train.log import count
+from dreamllm.train.log import count_rows
 
 STEPS = 4
 
@@ -54,7 +54,7 @@ def train(world: Path, folder: Path, settings: Experiment, processes: int = 1, *
     def child(rank: int) -> None:
         clip, written = distributed.clip_gradients, []
 
-        def keep_and_clip(parameters, largest):
+        def keep_and_clip(parameters, max_norm):
             if not written:
                 written.append(True)
                 gradients = [
@@ -62,7 +62,7 @@ def train(world: Path, folder: Path, settings: Experiment, processes: int = 1, *
                 ]
                 if rank == 0:
                     save_file({str(n): gradient.detach().clone() for n, gradient in enumerate(gradients)}, kept)
-            return clip(parameters, largest)
+            return clip(parameters, max_norm)
 
         distributed.clip_gradients = keep_and_clip
         test_train.run(world, folder, settings, **options)
@@ -149,10 +149,10 @@ def losses_and_gradients(model, batch, noise) -> tuple[float, dict[str, torch.Te
 
 def test_official_averaging_would_be_noticed(world, alone, tmp_path):
     """Each part averaged by itself (the official code's way) gives other losses: the test above can fail."""
-    plain = trainer.count
+    plain = trainer.count_rows
 
     def child(rank: int) -> None:
-        trainer.count = lambda rows: replace(plain(rows), targets=plain(rows).targets // 2)
+        trainer.count_rows = lambda rows: replace(plain(rows), targets=plain(rows).targets // 2)
         test_train.run(world, tmp_path, experiment())
 
     assert ranks.run(1, child, tmp_path) == [""]
@@ -196,7 +196,7 @@ def test_counting_rows_is_counting_their_batch(data):
         for sequence in model_free.lay_out(document, "creation" if document.kind == "pair" else "joint", 96)
     ]
     rows = pack(sequences, 96)
-    batch, counts = model_free.collate(rows), count(rows)
+    batch, counts = model_free.collate(rows), count_rows(rows)
     assert counts.tokens == sum(len(sequence) for sequence in sequences)
     assert counts.targets == int((batch.labels[:, 1:] != IGNORE).sum())
     assert (counts.pictures_read, counts.pictures_drawn) == (len(batch.read_slots), len(batch.draw_slots))
@@ -237,17 +237,17 @@ def test_a_frozen_language_model_is_sharded_in_bfloat16_beside_trained_fp32(worl
     settings["trains"] = ["dream_queries", "condition_projector"]
 
     def child(rank: int) -> None:
-        original, place = distributed.Accelerator, distributed.place
+        original, prepare = distributed.Accelerator, distributed.prepare_model
         distributed.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
 
-        def placed(model, *others):
-            result = place(model, *others)
+        def prepare_and_check(model, *others):
+            result = prepare(model, *others)
             dtypes = {parameter.dtype for parameter in model.parameters() if not parameter.requires_grad}
             assert dtypes == {torch.bfloat16}
             assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
             return result
 
-        distributed.place = placed
+        distributed.prepare_model = prepare_and_check
         test_train.run(world, tmp_path / "two", experiment({"sharding": "full_shard"}, **settings))
 
     assert train(world, tmp_path / "alone", experiment(**settings)) == [""]
@@ -295,11 +295,11 @@ def stream(mixture: Mixture, position: Position, rank: int, processes: int, join
     return Stream(mixture, lay_out, collate, 4, 20, position, slice(rank * rows, rank * rows + rows), join)
 
 
-def in_step(mixture: Callable[[], Mixture], position: Position, processes: int, batches: int) -> list[list[Prepared]]:
+def in_step(mixture: Callable[[], Mixture], position: Position, processes: int, batches: int) -> list[list[StepBatch]]:
     """The next batches of some processes, which are threads here; by process."""
     found: list[dict] = [{} for _ in range(processes)]
     barrier = threading.Barrier(processes, timeout=30)
-    results: list[list[Prepared]] = [[] for _ in range(processes)]
+    results: list[list[StepBatch]] = [[] for _ in range(processes)]
 
     def work(rank: int) -> None:
         def join(damaged: dict) -> dict:
@@ -332,12 +332,12 @@ def test_each_document_comes_once_an_epoch_while_the_number_of_processes_changes
     def mixture() -> Mixture:
         return Mixture({"pairs": paths}, {"pairs": 1.0}, seed=1)
 
-    position, seen, problems = start(mixture()), Counter(), 0
+    position, seen, problems = start_position(mixture()), Counter(), 0
     for processes in (2, 1, 4, 2):
         results = in_step(mixture, position, processes, 3)
         assert all([item.position for item in result] == [item.position for item in results[0]] for result in results)
         position = Position.from_json(json.loads(json.dumps(results[0][-1].position.to_json())))
-        seen.update(document for result in results for item in result for document in item.batch)
+        seen.update(document for result in results for item in result for document in item.collated)
         problems += sum(len(item.problems) for item in results[0])
     whole_epochs = position.drawn["pairs"] // 12 - 1
     assert whole_epochs >= 3 and set(seen.values()) == {1}
@@ -397,10 +397,10 @@ def test_an_error_in_one_process_ends_the_others(world, tmp_path, where):
     assert "the disk is gone" in errors[1] and errors[0] and "the disk is gone" not in errors[0]
 
 
-def test_rows_that_cannot_be_dealt_out_are_refused(world, tmp_path):
+def test_rows_that_cannot_be_divided_evenly_are_refused(world, tmp_path):
     errors = train(world, tmp_path, experiment(rows_per_batch=3), 2)
     assert all(errors)  # who is told first may be gone before the other one is there
-    assert any("rows_per_batch 3 cannot be dealt out evenly to 2 processes" in error for error in errors)
+    assert any("rows_per_batch 3 cannot be divided evenly among 2 processes" in error for error in errors)
 
 
 # ---- starting ------------------------------------------------------------------------------------------------------

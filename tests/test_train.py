@@ -23,7 +23,7 @@ import tiny
 from dreamllm.config.experiment import Experiment
 from dreamllm.data import shards
 from dreamllm.data.mixture import Mixture, pair_mode
-from dreamllm.data.stream import Position, Stream, start
+from dreamllm.data.stream import Position, Stream, start_position
 from dreamllm.seeds import seed_of
 from dreamllm.train import resume, trainer
 from dreamllm.train.checkpoint import load_model
@@ -243,7 +243,7 @@ def test_a_state_comes_back_exactly_and_only_for_its_own_training(tmp_path, caps
     assert torch.equal(found.log.nan_to_num(7), log.nan_to_num(7))
     assert capsys.readouterr().out == ""
     assert resume.load(tmp_path, {"seed": 2, "data": {"a": ["x"]}}) is None
-    assert "other seed; starting over" in capsys.readouterr().out
+    assert "different seed; starting from step 0" in capsys.readouterr().out
     (tmp_path / "state-1.safetensors").write_bytes(b"cut")
     assert resume.load(tmp_path, {"seed": 1, "data": {"a": ["x"]}}) is None
     assert "cannot be read" in capsys.readouterr().out
@@ -297,14 +297,14 @@ def test_a_damaged_document_is_skipped_reported_and_shifts_no_picture(tmp_path, 
         processor.collate,
         rows=2,
         context=128,
-        position=start(mixture),
+        position=start_position(mixture),
     )
     makers = (tiny.pair, tiny.story, tiny.conversation, tiny.text)
     documents = {document.id: document for document in (make(n) for n in range(8) for make in makers)}
-    prepared = list(islice(stream, 12))
-    problems = {(problem.file, problem.record) for item in prepared for problem in item.problems}
+    batches = list(islice(stream, 12))
+    problems = {(problem.file, problem.record) for item in batches for problem in item.problems}
     assert problems == {(str(path), record.key)}
-    for batch in (item.batch for item in prepared):
+    for batch in (item.collated for item in batches):
         assert "story 2" not in [name for row in batch.document_ids for name in row]
         for slots, pixels, prepare in (
             (batch.read_slots, batch.read_pixels, processor.read_pixels),
@@ -337,5 +337,5 @@ def test_a_stage_without_pictures_or_without_language_targets_trains(world, tmp_
 
 
 def test_a_stage_without_any_loss_is_refused(world, tmp_path):
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(ValueError, match="set at least one of them"):
         run(world, tmp_path, experiment(loss_weights={"language": 0.0, "diffusion": 0.0}))

@@ -1,7 +1,8 @@
-"""The stream of documents becomes a stream of packed batches that can be taken up again at any batch.
+"""The documents of a mixture as an endless stream of packed batches, which can be resumed after any batch.
 
-Documents are drawn (`mixture.py`), laid out as token sequences, packed into rows and collated; these last steps come in
-as functions, so that no tokens are known here. What does not fit into a batch waits for the next one: nothing is lost.
+Documents are drawn (`mixture.py`), laid out as token sequences, packed into rows and collated. Layout and collation are
+passed in as functions, so this module knows no tokens. A sequence that does not fit into a batch is kept for a later
+one: none is lost.
 """
 
 from __future__ import annotations
@@ -21,19 +22,18 @@ from dreamllm.data.mixture import Mixture, next_set
 from dreamllm.data.packing import Row, pack
 from dreamllm.data.shards import Record, ShardProblem
 
-LOOKAHEAD = 1.5  # batches worth of tokens to choose from when packing: short sequences fill the gaps of long ones
-SKIPS_ALLOWED, SKIP_SHARE_ALLOWED = 10, 0.01  # more damaged documents than both of these stop a training
+PACKING_BUFFER = 1.5  # batches worth of tokens to pack from: short sequences fill the space that long ones leave
+MAX_SKIPPED, MAX_SKIPPED_FRACTION = 10, 0.01  # training stops when damaged documents exceed both
 
-
-Draw = tuple[str, int]  # a document of the stream: its set, and the number of its draw from it
+DocumentKey = tuple[str, int]  # a document of the stream: its shard set, and its draw number in that set
 
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream between two batches; small, and JSON all through.
+    """A place in the stream between two batches; small and JSON-serialisable.
 
-    drawn: documents drawn so far per set.  pending: sequences waiting, as (set, draw number, piece of the document).
-    skipped: documents skipped so far because they were damaged.
+    drawn: number of documents drawn so far, by shard set.  pending: sequences drawn but not yet in a batch, as (set,
+    draw number, index of the sequence in its document).  skipped: number of damaged documents skipped so far.
     """
 
     drawn: dict[str, int]
@@ -41,55 +41,60 @@ class Position:
     skipped: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As plain dicts, lists and numbers."""
+        """The position as plain dicts, lists and numbers."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Position:
-        """Undo `to_json`, also after a way through a file."""
+        """The inverse of `to_json`, also after writing and reading a JSON file."""
         pending = tuple((name, draw, piece) for name, draw, piece in data["pending"])
         return cls(dict(data["drawn"]), pending, data["skipped"])
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A batch, the position just behind it, and the damaged documents met on the way to it.
+def start_position(mixture: Mixture) -> Position:
+    """The position before the first batch."""
+    return Position(dict.fromkeys(mixture.weights, 0))
 
-    batch: what `collate` made of this process's share of the rows.  rows: the plan of the whole batch, the same in all
-    processes; its documents have stand-ins for pictures.
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The batch of one training step, the position after it, and the damaged documents skipped since the last batch.
+
+    collated: what `collate` made of this process's rows.  rows: all rows of the batch, equal in all processes; the
+    pictures of their documents are placeholders.
     """
 
-    batch: Any
+    collated: Any
     rows: list[Row]
     position: Position
     problems: tuple[ShardProblem, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A sequence that is not in a batch yet. place: set, draw number, piece of the document."""
+class _Pending:
+    """A sequence that is not in a batch yet. place: (set, draw number, index of the sequence in its document)."""
 
     place: tuple[str, int, int]
     record: Record
     sequence: TokenSequence
 
 
-def alone(damaged: dict[Draw, ShardProblem]) -> dict[Draw, ShardProblem]:
-    """`Stream.agree` of a single process."""
+def no_gather(damaged: dict[DocumentKey, ShardProblem]) -> dict[DocumentKey, ShardProblem]:
+    """`Stream.all_gather` of a single process."""
     return damaged
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Batches of `rows` rows of `context` tokens, from a position on, without end.
+    """An endless iterable of StepBatch: `rows` rows of at most `context` tokens each, from `position` on.
 
-    Batches are planned from texts alone, equally in all processes; pictures are decoded by the process whose rows hold
-    them, which tells the others of damaged ones, so that all of them plan without these.
+    Every process plans every batch, from the documents' texts. A process decodes the pictures of its own rows only and
+    reports damaged ones to the others; all processes then plan the batch again without these documents.
 
-    lay_out: (document, epoch) -> its sequences, a pure function; it sees stand-ins for pictures.
-    collate: this process's rows of sequences -> batch.  share: which rows are this process's.
-    agree: damaged documents that this process met -> those that any process met; called once per attempt at a batch.
-    load: a record -> its document with pictures.
+    lay_out: (document, epoch) -> its sequences; a pure function, which sees placeholders for pictures.
+    collate: rows of this process -> batch.  local_rows: which rows of a batch belong to this process.
+    all_gather: damaged documents that this process met -> those that any process met; called once for each plan.
+    load: record -> document with its pictures.
     Iterating raises ShardProblem when too many documents are damaged, and whatever `lay_out` raises.
     """
 
@@ -99,104 +104,102 @@ class Stream:
     rows: int
     context: int
     position: Position
-    share: slice = field(default_factory=lambda: slice(None))
-    agree: Callable[[dict[Draw, ShardProblem]], dict[Draw, ShardProblem]] = alone
+    local_rows: slice = field(default_factory=lambda: slice(None))
+    all_gather: Callable[[dict[DocumentKey, ShardProblem]], dict[DocumentKey, ShardProblem]] = no_gather
     load: Callable[[Record], Document] = shards.load
 
-    def __iter__(self) -> Iterator[Prepared]:
+    def __iter__(self) -> Iterator[StepBatch]:
         drawn, skipped = dict(self.position.drawn), self.position.skipped
-        pool: list[_Waiting] = []  # oldest first
-        for (name, draw), pieces in groupby(self.position.pending, key=lambda pending: pending[:2]):
-            waiting = self._lay_out(name, draw)
-            pool += [waiting[piece] for _, _, piece in pieces]
+        buffer: list[_Pending] = []  # oldest first
+        for (name, draw), places in groupby(self.position.pending, key=lambda place: place[:2]):
+            sequences = self._lay_out(name, draw)
+            buffer += [sequences[piece] for _, _, piece in places]
         problems: list[ShardProblem] = []
 
         def skip(problem: ShardProblem) -> None:
             nonlocal skipped
             problems.append(problem)
             skipped += 1
-            if skipped > max(SKIPS_ALLOWED, SKIP_SHARE_ALLOWED * sum(drawn.values())):
-                raise _too_many(problem, skipped, sum(drawn.values())) from problem
+            if skipped > max(MAX_SKIPPED, MAX_SKIPPED_FRACTION * sum(drawn.values())):
+                raise _too_many_skipped(problem, skipped, sum(drawn.values())) from problem
 
         while True:
-            while sum(len(waiting.sequence) for waiting in pool) < LOOKAHEAD * self.rows * self.context:
+            while sum(len(pending.sequence) for pending in buffer) < PACKING_BUFFER * self.rows * self.context:
                 name = next_set(self.mixture.weights, drawn)
                 draw = drawn[name]
                 drawn[name] += 1
                 try:
-                    pool += self._lay_out(name, draw)
+                    buffer += self._lay_out(name, draw)
                 except ShardProblem as problem:
                     skip(problem)
-            rows = pack([waiting.sequence for waiting in pool], self.context)[: self.rows]
-            mine, damaged = with_pictures(
-                rows[self.share], {id(waiting.sequence): waiting for waiting in pool}, self.load
-            )
-            damaged = self.agree(damaged)
-            if damaged:  # plan again without them
+            rows = pack([pending.sequence for pending in buffer], self.context)[: self.rows]
+            by_sequence = {id(pending.sequence): pending for pending in buffer}
+            local_rows, damaged = load_pictures(rows[self.local_rows], by_sequence, self.load)
+            damaged = self.all_gather(damaged)
+            if damaged:  # plan the batch again without these documents
                 for _, problem in sorted(damaged.items()):
                     skip(problem)
-                pool = [waiting for waiting in pool if waiting.place[:2] not in damaged]
+                buffer = [pending for pending in buffer if pending.place[:2] not in damaged]
                 continue
-            taken = {id(sequence) for row in rows for sequence in row}
-            pool = [waiting for waiting in pool if id(waiting.sequence) not in taken]
-            position = Position(dict(drawn), tuple(waiting.place for waiting in pool), skipped)
-            yield Prepared(self.collate(mine), rows, position, tuple(problems))
+            packed = {id(sequence) for row in rows for sequence in row}
+            buffer = [pending for pending in buffer if id(pending.sequence) not in packed]
+            position = Position(dict(drawn), tuple(pending.place for pending in buffer), skipped)
+            yield StepBatch(self.collate(local_rows), rows, position, tuple(problems))
             problems.clear()
 
-    def _lay_out(self, name: str, draw: int) -> list[_Waiting]:
+    def _lay_out(self, name: str, draw: int) -> list[_Pending]:
         record, epoch = self.mixture.record(name, draw)
         sequences = self.lay_out(shards.load(record, decode=False), epoch)
-        return [_Waiting((name, draw, piece), record, sequence) for piece, sequence in enumerate(sequences)]
+        return [_Pending((name, draw, piece), record, sequence) for piece, sequence in enumerate(sequences)]
 
 
-def with_pictures(
-    rows: list[Row], pool: dict[int, _Waiting], load: Callable[[Record], Document]
-) -> tuple[list[Row], dict[Draw, ShardProblem]]:
-    """The rows with their documents' pictures decoded, and the documents that are damaged; no rows where there are any.
+def load_pictures(
+    rows: list[Row], by_sequence: dict[int, _Pending], load: Callable[[Record], Document]
+) -> tuple[list[Row], dict[DocumentKey, ShardProblem]]:
+    """The rows with the pictures of their documents decoded, and the damaged documents; no rows if there are any.
 
-    pool: where each sequence of the rows comes from, by the identity of the sequence.  load: a record -> its document.
+    by_sequence: `id` of a sequence -> its entry in the buffer.  load: record -> document with its pictures.
     """
-    documents: dict[Draw, Document] = {}
-    damaged: dict[Draw, ShardProblem] = {}
-    for waiting in (pool[id(sequence)] for row in rows for sequence in row if sequence.document.pictures):
-        draw = waiting.place[:2]
-        if draw not in documents and draw not in damaged:
+    documents: dict[DocumentKey, Document] = {}
+    damaged: dict[DocumentKey, ShardProblem] = {}
+    for pending in (by_sequence[id(sequence)] for row in rows for sequence in row if sequence.document.pictures):
+        key = pending.place[:2]
+        if key not in documents and key not in damaged:
             try:
-                documents[draw] = load(waiting.record)
+                documents[key] = load(pending.record)
             except ShardProblem as problem:
-                damaged[draw] = problem
+                damaged[key] = problem
     if damaged:
         return [], damaged
 
     def decoded(sequence: TokenSequence) -> TokenSequence:
-        return replace(sequence, document=documents.get(pool[id(sequence)].place[:2], sequence.document))
+        return replace(sequence, document=documents.get(by_sequence[id(sequence)].place[:2], sequence.document))
 
     return [[decoded(sequence) for sequence in row] for row in rows], {}
 
 
-def _too_many(problem: ShardProblem, skipped: int, drawn: int) -> ShardProblem:
-    what = f"{problem.what}; with it {skipped} of {drawn} documents are damaged, too many to go on: repair the shards"
+def _too_many_skipped(problem: ShardProblem, skipped: int, drawn: int) -> ShardProblem:
+    what = (
+        f"{problem.what}. With it, {skipped} of {drawn} documents are damaged, which is too many to continue: "
+        "repair the shards"
+    )
     return ShardProblem(problem.file, problem.record, what)
 
 
-def start(mixture: Mixture) -> Position:
-    """The beginning of the stream."""
-    return Position(dict.fromkeys(mixture.weights, 0))
+def prefetch(stream: Iterable[StepBatch], ahead: int = 2) -> Generator[StepBatch]:
+    """Iterate over a stream while a thread prepares its next `ahead` batches; same batches, same order.
 
-
-def prefetch(stream: Iterable[Prepared], ahead: int = 2) -> Generator[Prepared]:
-    """Iterate over a stream with its next batches made ahead of time in another thread; the same batches, in order.
-
-    A position counts when its batch is consumed: what was made ahead and never used is made again after a restart. In
-    several processes the stream must end with the training (`islice`): a batch ahead waits for the other processes.
-    A thread is enough: decoding and resizing pictures and nearly all of the training release Python's lock.
+    A position counts once its batch is consumed: batches that were prepared but not used are prepared again after a
+    restart. With several processes, end the stream where the training ends (`islice`): preparing a batch waits for the
+    other processes. A thread is enough, because decoding and resizing pictures and most of the training step release
+    Python's global interpreter lock.
     """
     source = iter(stream)
     with ThreadPoolExecutor(1, "batches") as thread:
-        waiting = deque(thread.submit(next, source) for _ in range(ahead))
+        futures = deque(thread.submit(next, source) for _ in range(ahead))
         try:
             while True:
-                yield waiting.popleft().result()
-                waiting.append(thread.submit(next, source))
+                yield futures.popleft().result()
+                futures.append(thread.submit(next, source))
         finally:
             thread.shutdown(cancel_futures=True)

@@ -1,11 +1,11 @@
-"""Checkpoints of a stage: what was trained, and what it was trained from.
+"""Checkpoints of a stage: its trained parameters, and a record of everything they were made from.
 
-    FOLDER/trained.safetensors   the trained parameters alone, in fp32, named as in the model's state dict; see lora.py
-    FOLDER/checkpoint.json       stage, configuration, digests of the tensors and of everything they were made from,
-                                 versions, final losses
+    FOLDER/trained.safetensors   the trained parameters only, in fp32, named as in the model's state dict; see lora.py
+    FOLDER/checkpoint.json       stage, configuration, digests of the tensors and of all inputs, versions, final losses
     FOLDER/losses.csv            one line per step
 
-A model is its foundations plus the trained parameters of one or more checkpoints. `export.py` writes a whole model.
+A model is built from its foundations and the trained parameters of one or more checkpoints. `export.py` writes a whole
+model.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model
 
 
 class CheckpointProblem(ValueError):
-    """A checkpoint that does not fit: names the folder, and what does not fit to what."""
+    """A checkpoint that is damaged or does not fit the model or its foundations: names the folder and the mismatch."""
 
 
 def trained_parameters(model: DreamLLMForConditionalGeneration) -> dict[str, torch.nn.Parameter]:
-    """The parameters that take gradients (`model.train_only`) by name in the model, tied ones once."""
+    """The parameters that require gradients (`model.train_only`), by name in the model; tied ones appear once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -47,7 +47,11 @@ def trained_parameters(model: DreamLLMForConditionalGeneration) -> dict[str, tor
 def save_trained(
     folder: str | Path, parameters: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], losses: str
 ) -> None:
-    """Write a checkpoint folder, whole or not at all; the same arguments give the same bytes. Replaces an old one."""
+    """Write a checkpoint folder atomically, replacing an existing one. The same arguments give the same bytes.
+
+    parameters: by name in the model, of any dtype and device.  metadata: content of checkpoint.json, to which the
+    digest of the tensors is added.  losses: text of losses.csv
+    """
     with new_folder(folder) as temporary:
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in parameters.items()}
         save_file(tensors, temporary / TENSORS, {"format": "pt"})
@@ -57,7 +61,7 @@ def save_trained(
 
 
 def foundation_digests(foundations: str | Path) -> dict[str, str]:
-    """Digest of each foundation that the model is built from."""
+    """Digest of each foundation folder that the model is built from."""
     return {name: digest(Path(foundations) / name) for name in FOUNDATIONS}
 
 
@@ -65,7 +69,7 @@ def foundation_digests(foundations: str | Path) -> dict[str, str]:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """The checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing or malformed."""
+    """Read the checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing or malformed."""
     path = Path(folder) / METADATA
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -78,20 +82,20 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 def load_model(
     foundations: str | Path, checkpoints: Sequence[str | Path], options: Mapping[str, Any] | None = None
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """Build DreamLLM from its foundations and load the trained parameters of checkpoints, in order, later ones on top.
+    """Build DreamLLM from its foundations and load the trained parameters of checkpoints in order; the last one wins.
 
-    options: what DreamLLM adds to its foundations (arguments of `build_from_foundations`); by default as the last
-    checkpoint has it, with as many dream queries as the last one that trained them.
-    Raises CheckpointProblem when a checkpoint was trained on other foundations, with other options, or when a tensor
-    does not fit the model. Another number of dream queries is no matter to a checkpoint that trained neither them nor
-    the condition projector: nothing else depends on it, not even in its first random values.
+    options: keyword arguments of `build_from_foundations`. By default those of the last checkpoint, with the number of
+    dream queries of the last checkpoint that trained dream queries or condition projector.
+    Raises CheckpointProblem when a checkpoint was trained on other foundations or with other options, or when a tensor
+    does not fit the model. A checkpoint that trained neither dream queries nor condition projector fits any number of
+    dream queries, because nothing else depends on it, not even the initialisation.
     """
     found = foundation_digests(foundations)
     metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
     if options is None:
         if not metadata:
-            raise ValueError("without a checkpoint the model's options must be given")
-        of_queries = [about["model"] for folder, about in metadata if trained_queries(folder)]
+            raise ValueError("pass the model's options, or a checkpoint that has them")
+        of_queries = [about["model"] for folder, about in metadata if has_query_parts(folder)]
         options = {**metadata[-1][1]["model"]}
         if of_queries:
             options["num_dream_queries"] = of_queries[-1]["num_dream_queries"]
@@ -100,9 +104,9 @@ def load_model(
             if (trained_on := about["foundations"].get(name)) != found[name]:
                 raise CheckpointProblem(
                     f"{folder}: was trained on another {name} foundation (digest {str(trained_on)[:12]}) than "
-                    f"{Path(foundations) / name} (digest {found[name][:12]}); fetch that one, or train again"
+                    f"{Path(foundations) / name} (digest {found[name][:12]}); fetch the former or train again"
                 )
-        compared = options.keys() if trained_queries(folder) else options.keys() - {"num_dream_queries"}
+        compared = options.keys() if has_query_parts(folder) else options.keys() - {"num_dream_queries"}
         if differing := sorted(key for key in compared if about["model"].get(key) != options[key]):
             pairs = ", ".join(f"{key} {about['model'].get(key)!r}, not {options[key]!r}" for key in differing)
             raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
@@ -124,36 +128,39 @@ def load_for_inference(
     return model, processor
 
 
-def trained_queries(folder: str | Path) -> bool:
-    """Whether a checkpoint holds parts that fit one number of dream queries. Raises CheckpointProblem for none."""
+def has_query_parts(folder: str | Path) -> bool:
+    """Whether a checkpoint holds dream queries or condition projector, which fit one number of dream queries only.
+
+    Raises CheckpointProblem when the folder is not a checkpoint.
+    """
     with _tensors(folder) as file:
         return any(name.split(".")[0] in OF_THE_QUERIES for name in file.keys())  # noqa: SIM118, it is no mapping
 
 
-def outline(
+def build_on_meta(
     foundations: str | Path, options: Mapping[str, Any]
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """What `load_model` builds, but on the meta device: no file of weights is read, and no memory is taken."""
+    """Build the model of `load_model` on the meta device: reads no weights and takes no memory."""
     folders = (Path(foundations) / name for name in FOUNDATIONS)
     return build_from_foundations(*folders, **options, weights=False)
 
 
 def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) -> None:
-    """Copy the trained parameters of one checkpoint into the model, and add its adapters to what they were trained on.
+    """Copy the trained parameters of one checkpoint into the model, and merge its LoRA adapters into their weights.
 
-    Raises CheckpointProblem naming each tensor that the model lacks or holds in another shape; nothing is copied then.
+    Raises CheckpointProblem naming the tensors that the model lacks or has in another shape; then nothing is copied.
     """
     parameters = dict(model.named_parameters())
     with _tensors(folder) as file:
         names = list(file.keys())
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        for name in [name for name in names if name.endswith(lora.A)]:  # an adapter has the shape of its product
+        for name in [name for name in names if name.endswith(lora.A)]:  # shape of the product B A
             shapes[name] = (*shapes[name.removesuffix(lora.A) + lora.B][:1], *shapes[name][1:])
-        targets = {name: lora.target(name) for name in names if not name.endswith(lora.B)}
+        targets = {name: lora.target_parameter(name) for name in names if not name.endswith(lora.B)}
         problems = [f"the model has no {target}" for target in targets.values() if target not in parameters]
         for name, target in targets.items():
             if target in parameters and shapes[name] != (shape := tuple(parameters[target].shape)):
-                problems.append(f"{name} is {list(shapes[name])} there and {list(shape)} in the model")
+                problems.append(f"{name} is {list(shapes[name])} in the file and {list(shape)} in the model")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise CheckpointProblem(
@@ -168,7 +175,7 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
 
 
 def _tensors(folder: str | Path) -> Any:
-    """The tensors of a checkpoint, opened. Raises CheckpointProblem when they are missing."""
+    """The tensor file of a checkpoint, opened. Raises CheckpointProblem when it is missing."""
     path = Path(folder) / TENSORS
     if not path.is_file():
         raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {TENSORS}")

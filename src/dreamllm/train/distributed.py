@@ -1,11 +1,11 @@
-"""How the machine at hand carries out a stage: the section `machine` of the configuration, on any number of processes.
+"""Data-parallel training: the section `machine` of the configuration, on any number of processes.
 
-Nothing here changes what is computed, beyond rounding. The processes are started by `accelerate launch` or `torchrun`;
-without one of them there is one process, and these functions have nothing to do.
+Nothing here changes results beyond rounding. Start several processes with `accelerate launch` or `torchrun`; otherwise
+there is one process, for which the collective functions below do nothing.
 
-A model is either held whole by every process (DDP), or its trained parts and the language model are sharded by FSDP2.
-CLIP, VAE and UNet, while frozen, stay whole: they are small beside the language model, and how often a process calls
-them may then depend on its pictures.
+With DDP, every process holds the whole model. With FSDP2, the trained parts and the language model are sharded. CLIP,
+VAE and UNet stay whole while they are frozen: they are small beside the language model, and a process may then call
+them as often as its own pictures require.
 """
 
 from __future__ import annotations
@@ -29,54 +29,55 @@ from dreamllm.config.stages import Stage
 from dreamllm.model import precision
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 
-TIMEOUT = timedelta(minutes=30)  # for a process that waits for another; the first one hashes all data meanwhile
+TIMEOUT = timedelta(minutes=30)  # of a collective call; long, because the first process hashes all data at the start
 
 
 class MachineProblem(ValueError):
-    """The section `machine` does not fit the stage or what was started."""
+    """The section `machine` does not fit the stage, or the number of processes that were started."""
 
 
-def start(stage: Stage, machine: Machine) -> Accelerator:
-    """Join the other processes; bf16 autocast on a GPU, fp32 on a CPU.
+def start_accelerator(stage: Stage, machine: Machine) -> Accelerator:
+    """Connect to the other processes, with bf16 autocast on GPUs and fp32 on CPUs.
 
-    Raises MachineProblem where the stage's rows cannot be dealt out evenly.
+    Raises MachineProblem where the stage's rows cannot be divided evenly among the processes.
     """
-    some_unused = not (stage.loss_weights.language and stage.loss_weights.diffusion)  # the head, or the projector
+    find_unused = not (stage.loss_weights.language and stage.loss_weights.diffusion)  # the head, or the projector
     gpu = torch.cuda.is_available()
     accelerator = Accelerator(
         cpu=not gpu,  # or several processes without GPUs would not find each other
         mixed_precision="bf16" if gpu else "no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=some_unused),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused),
         ],
     )
     if stage.rows_per_batch % accelerator.num_processes:
         raise MachineProblem(
-            f"rows_per_batch {stage.rows_per_batch} cannot be dealt out evenly to {accelerator.num_processes} "
+            f"rows_per_batch {stage.rows_per_batch} cannot be divided evenly among {accelerator.num_processes} "
             "processes; change machine.gpus or machine.nodes"
         )
     if machine.sharding != "none" and accelerator.num_processes == 1:
-        accelerator.print("one process has nobody to share with: machine.sharding is without effect")
+        accelerator.print("machine.sharding has no effect: there is only one process")
     return accelerator
 
 
 def local_rows(stage: Stage, accelerator: Accelerator) -> slice:
-    """Which rows of a batch are this process's."""
+    """The rows of each batch that this process trains on."""
     rows = stage.rows_per_batch // accelerator.num_processes
     return slice(accelerator.process_index * rows, (accelerator.process_index + 1) * rows)
 
 
-def place(
+def prepare_model(
     model: DreamLLMForConditionalGeneration, machine: Machine, accelerator: Accelerator
 ) -> DreamLLMForConditionalGeneration:
-    """Put the model onto the devices, and set how they compute it. Parameters are other objects afterwards (FSDP).
+    """Move the model to the devices, wrapped in DDP or sharded by FSDP2, with the options of `machine`.
 
-    What is frozen is kept in bfloat16 where the stage computes in it. The first process alone has brought the weights;
-    the others' model is on the meta device, and they are sent what each of them holds.
+    model: with its weights in the first process, on the meta device in the others, which receive what they hold from
+    the first. Its frozen parameters are kept in bfloat16 if the accelerator computes in bf16. With FSDP, its
+    parameters are new objects afterwards.
 
-    Returns what is to be called in place of the model; the model itself stays usable for everything but its losses.
-    Raises MachineProblem for an attention that is not installed.
+    Returns the module to call for losses. For everything else go on using `model` itself.
+    Raises MachineProblem for an attention implementation that is not installed.
     """
     model.pictures_at_a_time = machine.pictures_at_a_time
     if machine.attention != "sdpa":
@@ -90,7 +91,7 @@ def place(
         compile_layers(model)
     precision.for_training(model, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
     if machine.sharding == "none" or accelerator.num_processes == 1:
-        receive(model, accelerator.device)
+        broadcast_module(model, accelerator.device)
         return accelerator.prepare_model(model)
     options: dict[str, Any] = {
         "mesh": distributed.device_mesh.init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
@@ -100,22 +101,22 @@ def place(
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     for module in model.language_model.modules():
         if isinstance(module, GradientCheckpointingLayer):  # what transformers calls a decoder layer
-            receive(module, accelerator.device)  # layer by layer: no device ever holds the whole language model
+            broadcast_module(module, accelerator.device)  # layer by layer: no device holds the whole language model
             fully_shard(module, **options)
-    receive(model, accelerator.device)
+    broadcast_module(model, accelerator.device)
     encoders = (model.vision_model, model.vae, model.unet)
     options["ignored_params"] = {p for encoder in encoders for p in encoder.parameters() if not p.requires_grad}
     return fully_shard(model, **options)
 
 
 @torch.no_grad()
-def receive(module: torch.nn.Module, device: torch.device) -> None:
-    """Put what is not sharded yet of a module onto the device, with the values that it has in the first process."""
-    for each in module.modules():
-        if any(tensor.is_meta for tensor in (*each.parameters(recurse=False), *each.buffers(recurse=False))):
-            each.to_empty(device=device, recurse=False)
+def broadcast_module(module: torch.nn.Module, device: torch.device) -> None:
+    """Move the unsharded tensors of a module to the device, with the first process's values in all processes."""
+    for submodule in module.modules():
+        if any(tensor.is_meta for tensor in (*submodule.parameters(recurse=False), *submodule.buffers(recurse=False))):
+            submodule.to_empty(device=device, recurse=False)
     if isinstance(module, PreTrainedModel):
-        module.tie_weights()  # a head and the embeddings that it shares are two tensors after `to_empty`
+        module.tie_weights()  # `to_empty` has made two tensors of a tied head and its embeddings
     module.to(device)
     if distributed.is_initialized():
         for tensor in (*module.parameters(), *module.buffers()):
@@ -124,20 +125,20 @@ def receive(module: torch.nn.Module, device: torch.device) -> None:
 
 
 def checkpoint_activations(model: DreamLLMForConditionalGeneration) -> None:
-    """Keep only the inputs of decoder layers and UNet blocks, and compute the rest again in the backward pass."""
+    """Keep the inputs of decoder layers and UNet blocks only, and recompute their activations in the backward pass."""
     model.language_model.activation_checkpointing_enable({"use_reentrant": False})
     model.unet.enable_gradient_checkpointing()
     for module in model.language_model.modules():
         if isinstance(module, GradientCheckpointingLayer):
-            # transformers checkpoints a layer only in training mode; a frozen language model is not in it, but has
-            # gradients flowing through. The mode of the modules inside, which decides on dropout, stays.
+            # transformers checkpoints a layer in training mode only, but gradients also flow through a frozen language
+            # model, which is in evaluation mode. The modules inside keep their mode, so dropout stays off there.
             module.training = True
 
 
 def compile_layers(model: DreamLLMForConditionalGeneration) -> None:
-    """Have torch.compile fuse the element-wise operations of each decoder layer; all layers share what it makes of one.
+    """Compile each decoder layer with torch.compile, which fuses element-wise operations; layers share compiled code.
 
-    Shapes may change from step to step: sizes that do are traced as unknown numbers.
+    Sizes that change from step to step are traced as symbolic ones.
     """
     for module in model.language_model.modules():
         if isinstance(module, GradientCheckpointingLayer):
@@ -145,40 +146,43 @@ def compile_layers(model: DreamLLMForConditionalGeneration) -> None:
 
 
 def no_sync_unless_last(model: torch.nn.Module, *, last: bool) -> AbstractContextManager:
-    """Around forward and backward of a part of a batch: DDP exchanges gradients only after the last part.
+    """Context for the forward and backward pass of one micro-batch: DDP averages gradients after the last one only.
 
-    FSDP does so after each, because its gradients are sharded only then.
+    FSDP reduces them after each micro-batch, because its gradients are only sharded then.
     """
     if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
 
 
-def clip_gradients(parameters: list[torch.nn.Parameter], largest: float) -> torch.Tensor:
-    """Scale the gradients of all processes to a common norm of at most `largest`; returns the norm before, a scalar."""
-    return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, largest))
+def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
+    """Clip the norm of the gradients over all shards to `max_norm`; returns the norm before clipping, a scalar."""
+    return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
-# ---- tensors and objects of all processes ----------------------------------------------------------------------------
+# ---- collective operations: every process must call them, in the same order ------------------------------------------
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor without sharding; all processes must ask."""
+    """The whole tensor of a sharded one; any other tensor as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
-    """The tensors without sharding, on the CPU, for processes that `keep` them (none for others); all must ask."""
-    found: dict[str, torch.Tensor] = {}
+def gather_full_tensors(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """The whole tensors on the CPU in processes that `keep` them, an empty dict in the others."""
+    gathered: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        entire = full_tensor(tensor.detach())  # one at a time: all together may not fit a GPU
+        full = full_tensor(tensor.detach())  # one at a time: all together may not fit on a GPU
         if keep:
-            found[name] = entire.cpu()
-    return found
+            gathered[name] = full.cpu()
+    return gathered
 
 
 def broadcast_like(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """The first process's tensor on all processes, on the device of `like` and sharded like it."""
+    """Send the first process's tensor to all; returned on the device of `like`, and sharded as `like` is.
+
+    tensor: that of the first process; ignored in the others, which may pass None.  like: gives shape and dtype there
+    """
     if tensor is None:
         tensor = torch.empty(like.shape, dtype=like.dtype)
     tensor = tensor.to(like.device)
@@ -189,20 +193,23 @@ def broadcast_like(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Ten
     return tensor
 
 
-def from_first(value: Any) -> Any:
-    """The first process's value, in all of them."""
+def broadcast_object(value: Any) -> Any:
+    """The first process's value, in all processes."""
     return broadcast_object_list([value])[0] if distributed.is_initialized() else value
 
 
-def all_gather_dict() -> Callable[[dict], dict]:
-    """A function that joins the dicts of all processes, over connections of its own: it runs beside the training."""
+def make_all_gather_dict() -> Callable[[dict], dict]:
+    """Make a function that returns the union of all processes' dicts.
+
+    It has a process group of its own, so that the thread that prepares batches can call it during the training step.
+    """
     if not distributed.is_initialized():
-        return lambda found: found
+        return lambda local: local
     group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
-    def join(found: dict) -> dict:
-        everywhere: list[dict] = [{}] * distributed.get_world_size()
-        distributed.all_gather_object(everywhere, found, group)
-        return {key: value for one in everywhere for key, value in one.items()}
+    def all_gather_dict(local: dict) -> dict:
+        dicts: list[dict] = [{}] * distributed.get_world_size()
+        distributed.all_gather_object(dicts, local, group)
+        return {key: value for one in dicts for key, value in one.items()}
 
-    return join
+    return all_gather_dict

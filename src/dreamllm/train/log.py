@@ -1,6 +1,6 @@
-"""What is measured in each training step, and what becomes of it: TensorBoard, losses.csv, totals.
+"""Metrics of each training step: TensorBoard, losses.csv and the totals in checkpoint.json.
 
-A step's losses stay on their device until somebody looks, since each look waits for the device to finish.
+Losses stay on the GPU until `flush` fetches those of several steps at once, because each fetch waits for the GPU.
 """
 
 from __future__ import annotations
@@ -17,33 +17,36 @@ from tqdm import tqdm
 
 from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import Row
-from dreamllm.data.stream import Prepared
+from dreamllm.data.stream import StepBatch
 from dreamllm.model.dreamllm import DreamLLMOutput
 
-# The columns of losses.csv after the step. `loss` is weighted, its parts are not; a part is empty where the stage or
-# the batch does not have it. The gradient's norm is the one before clipping.
-MEASURED = ("loss", "language_loss", "diffusion_loss", "alignment_loss", "gradient_norm")
-COUNTED = ("learning_rate", "tokens", "targets", "pictures_read", "pictures_drawn")
-COLUMNS = (*MEASURED, *COUNTED)
-LOSSES = MEASURED[:-1]
+# Columns of losses.csv after the step. `loss` is the weighted sum, the others are unweighted; a loss is empty where the
+# stage or the batch does not have it. The gradient's norm is the one before clipping.
+LOSS_COLUMNS = ("loss", "language_loss", "diffusion_loss", "alignment_loss")
+METRIC_COLUMNS = (*LOSS_COLUMNS, "gradient_norm")  # computed on the device
+COUNT_COLUMNS = ("tokens", "targets", "pictures_read", "pictures_drawn")
+COLUMNS = (*METRIC_COLUMNS, "learning_rate", *COUNT_COLUMNS)
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient is not a number any more: names the step and the documents."""
+    """The loss or the gradient's norm is NaN or infinite: names the step and its documents."""
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """A step: its batch, the MEASURED values (5,) on their device, and the COUNTED ones."""
+    """One step, before its losses are fetched.
 
-    prepared: Prepared
+    values: METRIC_COLUMNS (5,), on their device.  others: the remaining COLUMNS.
+    """
+
+    batch: StepBatch
     values: torch.Tensor
-    counts: tuple[float, ...]
+    others: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What some packed rows hold. Padding is no token."""
+    """What packed rows contain: COUNT_COLUMNS. Padding is not counted."""
 
     tokens: int
     targets: int
@@ -51,8 +54,8 @@ class Counts:
     pictures_drawn: int
 
 
-def count(rows: Iterable[Row]) -> Counts:
-    """Count what is in packed rows; the first label of a row has nothing before it and is no target."""
+def count_rows(rows: Iterable[Row]) -> Counts:
+    """Count the contents of packed rows. The first token of a row follows nothing, so it is never a target."""
     rows = list(rows)
     sequences = [sequence for row in rows for sequence in row]
     first_labels = [row[0].labels[0] for row in rows]
@@ -66,35 +69,36 @@ def count(rows: Iterable[Row]) -> Counts:
     )
 
 
-def losses(output: DreamLLMOutput) -> torch.Tensor:
-    """The LOSSES (4,), unfetched from their device; NaN for one that the stage does not have."""
-    nothing = torch.full_like(output["loss"].detach(), math.nan)
-    values = (output.get(name) for name in LOSSES)
-    return torch.stack([nothing if value is None else value.detach().float() for value in values])
+def stack_losses(output: DreamLLMOutput) -> torch.Tensor:
+    """LOSS_COLUMNS (4,) of a forward pass, detached, on their device; NaN for a loss that the stage does not have."""
+    missing = torch.full_like(output["loss"].detach(), math.nan)
+    values = (output.get(name) for name in LOSS_COLUMNS)
+    return torch.stack([missing if value is None else value.detach().float() for value in values])
 
 
-def flush(waiting: Sequence[StepMetrics], logged: int, board: SummaryWriter | None) -> list[list[float]]:
-    """Fetch the losses of the steps after step `logged`, report them and skipped documents, return rows of COLUMNS.
+def flush(steps: Sequence[StepMetrics], logged: int, board: SummaryWriter | None) -> list[list[float]]:
+    """Fetch the metrics of some steps and return their rows of COLUMNS.
 
-    board: None in all processes but the first, which alone reports.
+    logged: number of steps before them.  board: where to write them, and whether to report skipped documents to
+    stderr; None in all processes but the first.
     Raises NonFiniteLoss for the first step whose loss or gradient is not finite.
     """
-    fetched = torch.stack([step.values for step in waiting]).double().tolist()  # the one wait for the device
+    fetched = torch.stack([step.values for step in steps]).double().tolist()  # the only wait for the device
     rows = []
-    for number, (step, values) in enumerate(zip(waiting, fetched, strict=True), logged + 1):
-        for problem in step.prepared.problems if board else ():
-            skipped = step.prepared.position.skipped
+    for number, (step, values) in enumerate(zip(steps, fetched, strict=True), logged + 1):
+        for problem in step.batch.problems if board else ():
+            skipped = step.batch.position.skipped
             tqdm.write(f"skipped a damaged document ({skipped} so far): {problem}", file=sys.stderr)
-        row = dict(zip(COLUMNS, (*values, *step.counts), strict=True))
+        row = dict(zip(COLUMNS, (*values, *step.others), strict=True))
         if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
-            losses = ", ".join(f"{key} {row[key]:g}" for key in MEASURED)
-            documents = ", ".join(sequence.document.id for packed in step.prepared.rows for sequence in packed)
+            metrics = ", ".join(f"{key} {row[key]:g}" for key in METRIC_COLUMNS)
+            documents = ", ".join(sequence.document.id for packed in step.batch.rows for sequence in packed)
             raise NonFiniteLoss(
-                f"step {number}: {losses}. The state saved before is kept. Lower the learning rate (it was "
-                f"{row['learning_rate']:.2g}), or look at the documents of this step: {documents}"
+                f"step {number}: {metrics}. The last saved state is kept. Lower the learning rate (it was "
+                f"{row['learning_rate']:.2g}) or check the documents of this step: {documents}"
             )
         if not row["targets"]:
-            row["language_loss"] = math.nan  # the model says 0, which would look like a very good step
+            row["language_loss"] = math.nan  # the model returns 0, which would read as a perfect step
         if not row["pictures_drawn"]:
             row["diffusion_loss"] = row["alignment_loss"] = math.nan
         if board:
@@ -106,9 +110,9 @@ def flush(waiting: Sequence[StepMetrics], logged: int, board: SummaryWriter | No
 
 
 def losses_csv(log: Sequence[Sequence[float]]) -> str:
-    """losses.csv: a line per step, numbered from 1; empty where a step has no such loss.
+    """The text of losses.csv: one line per step, numbered from 1; a missing loss is empty.
 
-    The alignment loss has a column in the files of those stages alone that have it.
+    The column alignment_loss is left out where no step has this loss.
     """
     aligned = any(not math.isnan(row[COLUMNS.index("alignment_loss")]) for row in log)
     shown = [index for index, name in enumerate(COLUMNS) if aligned or name != "alignment_loss"]
@@ -119,19 +123,22 @@ def losses_csv(log: Sequence[Sequence[float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def totals(log: Sequence[Sequence[float]], last: Prepared) -> dict[str, Any]:
-    """What a training consumed, and its losses averaged over the last tenth of the steps (None: it had none)."""
+def totals(log: Sequence[Sequence[float]], last: StepBatch) -> dict[str, Any]:
+    """What the training consumed, and its losses averaged over the last tenth of the steps (None where there is none).
+
+    log: rows of COLUMNS, one for each step.  last: the batch of the last step.
+    """
     columns = dict(zip(COLUMNS, zip(*log, strict=True), strict=True))
     tail = math.ceil(len(log) / 10)
 
     def mean(values: Sequence[float]) -> float | None:
-        there = [value for value in values if not math.isnan(value)]
-        return sum(there) / len(there) if there else None
+        finite = [value for value in values if not math.isnan(value)]
+        return sum(finite) / len(finite) if finite else None
 
     return {
         "steps": len(log),
         "documents": last.position.drawn,
         "skipped_documents": last.position.skipped,
-        **{key: int(sum(columns[key])) for key in COUNTED[1:]},
-        "final": {key: mean(columns[key][-tail:]) for key in LOSSES},
+        **{key: int(sum(columns[key])) for key in COUNT_COLUMNS},
+        "final": {key: mean(columns[key][-tail:]) for key in LOSS_COLUMNS},
     }

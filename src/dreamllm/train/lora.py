@@ -1,8 +1,8 @@
-"""Low-rank adapters on the language model (arXiv 2106.09685), by peft; a checkpoint holds them without peft's help.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on the language model: trained with peft, loaded without it.
 
 An adapted weight W is trained as W + alpha / rank * B A. A checkpoint holds A (rank, in) as NAME.lora_A and
-alpha / rank * B (out, rank) as NAME.lora_B, NAME being W's name in the model: `merge` adds their product to W, and from
-then on the model is one like any other.
+alpha / rank * B (out, rank) as NAME.lora_B, where NAME is W's module in the model. `merge` adds their product to W, so
+the loaded model has no adapters left.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.seeds import seed_of
 
 A, B = ".lora_A", ".lora_B"
-BASE, ADAPTER = ".base_layer", ".default"  # what peft adds to the names of parameters
+ADAPTER = ".default"  # peft's suffix
 
 
-def add(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int) -> None:
-    """Put adapters on all linear layers of the language model but its head, and freeze what they adapt.
+def add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int) -> None:
+    """Add adapters to all linear layers of the language model except its head, and freeze the weights they adapt.
 
-    Embeddings and head keep taking gradients, whole: the special tokens begin as random numbers. B is zero at first, so
-    that the model computes what it did before; A is random by `seed`. Their shapes are in the module's docstring.
+    Embeddings and head are still trained as a whole, because the special tokens start as random vectors. B starts at
+    zero, so the model computes the same as before; A is random by `seed`. Shapes: see the module's docstring.
     """
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only needed here
 
@@ -36,7 +36,7 @@ def add(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int) -> None:
 
 
 def checkpoint_tensors(trained: Mapping[str, torch.Tensor], lora: Lora) -> dict[str, torch.Tensor]:
-    """Trained parameters as a checkpoint holds them: under names without peft's additions, with the scale in B."""
+    """Trained parameters as a checkpoint holds them: named without peft's suffixes, with alpha / rank included in B."""
     tensors = {}
     for name, tensor in trained.items():
         name = name.removesuffix(f"{ADAPTER}.weight")
@@ -44,12 +44,12 @@ def checkpoint_tensors(trained: Mapping[str, torch.Tensor], lora: Lora) -> dict[
     return tensors
 
 
-def target(name: str) -> str:
-    """The parameter of the model that a tensor of a checkpoint goes into: itself, or what an adapter adapts."""
+def target_parameter(name: str) -> str:
+    """The model's parameter that a tensor of a checkpoint is loaded into: of the same name, or the adapted weight."""
     return f"{name.removesuffix(A).removesuffix(B)}.weight" if name.endswith((A, B)) else name
 
 
 @torch.no_grad()
 def merge(weight: torch.nn.Parameter, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add an adapter, A (rank, in) and scaled B (out, rank), to the weight (out, in) that it was trained on."""
+    """Add the product of an adapter, A (rank, in) and scaled B (out, rank), to its weight (out, in), in place."""
     weight.add_(b.to(weight) @ a.to(weight))

@@ -1,10 +1,10 @@
-"""The state of an unfinished training in its work folder, so that a killed run goes on bit-equal.
+"""Resume state of an unfinished training, in its work folder: a killed run continues from it, on a CPU bit for bit.
 
-    WORK/lock               held by the trainer that is at work
-    WORK/state.json         how far it is, for which training, and the file of the tensors; written last
+    WORK/lock                  locked by the running training
+    WORK/state.json            identity of the training, steps done, stream position, file of the tensors; written last
     WORK/state-N.safetensors   trained parameters, optimiser state and the log after N steps
 
-No random state is kept: every random number follows from a named seed and the step (`seeds.py`).
+No state of random number generators is saved: every seed follows from the name of its use and the step (`seeds.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class State:
-    """A training after `step` steps. tensors: see `collect`; log: one row per step (steps, columns) in fp64."""
+    """A training after `step` steps. tensors: of `gather_tensors`.  log: (steps, columns of losses.csv) in fp64."""
 
     step: int
     position: Position
@@ -40,9 +40,9 @@ class State:
 
 @contextmanager
 def locked(work: str | Path) -> Iterator[None]:
-    """Hold the work folder, so that two trainers never share it. The system frees the lock of a killed process.
+    """Lock the work folder, so that two trainings never share it. The system releases the lock of a killed process.
 
-    Raises RuntimeError when another process holds it.
+    Raises RuntimeError when another process holds the lock.
     """
     path = Path(work) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,22 +50,22 @@ def locked(work: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"{work}: another training is at work in this folder; wait for it or stop it") from None
+            raise RuntimeError(f"{work}: another training is running in this folder; wait for it or stop it") from None
         yield
 
 
-def collect(
+def gather_tensors(
     parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, *, keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """Everything that a step changes, by name: "NAME" for parameters, "NAME/exp_avg" and alike for optimiser state.
+    """All tensors that a step changes, on the CPU: NAME is a parameter, NAME/exp_avg and so on its optimiser state.
 
-    Where they are sharded, all processes must call this; those that do not `keep` the whole tensors get none.
+    All processes must call this, because the tensors may be sharded; without `keep` it returns an empty dict.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         tensors[name] = parameter
         tensors |= {f"{name}/{key}": value for key, value in optimizer.state[parameter].items()}
-    return distributed.gathered(tensors, keep=keep)
+    return distributed.gather_full_tensors(tensors, keep=keep)
 
 
 @torch.no_grad()
@@ -74,16 +74,16 @@ def restore(
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, torch.Tensor | None],
 ) -> None:
-    """Undo `collect`: put the tensors into the parameters and the optimiser, on all processes.
+    """The inverse of `gather_tensors`: load the first process's tensors into parameters and optimiser of all processes.
 
-    tensors: those of the first process count; the others give the same names, in the same order, with None.
+    tensors: in the other processes, the same names in the same order, with None as values.
     """
     for key, tensor in tensors.items():
         name, _, entry = key.partition("/")
         parameter = parameters[name]
         if not entry:
             parameter.copy_(distributed.broadcast_like(tensor, parameter))
-        elif entry == "step":  # AdamW keeps its step count on the CPU unless fused, its moments beside the parameter
+        elif entry == "step":  # unless fused, AdamW keeps its step count on the CPU
             device = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
             optimizer.state[parameter][entry] = distributed.broadcast_like(tensor, torch.zeros((), device=device))
         else:
@@ -93,19 +93,20 @@ def restore(
 def broadcast_state(
     state: State | None, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> State | None:
-    """Put the state that the first process has read (None elsewhere) into all processes.
+    """Load the state that the first process has read into parameters and optimiser of all processes.
 
-    Returns it without its tensors, or None everywhere where the first process has none.
+    state: None in the other processes, and where there is nothing to resume from.
+    Returns the state without its tensors in all processes, or None if the first process has none.
     """
     names: dict[str, Any] = dict.fromkeys(state.tensors) if state else {}
-    outline = distributed.from_first(state and replace(state, tensors=names))
-    if outline:
-        restore(parameters, optimizer, state.tensors if state else outline.tensors)
-    return outline
+    without_tensors = distributed.broadcast_object(state and replace(state, tensors=names))
+    if without_tensors:
+        restore(parameters, optimizer, state.tensors if state else without_tensors.tensors)
+    return without_tensors
 
 
 def save(work: str | Path, identity: Mapping[str, Any], state: State) -> None:
-    """Write the state; a kill at any moment leaves this one or the one before."""
+    """Save the state. A kill at any moment leaves either this state or the previous one, whole."""
     work = Path(work)
     file = work / f"state-{state.step}.safetensors"
     tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
@@ -118,9 +119,9 @@ def save(work: str | Path, identity: Mapping[str, Any], state: State) -> None:
 
 
 def load(work: str | Path, identity: Mapping[str, Any]) -> State | None:
-    """Read the state of this very training; None, with a word why, where there is nothing to go on from.
+    """Read the saved state of this training. Returns None where there is none, and prints why a saved one is not used.
 
-    identity: everything that the training's result depends on, as JSON.
+    identity: everything that the result of the training depends on, JSON-serialisable; must equal the saved one.
     """
     work = Path(work)
     if not (work / STATE).exists():
@@ -129,19 +130,19 @@ def load(work: str | Path, identity: Mapping[str, Any]) -> State | None:
         content = json.loads((work / STATE).read_text(encoding="utf-8"))
         tensors = load_file(work / content["tensors"])
     except (ValueError, KeyError, OSError, SafetensorError) as error:
-        print(f"{work}: the saved state cannot be read ({error}); starting over")
+        print(f"{work}: the saved state cannot be read ({error}); starting from step 0")
         return None
     identity = json.loads(json.dumps(identity))
     if content["identity"] != identity:
         saved = content["identity"]
         differing = sorted(key for key in identity.keys() | saved.keys() if identity.get(key) != saved.get(key))
-        print(f"{work}: the saved state belongs to a training with other {', '.join(differing)}; starting over")
+        print(f"{work}: the saved state is of a training with different {', '.join(differing)}; starting from step 0")
         return None
     return State(content["step"], Position.from_json(content["position"]), tensors, tensors.pop("/log"))
 
 
 def clear(work: str | Path) -> None:
-    """Forget the state of a finished training."""
+    """Delete the state of a finished training."""
     (Path(work) / STATE).unlink(missing_ok=True)
     _remove_tensors(Path(work))
 

@@ -1,11 +1,13 @@
 """Training of one stage: alignment, I-GPT or supervised fine-tuning (paper section 3.2).
 
-What is trained, on what, and how is said by the stage's section of the configuration; this file is the loop. It knows
-no tokens (`data/layout.py`), no losses (`model/dreamllm.py`), no order of documents (`data/mixture.py`), no state files
-(`resume.py`) and no sharding (`distributed.py`). fp32 on a CPU, bf16 autocast with fp32 weights on a GPU.
+The stage's section of the configuration says what is trained, on what and how; this file is the training loop. Its
+parts are elsewhere: tokens (`data/layout.py`), losses (`model/dreamllm.py`), order of documents (`data/mixture.py`),
+learning-rate schedule (`schedule.py`), resume state (`resume.py`), several processes (`distributed.py`). Precision is
+fp32 on a CPU, bf16 autocast with fp32 weights on a GPU.
 
-Any number of processes trains on the same batches and to the same result: each takes its share of a batch's rows, in
-parts where the machine cannot hold them at once, and every part's loss is divided by what the whole batch holds.
+Results do not depend on the number of processes beyond rounding: all train on the same batch, each on its share of the
+rows, in micro-batches if the machine cannot hold them at once. The loss of a micro-batch is divided by the targets and
+pictures of the whole batch, so that the losses and gradients of micro-batches add up.
 """
 
 from __future__ import annotations
@@ -29,17 +31,20 @@ from dreamllm import provenance
 from dreamllm.config.experiment import Experiment
 from dreamllm.config.stages import Stage
 from dreamllm.data import shards
+from dreamllm.data.document import Document
+from dreamllm.data.layout import TokenSequence
 from dreamllm.data.mixture import Mixture, pair_mode
 from dreamllm.data.packing import Row
-from dreamllm.data.stream import Stream, prefetch, start
+from dreamllm.data.stream import Stream, prefetch, start_position
+from dreamllm.digests import digest
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint, distributed, feature_cache, lora, resume
-from dreamllm.train.log import MEASURED, StepMetrics, count, flush, losses, losses_csv, totals
+from dreamllm.train.log import METRIC_COLUMNS, StepMetrics, count_rows, flush, losses_csv, stack_losses, totals
 from dreamllm.train.schedule import learning_rate
 
-LOOK_EVERY = 10  # steps between looks at the losses on a GPU, each of which waits for it; on a CPU it is every step
-SAVING_SHARE = 0.05  # of the time at most goes into saving the state, which takes minutes for a large model
+FLUSH_EVERY = 10  # steps between fetches of the losses from a GPU, each of which waits for it; on a CPU every step
+MAX_SAVING_FRACTION = 0.05  # of the training time for saving the state, which takes minutes for a large model
 
 
 def train(
@@ -57,164 +62,173 @@ def train(
     """Train the stage `name` and write its checkpoint folder `out`.
 
     foundations: folder with llm/, clip/, sd/.  data: folders with the shard sets of the mixture.  init: checkpoints of
-    the stages it starts from, in order.  work: folder of the resume state and the TensorBoard logs; a run that was
-    killed goes on from there, on a CPU with a bit-equal result.  save_every: seconds between two saves, at least; 0:
-    save after every step.  encoded_pictures: folder for what the frozen encoders make of the pictures (`precompute`).
+    the stages it starts from, in loading order.  work: folder of the resume state and the TensorBoard logs; a killed
+    run continues from there, on a CPU with a bit-equal result.  save_every: least number of seconds between two saves
+    of the state; 0 saves after every step.  encoded_pictures: folder of the feature cache (`precompute`).
 
-    In several processes, `accelerate launch` starts all of them with the same arguments; the first one alone writes.
+    With several processes, `accelerate launch` starts all of them with the same arguments; only the first one writes.
 
-    Raises CheckpointProblem, MachineProblem, ShardProblem, ValueError for inputs that do not fit, NonFiniteLoss, and
-    RuntimeError when another training holds the work folder.
+    Raises CheckpointProblem, MachineProblem, ShardProblem, FeatureCacheProblem, ValueError for inputs that do not fit,
+    NonFiniteLoss, and RuntimeError when another training holds the work folder.
     """
-    accelerator = distributed.start(experiment.stages[name], experiment.machine)
-    first_process = accelerator.is_main_process
-    with resume.locked(work) if first_process else nullcontext():
-        # ---- what this training is ----------------------------------------------------------------------------------
+    accelerator = distributed.start_accelerator(experiment.stages[name], experiment.machine)
+    is_first = accelerator.is_main_process
+    with resume.locked(work) if is_first else nullcontext():
+        # ---- identity: everything that the result depends on --------------------------------------------------------
         stage = experiment.stages[name]
         seed = seed_of(experiment.seed, "stage", name)
-        sets = find_sets(stage.mixture, data)
+        sets = find_shard_sets(stage.mixture, data)
         options = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
         if stage.num_dream_queries:
             options["num_dream_queries"] = stage.num_dream_queries
-        identity = first_process and {
+        identity = is_first and {
             "stage": name,
             "seed": experiment.seed,
             "config": stage.model_dump(mode="json"),
             "model": options,
             "foundations": checkpoint.foundation_digests(foundations),
-            "init": [checkpoint.digest(Path(folder) / checkpoint.TENSORS) for folder in init],
-            "data": {key: {path.name: checkpoint.digest(path) for path in paths} for key, paths in sets.items()},
+            "init": [digest(Path(folder) / checkpoint.TENSORS) for folder in init],
+            "data": {key: {path.name: digest(path) for path in paths} for key, paths in sets.items()},
             "code": provenance.code_digest(__name__),
             "versions": provenance.versions(),
         }
 
-        # ---- model, optimiser, data ---------------------------------------------------------------------------------
-        if first_process:
+        # ---- model and optimiser ------------------------------------------------------------------------------------
+        if is_first:
             model, processor = checkpoint.load_model(foundations, init, options)
-        else:  # no weights in the main memory of the others: `devices.place` sends them
-            model, processor = checkpoint.outline(foundations, options)
+        else:  # on the meta device: `distributed.prepare_model` sends the weights
+            model, processor = checkpoint.build_on_meta(foundations, options)
         apply_stage(model, stage)
         if stage.lora:
-            lora.add(model, stage.lora, seed)
+            lora.add_adapters(model, stage.lora, seed)
         mixture = Mixture(sets, stage.mixture, seed)
         accelerator.print(summary(name, stage, model, mixture))
-        callable_model = distributed.place(model, experiment.machine, accelerator)
+        prepared_model = distributed.prepare_model(model, experiment.machine, accelerator)
         parameters = checkpoint.trained_parameters(model)
         groups = parameter_groups(model, parameters, stage.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, fused=True)
 
-        state = resume.broadcast_state(resume.load(work, identity) if first_process else None, parameters, optimizer)
+        state = resume.broadcast_state(resume.load(work, identity) if is_first else None, parameters, optimizer)
         if state:
-            accelerator.print(f"going on after step {state.step} of {stage.steps}")
-        first, position, log = (state.step, state.position, state.log.tolist()) if state else (0, start(mixture), [])
-        share = distributed.local_rows(stage, accelerator)
+            accelerator.print(f"resuming after step {state.step} of {stage.steps}")
+            first_step, position, log = state.step, state.position, state.log.tolist()
+        else:
+            first_step, position, log = 0, start_position(mixture), []
+
+        # ---- data ---------------------------------------------------------------------------------------------------
         align = stage.loss_weights.alignment > 0
-        collate, load = partial(processor.collate, align=align), shards.load
+        collate, load_document = partial(processor.collate, align=align), shards.load
         if stage.precompute:
-            store = feature_cache.prepare(encoded_pictures, model, processor, sets, stage.mode, accelerator)
-            collate, load = partial(store.collate, processor=processor, align=align), store.load
+            cache = feature_cache.build(encoded_pictures, model, processor, sets, stage.mode, accelerator)
+            collate, load_document = partial(cache.collate, processor=processor, align=align), cache.load
+        local_rows = distributed.local_rows(stage, accelerator)
         rows_at_a_time = experiment.machine.rows_at_a_time or stage.rows_per_batch
+
+        def lay_out(document: Document, epoch: int) -> list[TokenSequence]:
+            mode = pair_mode(stage.mode, document, epoch, seed, stage.read_share)
+            return processor.lay_out(document, mode, stage.context)
+
         stream = Stream(
             mixture,
-            lambda document, epoch: processor.lay_out(
-                document, pair_mode(stage.mode, document, epoch, seed, stage.read_share), stage.context
-            ),
-            lambda rows: [collate(part) for part in batched(rows, rows_at_a_time)],
+            lay_out,
+            lambda rows: [collate(part) for part in batched(rows, rows_at_a_time)],  # micro-batches
             stage.rows_per_batch,
             stage.context,
             position,
-            share,
-            distributed.all_gather_dict(),
-            load,
+            local_rows,
+            distributed.make_all_gather_dict(),
+            load_document,
         )
 
-        # ---- the loop -----------------------------------------------------------------------------------------------
-        patience = 1 if sys.stderr.isatty() else 30  # seconds between two lines of progress
+        # ---- the training loop --------------------------------------------------------------------------------------
+        progress_options: dict[str, Any] = {"initial": first_step, "total": stage.steps, "desc": name, "unit": "step"}
+        progress_options["mininterval"] = 1 if sys.stderr.isatty() else 30  # seconds
         with (
-            closing(prefetch(islice(stream, stage.steps - first))) as batches,
-            SummaryWriter(work / "tensorboard", purge_step=first + 1) if first_process else nullcontext() as board,
-            tqdm(
-                initial=first,
-                total=stage.steps,
-                desc=name,
-                unit="step",
-                mininterval=patience,
-                disable=not first_process,
-            ) as progress,
+            closing(prefetch(islice(stream, stage.steps - first_step))) as batches,
+            SummaryWriter(work / "tensorboard", purge_step=first_step + 1) if is_first else nullcontext() as board,
+            tqdm(**progress_options, disable=not is_first) as progress,
         ):
-            waiting: list[StepMetrics] = []  # steps whose losses nobody has looked at yet
-            look_every = 1 if accelerator.device.type == "cpu" else LOOK_EVERY
-            last_save, saving = time.monotonic(), 0.0
-            for step in range(first, stage.steps):
+            unlogged: list[StepMetrics] = []  # steps whose losses are still on the device
+            flush_every = 1 if accelerator.device.type == "cpu" else FLUSH_EVERY
+            last_save, save_seconds = time.monotonic(), 0.0
+            for step in range(first_step, stage.steps):
                 rate = learning_rate(step, stage.steps, stage.learning_rate, stage.warmup_ratio)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                prepared = next(batches)
-                counts = count(prepared.rows)  # of the whole batch, as are the random numbers of its pictures
+
+                # Noise is drawn for all pictures of the batch; this process uses that of the pictures in its rows.
+                batch = next(batches)
+                counts = count_rows(batch.rows)
                 generator = torch.Generator().manual_seed(seed_of(seed, "diffusion noise", step))
                 noise = model.draw_noise(counts.pictures_drawn, generator)
-                picture = count(prepared.rows[: share.start]).pictures_drawn  # the first that this process draws
-                row = share.start
+                row = local_rows.start
+                picture = count_rows(batch.rows[:row]).pictures_drawn
 
-                parts: list[torch.Tensor] = []
-                for batch in prepared.batch:
+                # Forward and backward pass, one micro-batch at a time.
+                micro_losses: list[torch.Tensor] = []
+                for micro_batch in batch.collated:
                     torch.manual_seed(seed_of(seed, "dropout", step, *([row] if row else [])))
-                    pictures = slice(picture, picture + len(batch.draw_slots))
-                    row, picture = row + len(batch.document_ids), pictures.stop
-                    with distributed.no_sync_unless_last(callable_model, last=len(parts) + 1 == len(prepared.batch)):
+                    pictures = slice(picture, picture + len(micro_batch.draw_slots))
+                    row, picture = row + len(micro_batch.document_ids), pictures.stop
+                    is_last_micro_batch = len(micro_losses) + 1 == len(batch.collated)
+                    with distributed.no_sync_unless_last(prepared_model, last=is_last_micro_batch):
                         with accelerator.autocast():
-                            output = callable_model(
-                                **batch.to(accelerator.device).inputs(),
+                            output = prepared_model(
+                                **micro_batch.to(accelerator.device).inputs(),
                                 noise=noise[pictures],
                                 num_targets=counts.targets,
                                 num_pictures=counts.pictures_drawn,
                             )
-                        # times the number of processes, because gradients are averaged over them, not added
+                        # times the number of processes, because DDP and FSDP average gradients instead of adding them
                         accelerator.backward(output.loss * accelerator.num_processes)
-                    parts.append(losses(output))
-                norm = distributed.clip_gradients(list(parameters.values()), stage.gradient_clip)
+                    micro_losses.append(stack_losses(output))
+                gradient_norm = distributed.clip_gradients(list(parameters.values()), stage.gradient_clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-                values = torch.cat([accelerator.reduce(torch.stack(parts).sum(dim=0), "sum"), norm[None].float()])
-                waiting.append(StepMetrics(prepared, values, (rate, *astuple(counts))))
-                is_last = step + 1 == stage.steps
-                if len(waiting) < look_every and not is_last:
+                # Log.
+                losses = accelerator.reduce(torch.stack(micro_losses).sum(dim=0), "sum")
+                values = torch.cat([losses, gradient_norm[None].float()])
+                unlogged.append(StepMetrics(batch, values, (rate, *astuple(counts))))
+                is_last_step = step + 1 == stage.steps
+                if len(unlogged) < flush_every and not is_last_step:
                     continue
-                log += flush(waiting, len(log), board)
-                waiting = []
+                log += flush(unlogged, len(log), board)
+                unlogged = []
                 progress.update(step + 1 - progress.n)
-                latest = dict(zip(MEASURED, log[-1], strict=False))  # a loss that the stage does not train is NaN
-                progress.set_postfix({name: f"{value:.3g}" for name, value in latest.items() if not math.isnan(value)})
-                since = time.monotonic() - last_save
-                pause = max(save_every, saving / SAVING_SHARE) if save_every else 0.0
-                if not is_last and distributed.from_first(since > pause):
+                latest = dict(zip(METRIC_COLUMNS, log[-1], strict=False))
+                progress.set_postfix({key: f"{value:.3g}" for key, value in latest.items() if not math.isnan(value)})
+
+                # Save the resume state.
+                pause = max(save_every, save_seconds / MAX_SAVING_FRACTION) if save_every else 0.0
+                is_due = time.monotonic() - last_save > pause
+                if not is_last_step and distributed.broadcast_object(is_due):
                     begin = time.monotonic()
-                    tensors = resume.collect(parameters, optimizer, keep=first_process)
-                    if first_process:
+                    tensors = resume.gather_tensors(parameters, optimizer, keep=is_first)
+                    if is_first:
                         rows = torch.tensor(log, dtype=torch.float64)
-                        resume.save(work, identity, resume.State(step + 1, prepared.position, tensors, rows))
+                        resume.save(work, identity, resume.State(step + 1, batch.position, tensors, rows))
                     last_save = time.monotonic()
-                    saving = last_save - begin
+                    save_seconds = last_save - begin
 
         # ---- the checkpoint -----------------------------------------------------------------------------------------
-        trained = distributed.gathered(parameters, keep=first_process)
+        trained = distributed.gather_full_tensors(parameters, keep=is_first)
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
-        if first_process:
-            made = {"commit": provenance.commit(), "machine": provenance.machine()}
-            metadata = {**identity, **made, "totals": totals(log, prepared)}
+        if is_first:
+            origin = {"commit": provenance.commit(), "machine": provenance.machine()}
+            metadata = {**identity, **origin, "totals": totals(log, batch)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
             resume.clear(work)
-        accelerator.wait_for_everyone()  # so that no process reports an end before there is a checkpoint
+        accelerator.wait_for_everyone()  # so that no process exits successfully before the checkpoint is written
         accelerator.end_training()
 
 
 # ---- setting up ----------------------------------------------------------------------------------------------------
 
 
-def find_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """The shards of each set: FOLDER/NAME-NNNNN.tar in exactly one of the folders. Raises ValueError otherwise."""
+def find_shard_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """The shards FOLDER/NAME-NNNNN.tar of each set. Raises ValueError unless each set is in exactly one folder."""
     sets = {}
     for name in names:
         found = [paths for folder in folders if (paths := shards.find(Path(folder) / name))]
@@ -228,23 +242,23 @@ def find_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, 
 
 
 def batched(rows: list[Row], size: int) -> list[list[Row]]:
-    """The rows in parts of `size`, of which the last may be smaller."""
+    """Split the rows into parts of `size` rows; the last part may have fewer."""
     return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
 
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
-    """Set what the stage trains and how its losses are made. Frozen parts run without dropout.
+    """Set which parts of the model the stage trains, and its loss weights and options. Frozen parts have no dropout.
 
-    Raises ValueError for a stage without any loss, and for an alignment loss between vectors of different lengths.
+    Raises ValueError for a stage without any loss, and for an alignment loss between vectors of different sizes.
     """
     weights = stage.loss_weights
     if not (weights.language or weights.diffusion or weights.alignment):
-        raise ValueError("all loss weights of the stage are 0: there is nothing to train")
+        raise ValueError("all loss weights of the stage are 0: set at least one of them")
     clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
     if weights.alignment and clip != condition:
         raise ValueError(
-            f"loss_weights.alignment: CLIP's features have {clip} numbers, the UNet's conditions {condition}: "
-            "they cannot be regressed onto the other; take foundations where they are equal, or set the weight to 0"
+            f"loss_weights.alignment: CLIP's features have size {clip}, the UNet's conditions {condition}, so the loss "
+            "cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
         )
     model.train_only(stage.trains)
     model.train()
@@ -262,8 +276,8 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
 def parameter_groups(
     model: torch.nn.Module, parameters: Mapping[str, torch.nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Two groups for AdamW: matrices decay; embeddings, dream queries, norms and biases do not."""
-    # by identity: an output head that is tied to the embeddings is one of them
+    """Two groups for AdamW: weight decay for matrices; none for embeddings, dream queries, norms and biases."""
+    # by identity, so that an output head tied to the embeddings counts as embeddings
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     decays = [p for p in parameters.values() if p.ndim in (2, 4) and id(p) not in embeddings]
     decaying = set(map(id, decays))
@@ -273,7 +287,7 @@ def parameter_groups(
 
 
 def summary(name: str, stage: Stage, model: DreamLLMForConditionalGeneration, mixture: Mixture) -> str:
-    """The arithmetic of a stage, to be read before anything is spent."""
+    """What the stage trains and how many tokens it takes, printed before the training starts."""
     trained: dict[str, int] = {}
     frozen: dict[str, int] = {}
     for parameter_name, parameter in model.named_parameters():
@@ -297,6 +311,3 @@ def summary(name: str, stage: Stage, model: DreamLLMForConditionalGeneration, mi
         f"  documents: {', '.join(documents)}",
     ]
     return "\n".join(lines)
-
-
-# ---- command line --------------------------------------------------------------------------------------------------

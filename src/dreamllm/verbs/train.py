@@ -3,10 +3,10 @@
     OUT/trained.safetensors   what the stage trained
     OUT/checkpoint.json       what it was made from
     OUT/losses.csv            losses of every step
-    WORK/                     TensorBoard logs, and the state from which the same command goes on after an interruption
+    WORK/                     TensorBoard logs, and the state from which the same command continues after a kill
 
-What is trained, on what, and how is said by the stage's section of the configuration. On several GPUs it is started by
-`accelerate launch` (workflow/launch.sh).
+The stage's section of the configuration says what is trained, on what and how. `accelerate launch` starts it on several
+GPUs (workflow/launch.sh).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `dreamllm train`."""
     parser.add_argument("--stage", required=True, help="a name below `stages` in the configuration")
     parser.add_argument("--config", required=True, type=Path, help="experiment file")
-    parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
+    parser.add_argument("--seed", type=int, help="seed of this run, for experiments with several `seeds`")
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--data", required=True, type=Path, nargs="+", help="folders with shard sets")
-    parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoint folders to start from, in order")
+    parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoints to start from, in loading order")
     parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
     parser.add_argument("--work", required=True, type=Path, help="folder for resume state and TensorBoard logs")
-    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between two saves, or 0")
+    parser.add_argument("--save-every", type=float, default=60.0, help="seconds between saves of the resume state")
     parser.add_argument(
         "--encoded-pictures",
         type=Path,
         default=ENCODED_PICTURES,
-        help="folder for encoded pictures, of stages with `precompute`; may be shared, and deleted (%(default)s)",
+        help="folder of the feature cache of stages with `precompute`; may be shared, and deleted (%(default)s)",
     )
 
 
