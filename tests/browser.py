@@ -1,4 +1,4 @@
-"""A headless Chromium, where the machine has one, driven over its DevTools protocol."""
+"""Drives a headless Chromium over the DevTools protocol. PROGRAM is None where none is installed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Page:
         self.events: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Call a method of the protocol; events that come meanwhile are noted."""
+        """Call a method of the protocol and return its result; events that arrive meanwhile are noted."""
         self.number += 1
         message = {"id": self.number, "method": method, "params": parameters}
         await self.socket.send_json(message | ({"sessionId": self.session} if self.session else {}))
@@ -75,7 +75,7 @@ class Page:
 
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Page]:
-    """A fresh browser with an empty tab; it ends with the block."""
+    """Context with an empty tab of a fresh browser, which ends with the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = await asyncio.create_subprocess_exec(
             PROGRAM, *FLAGS, f"--user-data-dir={profile}", "about:blank",

@@ -1,4 +1,4 @@
-"""What every test needs before torch, transformers or diffusers are imported."""
+"""Settings of all tests, made before torch, transformers or diffusers are imported."""
 
 import os
 
@@ -6,8 +6,8 @@ from hypothesis import settings
 
 import dreamllm  # noqa: F401  mends torchvision beside CPU torch
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch with several threads dies in the children that tests fork
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # forked children die if torch uses several threads
 
-# No deadlines: a busy machine is no failure. Derandomised: the same examples on every run.
+# No deadlines, so that a busy machine fails no test; derandomised, so that every run has the same examples.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")

@@ -1,4 +1,4 @@
-"""Small files in the formats of public data sets."""
+"""Writes small files in the formats of public data sets."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from PIL import Image
 
 
 def jpeg(shade: int, size: tuple[int, int] = (32, 24)) -> bytes:
-    """A JPEG file of one shade of grey."""
+    """The bytes of a JPEG file of one shade of grey (0 to 255)."""
     buffer = io.BytesIO()
     Image.new("RGB", size, (shade, shade, shade)).save(buffer, "JPEG")
     return buffer.getvalue()
 
 
 def huge_png(side: int = 60_000) -> bytes:
-    """A PNG file of less than 1 KB whose header announces a picture of 60,000 x 60,000 pixels, 10 GB."""
+    """The bytes of a PNG file below 1 KB whose header declares 60,000 x 60,000 pixels, 10 GB (a decompression bomb)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -34,7 +34,7 @@ def huge_png(side: int = 60_000) -> bytes:
 
 
 def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    """An uncompressed tar file of exactly these members."""
+    """Write an uncompressed tar file with these members, in this order and with repeated names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, content in members:
@@ -45,7 +45,7 @@ def tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def img2dataset(path: Path, samples: list[tuple[str, str, str, bytes]]) -> Path:
-    """A shard as img2dataset 1.47 writes it, of (key, address, caption, picture)."""
+    """Write a shard in the format of img2dataset 1.47. samples: (key, URL, caption, JPEG bytes)"""
     members = []
     for key, url, caption, picture in samples:
         about = {"caption": caption, "url": url, "key": key, "status": "success", "error_message": None, "exif": "{}"}
@@ -55,7 +55,7 @@ def img2dataset(path: Path, samples: list[tuple[str, str, str, bytes]]) -> Path:
 
 
 def archive(path: Path, members: dict[str, bytes | str]) -> Path:
-    """A zip file."""
+    """Write a zip file with these members, by name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as opened:
         for name, content in members.items():
@@ -64,12 +64,12 @@ def archive(path: Path, members: dict[str, bytes | str]) -> Path:
 
 
 def jsonl(records: list[Any]) -> str:
-    """JSON lines."""
+    """The records as JSON Lines."""
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def mmc4(sentences: list[str], *pictures: tuple[str, int, float], **more: Any) -> dict[str, Any]:
-    """A page of MMC4 with pictures (address, index of its sentence, similarity)."""
+    """A page of MMC4. pictures: (URL, index of the matched sentence, similarity)"""
     infos = [
         {
             "image_name": f"{number:012x}.jpg",

@@ -1,6 +1,6 @@
-"""Processes of one training, forked from the test: they need not import torch again.
+"""Runs a function in the processes of a distributed training (gloo). They are forked, so torch is not imported again.
 
-ranks.run(2, function)    calls function(rank) in 2 processes that can talk through gloo; what each raised, by rank
+ranks.run(2, function, folder)    calls function(rank) in 2 processes; returns the exception of each as text
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.distributed import TCPStore
 from tqdm import tqdm
 
-TIMEOUT = 240  # seconds; beyond them a process counts as hanging. Beside other work, 4 on 2 cores may take a minute
+TIMEOUT = 240  # seconds until a process counts as hanging; on a busy machine, 4 on 2 cores may take a minute
 
 
 def run(number: int, function: Callable[[int], object], folder: Path, timeout: float = TIMEOUT) -> list[str]:
-    """Call function(rank) in `number` processes; returns what each raised as text, "" for nothing.
+    """Call function(rank) in `number` processes; returns the traceback of each by rank, "" where nothing was raised.
 
-    folder: for files of this function.  Raises TimeoutError where a process does not end.
+    folder: for the tracebacks.  Raises TimeoutError if a process does not end within `timeout` seconds.
     """
-    # The meeting point is here before anybody looks for it, as with torchrun. Were it made by the first process, on a
-    # port that was free a moment ago, another program could have taken that, and the others would wait there.
+    # As with torchrun, the store exists before the processes start. If rank 0 made it on a port that was free a moment
+    # ago, another program could take that port in between, and the other ranks would hang.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder.mkdir(parents=True, exist_ok=True)
     arguments = [(rank, number, store.port, function, timeout, folder / f"error-{rank}.txt") for rank in range(number)]
@@ -50,9 +50,9 @@ def _child(rank: int, number: int, port: int, function: Callable[[int], object],
     error.unlink(missing_ok=True)
     hanging = error.open("w")
     faulthandler.dump_traceback_later(0.9 * timeout, file=hanging)
-    tqdm.set_lock(threading.RLock())  # the one from before the fork may be held by a thread that is not here
+    tqdm.set_lock(threading.RLock())  # the inherited lock may be held by a thread of the parent
     for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()  # of trainings in the test's own process
+        state._reset_state()  # left over from trainings in the parent
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # all are clients of the store

@@ -1,4 +1,4 @@
-"""A tiny random checkpoint in the layout of the authors' releases, with the CLIP and Stable Diffusion it belongs to.
+"""Writes a tiny random checkpoint in the layout of the authors' releases, with its CLIP and Stable Diffusion.
 
 released.write(folder)    folder/dreamllm, folder/clip, folder/sd
 """

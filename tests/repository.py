@@ -1,4 +1,4 @@
-"""Copies of this repository to run the real Snakefile and dvc.yaml in, without touching the working tree."""
+"""Copies of this repository, in which tests run the real Snakefile and dvc.yaml without touching the working tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHECKED_OUT += ("environment.yml", "pyproject.toml", "requirements.lock", "data/
 
 
 def copy(folder: Path) -> Path:
-    """A copy of what the workflow needs: no data, no results, nothing recorded."""
+    """Copy what the workflow needs into `folder`, without data, results and records."""
     for name in CHECKED_OUT:
         source = ROOT / name
         if source.is_dir() and not source.is_symlink():
@@ -32,10 +32,10 @@ def copy(folder: Path) -> Path:
     return folder
 
 
-def copy_with_stand_ins(folder: Path) -> Path:
-    """A copy whose verbs are those of standin.py, with stand-in foundations in its store and digests in its config."""
+def copy_with_stub_verbs(folder: Path) -> Path:
+    """Copy the repository with the verbs of stub_verbs.py, and with stub foundations in its store and configuration."""
     copy(folder)
-    shutil.copy(Path(__file__).parent / "standin.py", folder / "src/dreamllm/__main__.py")
+    shutil.copy(Path(__file__).parent / "stub_verbs.py", folder / "src/dreamllm/__main__.py")
     for part in ("llm", "clip", "sd/unet", "judge"):
         (folder / "data/foundations" / part).mkdir(parents=True)
         (folder / "data/foundations" / part / "model.safetensors").write_text(part)
@@ -54,7 +54,7 @@ def copy_with_stand_ins(folder: Path) -> Path:
 
 
 def clone(source: Path, folder: Path) -> Path:
-    """A fresh clone: what is committed, nothing else."""
+    """Clone the repository in `source`, which brings what is committed only."""
     run(source, "git", "clone", "--quiet", str(source), str(folder))
     return folder
 
@@ -67,7 +67,10 @@ def commit(folder: Path) -> None:
 
 
 def run(folder: Path, *command: str, check: bool = True) -> subprocess.CompletedProcess:
-    """Run a command in a copy, with this environment's programs and the copy's own code; stdout holds all it said."""
+    """Run a command in a copy, with this environment's programs and the copy's code; its stderr goes to stdout.
+
+    Raises AssertionError with the end of the output if the command fails, unless `check` is false.
+    """
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "SNAKEMAKE", "DVC"))
     }
@@ -85,22 +88,22 @@ def run(folder: Path, *command: str, check: bool = True) -> subprocess.Completed
 
 
 def lint_findings(folder: Path, config: str) -> list[str]:
-    """What `snakemake --lint` finds, apart from its wish for an environment per rule: all rules share one here."""
-    said = run(folder, "snakemake", "--lint", "--configfile", config, check=False).stdout
-    assert "Lints for" in said, said
-    wish = "* Specify a conda environment or container for each rule.:"
-    return [line for line in said.splitlines() if re.match(r" +\* ", line) and line.strip() != wish]
+    """Findings of `snakemake --lint`, except that every rule should have an environment: here all rules share one."""
+    output = run(folder, "snakemake", "--lint", "--configfile", config, check=False).stdout
+    assert "Lints for" in output, output
+    environment_per_rule = "* Specify a conda environment or container for each rule.:"
+    return [line for line in output.splitlines() if re.match(r" +\* ", line) and line.strip() != environment_per_rule]
 
 
 def planned(folder: Path, *arguments: str) -> dict[str, int]:
-    """Jobs per rule that Snakemake would run."""
+    """Number of jobs that Snakemake would run, by rule."""
     result = run(folder, "snakemake", "--dry-run", *arguments)
     stats = result.stdout.rpartition("Job stats:")[2].partition("total")[0]
     return {rule: int(count) for rule, count in re.findall(r"(?m)^(\w+) +(\d+)$", stats) if rule != "all"}
 
 
 def jobs(folder: Path, *arguments: str) -> list[tuple[str, list[str], list[str]]]:
-    """All jobs of the DAG as (rule, inputs, outputs), whether they have run or not."""
+    """All jobs of the DAG as (rule, inputs, outputs), finished or not."""
     result = run(folder, "snakemake", "--dry-run", "--forceall", *arguments)
     found = []
     for block in re.split(r"(?m)^(?=(?:local)?rule \w+:$)", result.stdout)[1:]:

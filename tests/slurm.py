@@ -1,9 +1,9 @@
-"""A Slurm cluster of this machine alone, from Debian's packages, for tests; everything it writes is in one folder.
+"""A Slurm cluster on this machine for tests, from Debian's packages; everything it writes is in one temporary folder.
 
-slurm.missing()       why there can be none here, or ""
+slurm.missing()       why no cluster can be started here, or ""
 slurm.cluster(nodes)  context manager: the environment variables with which Slurm's programs find the cluster
 
-The nodes are daemons on this machine, each with the same imaginary GPUs. There is no accounting (slurmdbd).
+The nodes are daemons on this machine, each with the same fake GPUs. There is no accounting (slurmdbd).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 DAEMONS = ("munged", "slurmctld", "slurmd")
 PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 PATH = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
-GPUS = ("/dev/null", "/dev/zero")  # of each node; Slurm wants to see devices
+GPUS = ("/dev/null", "/dev/zero")  # of each node; Slurm checks that the device files exist
 WAIT = 30  # seconds for the daemons to come up
 
 CONFIGURATION = """\
@@ -69,7 +69,7 @@ def missing() -> str:
 
 @contextmanager
 def cluster(nodes: int = 1) -> Iterator[dict[str, str]]:
-    """Start the daemons and end them afterwards; yields the environment in which Slurm is this one.
+    """Start the daemons and end them afterwards; yields the environment variables of this cluster.
 
     Raises RuntimeError with the ends of their logs if they do not come up.
     """
@@ -135,7 +135,7 @@ def munge_files(folder: Path) -> list[str]:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
+    """Ports on which nothing listens now."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
         for each in sockets:
@@ -144,14 +144,14 @@ def free_ports(number: int) -> list[int]:
 
 
 def idle(environment: dict[str, str]) -> int:
-    """Nodes that wait for jobs."""
+    """Number of idle nodes."""
     command = ["sinfo", "--noheader", "--Node", "--partition=main", "--format=%t"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     return result.stdout.split().count("idle")
 
 
 def stop(process: subprocess.Popen) -> None:
-    """End a daemon, with force after a while."""
+    """Terminate a daemon; kill it if it has not ended after 10 seconds."""
     process.terminate()
     try:
         process.wait(10)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import audited
+import audited_repository
 import repository
 from dreamllm.digests import sha256_of_file
 from dreamllm.repro.audit import check_inputs, lineage, run
@@ -23,7 +23,7 @@ ANSWERS = "results/predictions/small/sft/vqa.jsonl"
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory) -> Path:
-    return audited.build(tmp_path_factory.mktemp("audit") / "sound")
+    return audited_repository.build(tmp_path_factory.mktemp("audit") / "sound")
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def checkout(sound, tmp_path) -> Path:
 
 
 def results(root: Path) -> dict[str, Result]:
-    return dict(run.audit(audited.evidence(root)))
+    return dict(run.audit(audited_repository.evidence(root)))
 
 
 def failed(found: dict[str, Result]) -> set[str]:
@@ -74,7 +74,7 @@ def edit_a_cell(root: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     number = next(i for i, line in enumerate(lines) if ",ours," in line and "sft/vqa" in line)
     place = f"results/tables/table3.csv, line {number + 1}"
-    cell = next(cell for cell in lineage.read_cells(audited.evidence(root).run) if cell.place == place)
+    cell = next(cell for cell in lineage.read_cells(audited_repository.evidence(root).run) if cell.place == place)
     lines[number] = lines[number].replace(f",{cell.columns['value']},", ",99.9,", 1)
     path.write_text("".join(lines))
 
@@ -84,7 +84,7 @@ def edit_a_shown_cell(root: Path) -> None:
 
 
 def answer_otherwise(root: Path) -> None:
-    audited.answer(audited.evidence(root).run, "sft", "vqa", right=3)
+    audited_repository.write_predictions(audited_repository.evidence(root).run, "sft", "vqa", right=3)
 
 
 def answer_otherwise_and_forge_the_digest(root: Path) -> None:
@@ -110,7 +110,7 @@ def edit_the_saved_configuration(root: Path) -> None:
 
 
 def edit_the_experiment(root: Path) -> None:
-    replace(root / audited.CONFIG, "steps: 2", "steps: 3")
+    replace(root / audited_repository.CONFIG, "steps: 2", "steps: 3")
 
 
 def edit_the_trained_parts(root: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_planted_fault_is_caught_by_its_check(checkout, plant, check, words, o
 
 def test_a_clone_without_outputs_says_what_is_not_there(sound, tmp_path):
     folder = repository.clone(sound, tmp_path / "clone")
-    evidence = audited.evidence(folder)
+    evidence = audited_repository.evidence(folder)
     found = dict(run.audit(evidence))
     assert failed(found) == set()
     for id_ in ("A01", "A02", "A04", "A08", "A09", "A11", "A12", "A13", "A15", "A16"):
@@ -246,8 +246,8 @@ def test_tables_without_what_they_were_made_from_are_not_trusted(checkout):
 
 
 def test_what_snakemake_would_make_again_is_a_fault(sound):
-    evidence = audited.evidence(sound)
-    outputs = audited.outputs(sound)
+    evidence = audited_repository.evidence(sound)
+    outputs = audited_repository.dag_outputs(sound)
     changed = next(output for output in outputs if output.rule == "train_sft")
     outputs[outputs.index(changed)] = type(changed)(
         changed.path, changed.rule, changed.log, changed.command, "params changed", "update pending"
@@ -262,8 +262,10 @@ def test_what_snakemake_would_make_again_is_a_fault(sound):
 
 def test_the_verb_prints_a_line_for_each_check_and_exits_with_1_for_a_fault(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
-    monkeypatch.setattr(run, "Evidence", lambda found: audited.evidence(found.root))
-    arguments = argparse.Namespace(config=Path(audited.CONFIG), out=Path("results/audit.json"), pictures=False)
+    monkeypatch.setattr(run, "Evidence", lambda found: audited_repository.evidence(found.root))
+    arguments = argparse.Namespace(
+        config=Path(audited_repository.CONFIG), out=Path("results/audit.json"), pictures=False
+    )
     run.main(arguments)
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 17 and said[-1].startswith("15 pass, 0 fail, 1 not applicable")
@@ -288,7 +290,7 @@ def test_outside_of_a_checkout_the_audit_says_where_to_run_it(tmp_path, monkeypa
 
 
 def test_a_cell_is_followed_down_to_commit_and_environment(sound):
-    checkout = audited.evidence(sound).run
+    checkout = audited_repository.evidence(sound).run
     cell = next(cell for cell in lineage.read_cells(checkout) if cell.source == "sft/vqa")
     links = list(lineage.walk(lineage.follow(checkout, cell)))
     kinds = [link.kind for link in links]

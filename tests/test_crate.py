@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from rocrate.rocrate import ROCrate
 
-import run
+import finished_run
 from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.repro.report import crate, documents, jobs
 from dreamllm.repro.report.report import Report, gather
@@ -25,7 +25,7 @@ PROVENANCE = "https://w3id.org/ro/wfrun/provenance/0.5"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = run.make(tmp_path_factory.mktemp("run"))
+    root = finished_run.write(tmp_path_factory.mktemp("run"))
     crate.main(argparse.Namespace(root=root, config=root / "config/smoke.yaml"))
     return root
 
@@ -37,7 +37,7 @@ def loaded(root: Path) -> ROCrate:
 
 @pytest.fixture(scope="module")
 def report(root: Path) -> Report:
-    return gather(root, Path("config/smoke.yaml"), root / "paper", run.metrics(root), [])
+    return gather(root, Path("config/smoke.yaml"), root / "paper", finished_run.metrics(root), [])
 
 
 def ids(value) -> list[str]:
@@ -132,7 +132,7 @@ def test_every_reference_leads_to_an_entity(root) -> None:
 
 
 def test_without_snakemake_s_record_it_is_a_crate_of_the_run_alone(tmp_path) -> None:
-    root = run.make(tmp_path / "run")
+    root = finished_run.write(tmp_path / "run")
     shutil.rmtree(root / ".snakemake")
     crate.main(argparse.Namespace(root=root, config=root / "config/smoke.yaml"))
     bare = ROCrate(root)
@@ -153,7 +153,7 @@ def test_jobs_are_those_that_lead_to_the_targets(root) -> None:
 def test_several_outputs_of_a_job_are_one_job_and_long_names_are_read(tmp_path) -> None:
     outputs = ["data/" + "x" * 300, "data/second"]
     for output in outputs:
-        run.record(tmp_path, output, "make", [], 0)
+        finished_run.write_record(tmp_path, output, "make", [], 0)
     (tmp_path / ".snakemake/metadata/no record").write_text("{}")
     (job,) = jobs.read_jobs(tmp_path, outputs)
     assert set(job.outputs) == set(outputs)
@@ -207,4 +207,4 @@ def test_model_cards_can_be_read_by_the_hub_s_library(report, tmp_path) -> None:
     assert "| final language loss | 1.5 |" in card.text and "diffusion" not in card.text
     data = DatasetCard.load(tmp_path / "data-pairs.md")
     assert data.data.license == "cc-by-sa-4.0"
-    assert sha256_of_file(report.run.root / run.SET / "pairs-00000.tar") in data.text
+    assert sha256_of_file(report.run.root / finished_run.SET / "pairs-00000.tar") in data.text

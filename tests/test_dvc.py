@@ -18,7 +18,7 @@ def ran(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A repository after `snakemake results/tables`, with nothing recorded."""
-    folder = repository.copy_with_stand_ins(tmp_path_factory.mktemp("dvc") / "made")
+    folder = repository.copy_with_stub_verbs(tmp_path_factory.mktemp("dvc") / "made")
     run(folder, "snakemake", "--cores", "2", "results/tables")
     return folder
 

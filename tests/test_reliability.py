@@ -112,7 +112,7 @@ def test_two_trainings_never_share_a_work_folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    return repository.copy_with_stand_ins(tmp_path_factory.mktemp("reliability") / "checkout")
+    return repository.copy_with_stub_verbs(tmp_path_factory.mktemp("reliability") / "checkout")
 
 
 def test_a_second_run_is_refused_and_the_first_one_finishes(checkout):

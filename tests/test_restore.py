@@ -30,7 +30,7 @@ def lab(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory, lab) -> Path:
     """A repository after a run, `make record` and a commit; all it made is in the shared folder."""
-    folder = repository.copy_with_stand_ins(tmp_path_factory.mktemp("restore") / "recorded")
+    folder = repository.copy_with_stub_verbs(tmp_path_factory.mktemp("restore") / "recorded")
     with pytest.MonkeyPatch.context() as patch:
         for name, secret in SECRETS.items():
             patch.setenv(name, secret)

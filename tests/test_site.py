@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import browser
-import run
+import finished_run
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.repro.report import cost, gallery, site
 from dreamllm.repro.report.report import Report, gather
@@ -24,18 +24,20 @@ from dreamllm.snakemake_records import RecordProblem
 def build(root: Path, out: Path) -> Path:
     """Run the verb and return the folder."""
     paper, config = root / "paper", root / "config/smoke.yaml"
-    site.main(argparse.Namespace(root=root, config=config, metrics=run.metrics(root), items=[], paper=paper, out=out))
+    site.main(
+        argparse.Namespace(root=root, config=config, metrics=finished_run.metrics(root), items=[], paper=paper, out=out)
+    )
     return out
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run.make(tmp_path_factory.mktemp("run"))
+    return finished_run.write(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def report(root: Path) -> Report:
-    return gather(root, Path("config/smoke.yaml"), root / "paper", run.metrics(root), [])
+    return gather(root, Path("config/smoke.yaml"), root / "paper", finished_run.metrics(root), [])
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def test_the_way_of_a_number_and_the_written_report_name_the_machines(folder) ->
 
 
 def test_a_digest_that_is_not_the_recorded_one_is_shown(tmp_path) -> None:
-    root = run.make(tmp_path / "run")
+    root = finished_run.write(tmp_path / "run")
     path = root / "results/predictions/smoke/sft/vqa.jsonl"
     before = build(root, tmp_path / "before").joinpath("index.html").read_text(encoding="utf-8")
     path.write_text(path.read_text(encoding="utf-8") + '{"id": "2", "output": "no"}\n', encoding="utf-8")
@@ -109,7 +111,7 @@ def test_numbers_of_another_run_have_no_way(root, report) -> None:
     other = root / "elsewhere/results/metrics/other/sft/vqa.json"
     other.parent.mkdir(parents=True)
     other.write_bytes((root / "results/metrics/smoke/sft/vqa.json").read_bytes())
-    several = gather(root, Path("config/smoke.yaml"), root / "paper", [*run.metrics(root), other], [])
+    several = gather(root, Path("config/smoke.yaml"), root / "paper", [*finished_run.metrics(root), other], [])
     assert len(several.runs) == 2 and several.metrics == report.metrics
 
 
@@ -255,7 +257,7 @@ async def _in_a_browser(page_file: Path) -> None:
 
         lineage = await page.evaluate(LINEAGE)
         assert lineage["open"]
-        for word in ("Predictions", "Checkpoints", "Data", "Commit", "Machine", "as recorded", run.HOSTILE):
+        for word in ("Predictions", "Checkpoints", "Data", "Commit", "Machine", "as recorded", finished_run.HOSTILE):
             assert word in lineage["text"]
         await page.call("Input.dispatchKeyEvent", type="keyDown", key="Escape", windowsVirtualKeyCode=27)
         assert not await page.evaluate("document.querySelector('dialog').open")

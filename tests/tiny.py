@@ -1,6 +1,6 @@
 """Tiny random foundations, models and documents for tests: milliseconds to build, deterministic.
 
-tiny.foundations(folder)         llm/ clip/ sd/ in the layouts of the real ones
+tiny.foundations(folder)         llm/ clip/ sd/ in the layouts of the real foundations
 tiny.build(...)                  (model, processor) on such foundations
 tiny.picture(seed, side)         a picture of coloured noise
 tiny.story(), tiny.pair(), ...   documents
@@ -57,14 +57,14 @@ def _tokenizer_json() -> str:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """400 pieces, of which 256 are bytes; LLaMA's <unk> <s> </s> with ids 0, 1, 2."""
+    """A tokenizer of 400 tokens, of which 256 are bytes; <unk> <s> </s> have ids 0, 1, 2 as in LLaMA."""
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json()), unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
 
 
 def llm_config(**changes: Any) -> LlamaConfig:
-    """A LLaMA of two layers."""
+    """The configuration of a LLaMA with two layers."""
     options = {
         "vocab_size": len(tokenizer()),
         "hidden_size": 32,
@@ -87,9 +87,9 @@ def foundations(
     prediction_type: str = "epsilon",
     condition_width: int = 20,
 ) -> Path:
-    """Write random foundations into llm/, clip/ and sd/ of `folder`: pictures of 16 patches are read, 16 px drawn.
+    """Write random foundations into llm/, clip/ and sd/ of `folder`: CLIP with 16 patches, pictures drawn at 16 px.
 
-    condition_width: of what the UNet is conditioned on; CLIP's features have 24 numbers
+    condition_width: width of the UNet's cross-attention; CLIP's features have 24 numbers
     """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
@@ -146,17 +146,17 @@ def build(
 
 
 def picture(seed: int = 0, side: int = 20) -> Image.Image:
-    """Coloured noise."""
+    """A picture (side x side pixels) of coloured noise."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
 def pair(seed: int = 0, text: str = "A photo of a dog running on the beach.") -> Document:
-    """A caption and its picture."""
+    """A document of a caption and its picture."""
     return Document(f"pair {seed}", "pair", (Text(text), Picture(picture(seed))))
 
 
 def story(seed: int = 0) -> Document:
-    """Three sentences with two pictures between them."""
+    """An interleaved document of three sentences with two pictures between them."""
     parts = (
         Text("A small red fox walks across the snow."),
         Picture(picture(10 * seed)),
@@ -168,7 +168,7 @@ def story(seed: int = 0) -> Document:
 
 
 def conversation(seed: int = 0) -> Document:
-    """A question about a picture, its answer, a request, and the picture drawn for it."""
+    """A conversation: a question about a picture, its answer, a request, and the picture drawn for it."""
     parts = (
         Picture(picture(20 * seed), role="user"),
         Text("What is the colour of the cat?", role="user"),
@@ -181,5 +181,5 @@ def conversation(seed: int = 0) -> Document:
 
 
 def text(seed: int = 0) -> Document:
-    """Words alone."""
+    """A document of text only."""
     return Document(f"text {seed}", "text", (Text("Then blend the soup until it is smooth and serve it with bread."),))

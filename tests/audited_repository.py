@@ -1,6 +1,7 @@
-"""A small repository with results to audit: made up in that nothing was trained, computed in all else by the real code.
+"""Builds a small repository with results for the tests of the audit.
 
-The world, the shards, metrics, item scores and tables are what the verbs make; tensors and answers are chosen here.
+Nothing is trained: the tensors of checkpoints are random and the answers of models are chosen here. The world, shards,
+metrics, item scores and tables are made by the real code.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ evaluations:
 
 
 def build(folder: Path) -> Path:
-    """The repository with everything made, committed and recorded in a dvc.lock."""
+    """Build the repository in `folder`: everything is made, committed and recorded in dvc.lock."""
     repository.copy(folder)
     (folder / CONFIG).write_text(EXPERIMENT, encoding="utf-8")
     repository.run(folder, "git", "init", "--quiet")
@@ -77,18 +78,18 @@ def build(folder: Path) -> Path:
         (folder / "data/foundations_small" / part).mkdir(parents=True)
         (folder / "data/foundations_small" / part / "model.safetensors").write_text(part)
     for stage in run.experiment.stages:
-        train(run, stage)
+        write_checkpoint(run, stage)
     for model, benchmark in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope")):
-        answer(run, model, benchmark)
-    measure(run)
-    jobs(run)
-    record(run)
+        write_predictions(run, model, benchmark)
+    write_scores(run)
+    write_timings(run)
+    write_dvc_lock(run)
     repository.commit(folder)
     return folder
 
 
-def train(run: Run, stage: str) -> None:
-    """A checkpoint as `dreamllm train` writes it; its tensors are drawn at random."""
+def write_checkpoint(run: Run, stage: str) -> None:
+    """Write a checkpoint with random tensors in the format of `dreamllm train`."""
     experiment, settings = run.experiment, run.experiment.stages[stage]
     generator = torch.Generator().manual_seed(seed_of(experiment.seed, stage))
     shards = {name: sorted((run.root / run.paths.shards(name)).glob(f"{name}-*.tar")) for name in settings.mixture}
@@ -109,8 +110,8 @@ def train(run: Run, stage: str) -> None:
     checkpoint.save_trained(run.root / run.paths.checkpoint(stage), tensors, metadata, "step\n")
 
 
-def answer(run: Run, model: str, benchmark: str, right: int = 2) -> Path:
-    """A prediction file as `dreamllm predict` writes it, with `right` of every 3 answers right."""
+def write_predictions(run: Run, model: str, benchmark: str, right: int = 2) -> Path:
+    """Write a prediction file in the format of `dreamllm predict`, with `right` of every 3 answers right."""
     root, settings = run.root, run.experiment.evaluation
     folder = root / run.paths.benchmark_files(benchmark)
     stages = [root / run.paths.checkpoint(stage) for stage in run.experiment.stages_of(model)]
@@ -126,8 +127,8 @@ def answer(run: Run, model: str, benchmark: str, right: int = 2) -> Path:
     return path
 
 
-def measure(run: Run) -> None:
-    """Metrics, item scores, tables and a figure of the predictions that are there, by the verbs."""
+def write_scores(run: Run) -> None:
+    """Make metrics, item scores, tables and a figure from the predictions, with the code of the verbs."""
     root = run.root
     answered = [root / run.predictions(*pair) for pair in (("align", "vqa"), ("sft", "vqa"), ("sft", "pope"))]
     folder = root / run.paths.benchmark_files("vqa")
@@ -143,16 +144,16 @@ def measure(run: Run) -> None:
     (root / "results/figures/curves.png").write_text("a figure")
 
 
-def jobs(run: Run) -> None:
-    """Timings as Snakemake writes them."""
+def write_timings(run: Run) -> None:
+    """Write the benchmark file of every job in Snakemake's format."""
     folder = run.root / "benchmarks/small"
     folder.mkdir(parents=True)
-    for output in outputs(run.root):
+    for output in dag_outputs(run.root):
         (folder / f"{Path(output.log).stem}.tsv").write_text("s\tmax_rss\tcpu_time\n2.5\t100.0\t2.0\n")
 
 
-def record(run: Run) -> None:
-    """A dvc.lock of what is there."""
+def write_dvc_lock(run: Run) -> None:
+    """Write dvc.lock for the files as they are."""
     outs = [f"data/emoji_small/{part}" for part in ("train", "benchmarks")]
     outs += [run.paths.checkpoint(stage) for stage in TENSORS]
     outs += [RESULTS.format(kind) for kind in ("predictions", "metrics", "items")] + ["results/tables"]
@@ -160,8 +161,8 @@ def record(run: Run) -> None:
     (run.root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
 
 
-def outputs(root: Path) -> list[Output]:
-    """What Snakemake would tell of the DAG: everything there is, and up to date."""
+def dag_outputs(root: Path) -> list[Output]:
+    """The outputs of the DAG as Snakemake's summary lists them: all exist and are up to date."""
     run = Run.at(root, Path(CONFIG))
     made = {"make_world": "data/emoji_small/train", "tables": "results/tables", "figures": "results/figures"}
     made |= {f"train_{stage}": run.paths.checkpoint(stage) for stage in TENSORS}
@@ -174,5 +175,5 @@ def outputs(root: Path) -> list[Output]:
 
 
 def evidence(root: Path) -> Evidence:
-    """The repository as the audit sees it, with the DAG told instead of asked for."""
-    return Evidence(Run.at(root, Path(CONFIG)), outputs(root))
+    """What the audit reads of the repository, with `dag_outputs` instead of a call of Snakemake."""
+    return Evidence(Run.at(root, Path(CONFIG)), dag_outputs(root))

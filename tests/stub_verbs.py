@@ -1,4 +1,8 @@
-"""Stands in for `python -m dreamllm` in tests of the workflow: every verb writes a digest of what it was given."""
+"""Replaces `python -m dreamllm` in tests of the workflow.
+
+Every verb writes its outputs, with a digest of its flags and input files, and adds its name to logs/ran.txt. Only
+`fetch-foundations` is the real one.
+"""
 
 import argparse
 import hashlib
