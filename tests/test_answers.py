@@ -20,7 +20,7 @@ from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.data.document import Document, Text
 from dreamllm.evaluate import answer, benchmarks, predict, predictions, prompts, score, shots
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.mmbench import MmbenchItem
+from dreamllm.evaluate.tasks.mmbench import MmbenchItem
 from dreamllm.model import generate
 from dreamllm.train import checkpoint
 

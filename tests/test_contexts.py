@@ -28,7 +28,7 @@ from dreamllm.emoji.world import write_benchmarks, write_training
 from dreamllm.evaluate import attention, attributes, benchmarks, in_context, predict, predictions, score
 from dreamllm.evaluate.drawing import plan
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.stories import follow
+from dreamllm.evaluate.metrics.story_structure import follow
 from test_predict import world as predict_world
 
 seeds = st.integers(0, 2**32)

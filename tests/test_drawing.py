@@ -22,7 +22,7 @@ from dreamllm.data.document import Document, Picture, Text
 from dreamllm.emoji.world import write_training
 from dreamllm.evaluate import benchmarks, drawing, latency, predictions, score
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.predict_pictures import Drawn
+from dreamllm.evaluate.drawn import Drawn
 from dreamllm.model import generate
 from dreamllm.train import checkpoint, trainer
 from test_pictures import STAGE, configure, run_predict

@@ -15,7 +15,7 @@ from dreamllm.data import shards
 from dreamllm.data.document import Picture, Text
 from dreamllm.emoji import corpus, grammar, scenes, world
 from dreamllm.evaluate import benchmarks
-from dreamllm.evaluate.stories import follow
+from dreamllm.evaluate.metrics.story_structure import follow
 
 seeds = st.integers(0, 2**32)
 

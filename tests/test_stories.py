@@ -8,7 +8,7 @@ import pytest
 
 from dreamllm.emoji.grammar import step
 from dreamllm.emoji.scenes import Scene, sample_scene
-from dreamllm.evaluate.stories import follow, sentences, wanted_scenes, well_placed
+from dreamllm.evaluate.metrics.story_structure import follow, sentences, wanted_scenes, well_placed
 
 OPENING = "a red cat on sky."
 CAT = Scene("sky", "single", (("cat", "red"),), 1)

@@ -32,7 +32,7 @@ VERBS = {  # verb: (module, what it does)
         "dreamllm.evaluate.features",
         "look at pictures once, and store what FID and CLIP score need",
     ),
-    "score-pictures": ("dreamllm.evaluate.pictures", "FID and CLIP score of several pictures per prompt"),
+    "score-pictures": ("dreamllm.evaluate.score_pictures", "FID and CLIP score of several pictures per prompt"),
     "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
     "item-scores": ("dreamllm.evaluate.items", "write the scores of single items, to pair models by"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),

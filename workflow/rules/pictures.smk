@@ -80,7 +80,7 @@ if EXPERIMENT.evaluation.pictures:
         resources:
             **CPU_JOB,
         params:
-            code=code_digest("dreamllm.evaluate.pictures"),
+            code=code_digest("dreamllm.evaluate.score_pictures"),
         shell:
             "python -m dreamllm score-pictures --features {input.features:q} --statistics {input.statistics:q}"
             " --out {output.metrics:q} > {log:q} 2>&1"

@@ -17,7 +17,7 @@ from dreamllm.config.base import (
     Section,
     near,
 )
-from dreamllm.config.benchmarks import WORLD_TASKS, AnswerJudge, BenchmarkUse, problems_of
+from dreamllm.config.benchmarks import AnswerJudge, BenchmarkUse
 from dreamllm.config.evaluation import Evaluation, EvaluationSettings
 from dreamllm.config.foundations import (
     FetchedFoundations,
@@ -102,8 +102,6 @@ class Experiment(Section):
                 if parent not in earlier:
                     problems.append(f"stages.{name}.init: no earlier stage {parent!r}{near(parent, earlier)}")
             earlier.append(name)
-        for name, use in self.benchmarks.items():
-            problems += problems_of(name, use, self.evaluation.split)
         foundations = [name for name in FOUNDATION_MODELS if name != "sd_finetuned" or self.sd_finetuned]
         models = [evaluation.model for evaluation in self.evaluations]
         for index, evaluation in enumerate(self.evaluations):
@@ -114,19 +112,10 @@ class Experiment(Section):
             for stage in evaluation.stages:
                 if stage not in earlier:
                     problems.append(f"{where}.stages: no stage {stage!r}{near(stage, earlier)}")
-            known = [*WORLD_TASKS, *self.benchmarks]
-            for name in evaluation.benchmarks:
-                if name not in known:
-                    problems.append(f"{where}.benchmarks: no benchmark {name!r}{near(name, known)}")
             if evaluation.model in models[:index]:
                 problems.append(
                     f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
                 )
-            if "in_context" in evaluation.benchmarks and not self.world.benchmarks.in_context:
-                problems.append(f"{where}.benchmarks: there is no in_context, world.benchmarks.in_context is 0")
-            tasks = [self.benchmark(name).task for name in evaluation.benchmarks if name in known]
-            if evaluation.rewrite and {*tasks} - {"draw"}:
-                problems.append(f"{where}.rewrite: rewritten prompts are for benchmarks of the task draw alone")
             if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
                 problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
         if problems := problems or self._unfit_queries():  # of names that are all there
@@ -144,8 +133,8 @@ class Experiment(Section):
         return {f"{self.name}_{seed}": self.with_seed(seed) for seed in self.seeds} or {self.name: self}
 
     def benchmark(self, name: str) -> BenchmarkUse:
-        """What a benchmark is, by its name. Raises KeyError where there is none of that name."""
-        return BenchmarkUse(task=name) if name in WORLD_TASKS else self.benchmarks[name]  # type: ignore[arg-type]
+        """What a benchmark is: its section in `benchmarks`, or else the emoji world's task of that name."""
+        return self.benchmarks.get(name) or BenchmarkUse(task=name)
 
     def queries(self, stage: str) -> int:
         """Number of dream queries of a stage's model."""

@@ -17,6 +17,7 @@ from dreamllm.config.evaluation import TextSampling
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.layout import LayoutProblem
 from dreamllm.evaluate import prompts, selection
+from dreamllm.evaluate.job import PredictionJob, batches
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -37,9 +38,6 @@ class Wanted:
         """The picture's line in the prediction file."""
         rewritten = {"rewritten": self.prompt} if self.prompt != self.item.prompt else {}
         return {"id": self.item.id, "prompt": self.item.prompt, "seed": self.seed, "image": self.name} | rewritten
-
-
-Draw = Callable[[Sequence[Wanted], DrawingSettings], Iterator[tuple[Wanted, Image.Image]]]
 
 
 def plan(items: Sequence[Any], seed: int, sample: int, texts: Sequence[str] | None = None) -> list[Wanted]:
@@ -64,7 +62,7 @@ def draw(
     """Draw each prompt by itself. document: what a picture is drawn from, the prompt alone unless told otherwise."""
     from dreamllm.model import generate
 
-    for batch in _batches(wanted, settings.batch_size):
+    for batch in batches(wanted, settings.batch_size, "pictures"):
         documents = [document(one) for one in batch]
         pictures = generate.draw(model, processor, documents, [one.seed for one in batch], how(settings))
         yield from zip(batch, pictures, strict=True)
@@ -97,7 +95,7 @@ def illustrate(
 
     for position in range(max(map(len, told.values()), default=0)):
         due = [one for one in wanted if one.item.position == position and one.name not in drawn]
-        for batch in _batches(due, settings.batch_size):
+        for batch in batches(due, settings.batch_size, "pictures"):
             documents = [document(one) for one in batch]
             pictures = generate.draw(model, processor, documents, [one.seed for one in batch], how(settings))
             yield from zip(batch, pictures, strict=True)
@@ -144,6 +142,11 @@ def rewrite(
 # ---- Stable Diffusion ----------------------------------------------------------------------------------------------
 
 
+def sd_of(job: PredictionJob) -> tuple[Path, Path | None]:
+    """The folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet in place of its own."""
+    return job.foundations / "sd", job.checkpoints[0] / "unet" if job.checkpoints else None
+
+
 def draw_with_sd(
     folder: Path, unet: Path | None, wanted: Sequence[Wanted], settings: DrawingSettings
 ) -> Iterator[tuple[Wanted, Image.Image]]:
@@ -167,7 +170,7 @@ def draw_with_sd(
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     pipeline.scheduler = make_scheduler(settings.scheduler, schedule)
     side = pipeline.unet.config.sample_size
-    for batch in _batches(wanted, settings.batch_size):
+    for batch in batches(wanted, settings.batch_size, "pictures"):
         generators = [torch.Generator().manual_seed(one.seed) for one in batch]
         shape = (pipeline.unet.config.in_channels, side, side)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
@@ -199,11 +202,3 @@ def how(settings: DrawingSettings) -> PictureSampling:
     from dreamllm.model.sampling import PictureSampling
 
     return PictureSampling(settings.scheduler, settings.steps, settings.guidance)
-
-
-def _batches(wanted: Sequence[Wanted], size: int) -> Iterator[Sequence[Wanted]]:
-    """In batches, with a progress bar."""
-    from tqdm import tqdm
-
-    for start in tqdm(range(0, len(wanted), size), desc="pictures", unit="batch", mininterval=5):
-        yield wanted[start : start + size]

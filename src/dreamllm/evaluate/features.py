@@ -24,11 +24,11 @@ import numpy as np
 from PIL import Image
 
 from dreamllm.atomic import new_file
-from dreamllm.config.benchmarks import DRAWN
 from dreamllm.config.reading import load
 from dreamllm.digests import digest, sha256_of_file
-from dreamllm.evaluate import benchmarks, fid
-from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate import tasks
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
+from dreamllm.evaluate.metrics import fid
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def main(args: argparse.Namespace) -> None:
 
     experiment = load(args.config)
     evaluation, task = experiment.evaluation, experiment.benchmark(args.benchmark).task
-    if task not in DRAWN:
-        raise BenchmarkProblem(args.config, args.benchmark, f"is of the task {task}, not of {' or '.join(DRAWN)}")
+    if not tasks.about(task).image_metrics:
+        raise BenchmarkProblem(args.config, args.benchmark, f"is of the task {task}, which draws no images to measure")
     if evaluation.pictures is None:
         raise BenchmarkProblem(args.config, "evaluation.pictures", "is null; it says how pictures are measured")
     if evaluation.pictures.features == "inception":
@@ -73,12 +73,12 @@ def main(args: argparse.Namespace) -> None:
         chosen = [networks.clip_network(args.clip)]
     if args.predictions:
         drawn = read(args.predictions)
-        items = benchmarks.load(task, args.benchmarks, drawn.header["split"], drawn.header.get("limit"))
+        items = tasks.load(task, args.benchmarks, drawn.header["split"], drawn.header.get("limit"))
         about, arrays = of_drawn(drawn, args.benchmark, items, chosen, networks.Clip(args.clip), args.threads)
         about["clip"] = digest(args.clip)
     else:
-        items = benchmarks.load(task, args.benchmarks, evaluation.split, evaluation.limit)
-        shown = benchmarks.pictures(args.benchmarks, evaluation.split)
+        items = tasks.load(task, args.benchmarks, evaluation.split, evaluation.limit)
+        shown = pictures_of(args.benchmarks, evaluation.split)
         about, arrays = of_real(items, shown, chosen, args.threads)
         about |= {"benchmark": args.benchmark, "split": evaluation.split}
     store(args.out, about, arrays)
@@ -133,7 +133,7 @@ def of_drawn(
 
 
 def of_real(
-    items: Sequence[Any], shown: benchmarks.Pictures, chosen: Sequence[Network], threads: int = 1
+    items: Sequence[Any], shown: Pictures, chosen: Sequence[Network], threads: int = 1
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Mean and covariance of the features of the real pictures that the items name, each counted once.
 

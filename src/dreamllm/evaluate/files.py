@@ -1,6 +1,6 @@
 """Reading benchmark files strictly: JSON, JSON lines and picture collections, with errors that name file and record.
 
-Knows no benchmark; `benchmarks.py` does.
+Knows no benchmark; the modules in `tasks/` do.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from dreamllm.data.images import decode
+
+Key = TypeVar("Key", str, int)
+
+INSTALL = 'is not installed: pip install -e ".[evaluation]"'
 
 LARGEST_PICTURE = 200_000_000  # bytes of a file; more is no picture but an attack on the memory
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
@@ -77,14 +81,20 @@ def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], path
     return value
 
 
-def keyed(records: list[tuple[str, Any]], path: Path, what: str) -> dict[str, Any]:
+def keyed(records: list[tuple[Key, Any]], path: Path, what: str) -> dict[Key, Any]:
     """(id, record) pairs as a dictionary in the same order. Raises BenchmarkProblem for an id that occurs twice."""
-    table: dict[str, Any] = {}
+    table: dict[Key, Any] = {}
     for id_, record in records:
         if id_ in table:
             raise BenchmarkProblem(path, f"{what} {id_}", "occurs twice")
         table[id_] = record
     return table
+
+
+def pictures_of(folder: Path, split: str) -> Pictures:
+    """The images of a split: images_SPLIT.zip, or the folder images_SPLIT."""
+    archive = folder / f"images_{split}.zip"
+    return Pictures(archive if archive.exists() else folder / f"images_{split}")
 
 
 class Pictures:

@@ -1,10 +1,16 @@
-"""Metrics over all items of a benchmark, and over the groups that they belong to."""
+"""Metrics over all items of a benchmark and over the groups that they belong to; what the emoji world's images show.
+
+scenes_SPLIT.jsonl     {"image_id", "scene", "kind", "held_out"}; public sets have none, and no results by kind
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_jsonl
 
 Metrics = dict[str, dict[str, Any]]
 Measure = Callable[[Sequence[int]], Metrics]  # metrics of some of the items, given by their numbers
@@ -12,7 +18,7 @@ Measure = Callable[[Sequence[int]], Metrics]  # metrics of some of the items, gi
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """What a picture shows, and the groups under which results are reported."""
+    """What an image shows, and the groups under which results are reported."""
 
     scene: dict[str, Any]
     kind: str
@@ -25,8 +31,34 @@ class SceneRecord:
         return [self.kind, seen, f"{self.kind}/{seen}"]
 
 
-def by_group(measure: Measure, groups: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Metrics of all items and of each group; groups: names of the groups that each item belongs to."""
+@dataclass(frozen=True)
+class SceneRecords:
+    """The scenes of a split by image id; none of a public set."""
+
+    path: Path
+    records: dict[int, SceneRecord]
+
+    def of(self, image_id: int, picture: str, item: str) -> SceneRecord | None:
+        """The scene of an item's image; None in a set without scenes. Raises BenchmarkProblem for a missing one."""
+        if self.records and image_id not in self.records:
+            raise BenchmarkProblem(self.path, "", f"says nothing of picture {picture}, which item {item} needs")
+        return self.records.get(image_id)
+
+
+def scenes_of(folder: Path, split: str) -> SceneRecords:
+    """What the images of a split show."""
+    path = folder / f"scenes_{split}.jsonl"
+    records = []
+    for place, record in read_jsonl(path) if path.exists() else []:
+        image_id = field(record, "image_id", int, path, place)
+        kind, held_out = field(record, "kind", str, path, place), field(record, "held_out", bool, path, place)
+        records.append((image_id, SceneRecord(field(record, "scene", dict, path, place), kind, held_out)))
+    return SceneRecords(path, keyed(records, path, "image_id"))
+
+
+def by_group(measure: Measure, items: Sequence[Any]) -> dict[str, Any]:
+    """Metrics of all items and of each group. items: each has `groups`, the names of the groups that it belongs to."""
+    groups = [item.groups for item in items]
     names = sorted({name for of_item in groups for name in of_item})
     members = {name: [i for i, of_item in enumerate(groups) if name in of_item] for name in names}
     return {"metrics": measure(range(len(groups))), "groups": {name: measure(members[name]) for name in names}}

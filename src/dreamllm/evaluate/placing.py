@@ -2,7 +2,7 @@
 
     dreamllm place-benchmark --source okvqa --raw data/raw/okvqa --pictures-from =data/raw/coco_val2014 --out DIR
 
-Each set becomes the files that `dreamllm.evaluate.benchmarks` reads, split test, and is read by it before the folder
+Each set becomes the files that the modules in `evaluate/tasks` read, split test, and is read by it before the folder
 appears. Data of lm-evaluation-harness are placed as they came. Pictures stay in their archive where their names can
 stay: the archive is linked, not copied.
 """
@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_folder
-from dreamllm.evaluate import benchmarks, mmbench
+from dreamllm.evaluate import tasks
+from dreamllm.evaluate.tasks import mmbench, pope
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
@@ -63,7 +64,7 @@ def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
             (folder / "vqa_test_annotations.json").write_text(external + "\n", encoding="utf-8")
         if wanted:  # MMBench's pictures are in its table
             _write_pictures(wanted, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
-        items = benchmarks.load(benchmark, folder, "test")
+        items = tasks.load(benchmark, folder, "test")
         print(f"{out}: {len(items)} items of {benchmark}, {len(wanted)} pictures")
 
 
@@ -194,7 +195,7 @@ def _textvqa(raw: Path, folder: Path) -> dict[str, str]:
 def _pope(raw: Path, folder: Path) -> dict[str, str]:
     """POPE: three files of JSON lines {"question_id", "image", "text", "label"}."""
     names = set()
-    for subset in benchmarks.POPE_SUBSETS:
+    for subset in pope.SUBSETS:
         lines = one(raw, f"coco_pope_{subset}.json").open().read()
         (folder / f"pope_{subset}_test.jsonl").write_bytes(lines)
         names |= {json.loads(line)["image"] for line in lines.splitlines() if line.strip()}

@@ -20,8 +20,6 @@ from typing import Literal
 from PIL import Image
 
 from dreamllm.data.document import Document, Part, Picture, Text
-from dreamllm.evaluate.benchmarks import ChoiceItem
-from dreamllm.evaluate.mmbench import MmbenchItem
 
 PromptSet = Literal["emoji", "official", "corrected"]
 Shot = tuple[Image.Image, str, str]  # picture, question, answer
@@ -38,53 +36,6 @@ class Wording:
     instruction: str = ""
     answer: str = ""
     first: str = ""
-
-
-_QUESTION = "Based on the image, please answer the question."
-_ONE_WORD = "Please provide an accurate answer within one word."
-OFFICIAL = {  # by task, and by source where the official code has other words for it
-    "captions": Wording(
-        system="Based on the image, give the image caption briefly.",
-        instruction="Please summarize object in one sentence within 10 words.",
-        answer="The image depicts",
-    ),
-    "nocaps": Wording(instruction="Please summarize object briefly in one sentence within 5 words."),
-    "image_paragraphs": Wording(
-        system="Based on the image, please describe the image in detail.",
-        instruction="Please describe the image in detail.",
-        answer="The image depicts",
-    ),
-    "vqa": Wording(system=_QUESTION, instruction=_ONE_WORD, answer="The short answer (one word) is:"),
-    "okvqa": Wording(
-        instruction="Please provide an accurate and brief answer within one word.",
-        answer="The short answer (one word) is:",
-    ),
-    "textvqa": Wording(system=_QUESTION, instruction=_ONE_WORD, answer="The answer is:"),
-    "vizwiz": Wording(
-        system=_QUESTION, instruction=_ONE_WORD, answer="The answer is:", first="Is the answer can be known?"
-    ),
-    "pope": Wording(
-        system="Based on the image, please objectively and accurately indicate whether the object exists.",
-        answer="The answer is:",
-    ),
-    "mmbench": Wording(
-        system="This is an exam, please answer according to the image, hint and question.",
-        instruction="Please provide an accurate and detailed answer.",
-        first="Is the answer can be known?",
-    ),
-    "mm_vet": Wording(
-        system="This is an exam, please answer according to the image and question.",
-        instruction="Please provide an accurate, detailed and comprehensive answer.",
-    ),
-}
-
-
-def wording_of(task: str, source: str | None, prompts: PromptSet) -> Wording:
-    """The words for a task, or for a source that has its own: vizwiz_test has those of vizwiz."""
-    if prompts == "emoji":
-        return Wording()
-    own = [name for name in OFFICIAL if source and (source == name or source.startswith(f"{name}_"))]
-    return OFFICIAL[own[0] if own else task]
 
 
 def about_picture(
@@ -120,27 +71,9 @@ def whether_known(id_: str, picture: Image.Image, question: str, wording: Wordin
     return Document(id_, "conversation", (Picture(picture, "user"), Text(asked, "user")))
 
 
-def says_unknown(reply: str, task: str, prompts: PromptSet) -> bool:
-    """Whether a reply to `whether_known` is a no.
-
-    Official: "no" anywhere in the reply for VizWiz, so that "known" and "not" count; at its beginning for MMBench, so
-    that "not" and "nothing" count. Corrected: the first word is "no".
-    """
-    if prompts == "corrected":
-        return re.match(r"\W*no\b", reply.lower()) is not None
-    return reply.lower().startswith("no") if task == "mmbench" else "no" in reply.lower()
-
-
-def exam_question(item: MmbenchItem, prompts: PromptSet, *, with_options: bool) -> str:
-    """A question of MMBench with its hint and, when they are to be seen, its options."""
-    if prompts == "official":
-        hint = item.hint or "nan"  # what pandas makes of an empty cell
-        options = "".join(f"(0). {text} " for text in item.options.values())  # the counter never counts
-        return f"Hint:{hint}Question:{item.question}" + (f"Options: {options}" if with_options else "")
-    lines = [f"Hint: {item.hint}" if item.hint else "", f"Question: {item.question}" if item.hint else item.question]
-    if with_options:
-        lines.append("Options: " + " ".join(f"{letter}. {text}" for letter, text in item.options.items()))
-    return " ".join(line for line in lines if line)
+def first_word_is_no(reply: str) -> bool:
+    """Whether a reply begins with the word "no"."""
+    return re.match(r"\W*no\b", reply.lower()) is not None
 
 
 def opening(id_: str, text: str) -> Document:
@@ -152,27 +85,6 @@ def rewriting(id_: str, prompt: str, prompts: PromptSet) -> Document:
     """A request to put the description of a picture into other words, in the form of an instruction of training."""
     request = "{} describe the picture." if prompts == "emoji" else "Describe the picture of this in one sentence: {}"
     return Document(id_, "conversation", (Text(request.format(prompt), "user"),))
-
-
-def choices(item: ChoiceItem, prompts: PromptSet) -> tuple[Document, list[Document]]:
-    """A language-only question, and the same with each of its options as the answer.
-
-    Raises KeyError for a set without a prompt here.
-    """
-    if prompts != "emoji":
-        question = {
-            "piqa": "Question: {goal}\nAnswer:",
-            "boolq": "Choose yes or no to answer the question.\n\n{passage}\n\n{question}?\nAnswer:",
-        }[item.task].format(**item.fields)
-        return opening(item.id, question), [opening(item.id, f"{question} {option}") for option in item.options]
-    question = {"piqa": "{goal} describe the picture.", "boolq": "{passage} {question}?"}[item.task].format(
-        **item.fields
-    )
-    asked = Text(question, "user")
-    answers = [Text(option if item.task == "piqa" else option.lower(), "assistant") for option in item.options]
-    return Document(item.id, "conversation", (asked,)), [
-        Document(item.id, "conversation", (asked, answer)) for answer in answers
-    ]
 
 
 def shown(document: Document) -> str:

@@ -25,7 +25,7 @@ from dreamllm.config.base import Section, near
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate import files
 from dreamllm.evaluate.files import BenchmarkProblem, read_json
-from dreamllm.evaluate.intervals import RESAMPLES, SEED
+from dreamllm.evaluate.metrics.intervals import RESAMPLES, SEED
 from dreamllm.results.metrics_store import Estimate, Interval, Runs, lookup, widen_by_seeds
 from dreamllm.results.table_spec import Column, Published, Row, Table, read_sections
 
@@ -149,7 +149,7 @@ def read_claims(path: Path, tables: Mapping[str, Table], published: Published) -
 
 
 def read_items(folders: Sequence[Path]) -> Items:
-    """Folders of `dreamllm item-scores`: RUN/MODEL/BENCHMARK.json. Raises BenchmarkProblem for a malformed file."""
+    """Scores of single items, RUN/MODEL/BENCHMARK.json of `dreamllm score`. Raises BenchmarkProblem for a malformed file."""
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("*/*.json"))):
         content = read_json(path)

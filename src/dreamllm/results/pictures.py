@@ -17,10 +17,14 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dreamllm.evaluate import benchmarks, vqa
-from dreamllm.evaluate.in_context import InContextItem, context_pictures
+from dreamllm.evaluate import tasks
+from dreamllm.evaluate.few_shot import answer_of
+from dreamllm.evaluate.files import pictures_of
+from dreamllm.evaluate.metrics import vqa_accuracy
 from dreamllm.evaluate.predictions import Predictions, check_complete
-from dreamllm.evaluate.shots import answer_of
+from dreamllm.evaluate.tasks.draw import DrawItem
+from dreamllm.evaluate.tasks.in_context import InContextItem, context_pictures
+from dreamllm.evaluate.tasks.vqa import VqaItem
 
 PAGE_WIDTH = 6.9  # inches between the margins
 MODEL_LABELS = {
@@ -59,7 +63,7 @@ def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
         raise NoData("no model ran the benchmark draw")
     items = _items("draw", models, folder)
     chosen = first_of_each_kind(items)
-    real = benchmarks.pictures(folder, models[0].header["split"])
+    real = pictures_of(folder, models[0].header["split"])
     side = PAGE_WIDTH / (len(chosen) + 1.1)
     figure, axes = plt.subplots(
         1 + len(models),
@@ -84,9 +88,9 @@ def drawings(models: Sequence[Predictions], folder: Path) -> Figure:
     return figure
 
 
-def first_of_each_kind(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
+def first_of_each_kind(items: Sequence[DrawItem]) -> list[DrawItem]:
     """The first items of each kind of scene, held-out combinations last; without scenes the first items."""
-    kinds: dict[str, list[benchmarks.DrawItem]] = {}
+    kinds: dict[str, list[DrawItem]] = {}
     for item in items:
         kinds.setdefault(item.scene.kind if item.scene else "", []).append(item)
     chosen = []
@@ -149,7 +153,7 @@ def questions(models: Sequence[Predictions], folder: Path) -> Figure:
     chosen = round_robin([item for item in items if len(set(answers[item.id])) > 1], QUESTIONS)
     if not chosen:
         raise NoData(f"both models give the same answers to all {len(items)} questions")
-    shown = benchmarks.pictures(folder, both[0].header["split"])
+    shown = pictures_of(folder, both[0].header["split"])
     rows = math.ceil(len(chosen) / 2)
     figure, axes = plt.subplots(
         rows, 4, figsize=(PAGE_WIDTH, 1.15 * rows + 0.3), width_ratios=[1, 2, 1, 2], layout="constrained", squeeze=False
@@ -161,7 +165,7 @@ def questions(models: Sequence[Predictions], folder: Path) -> Figure:
         text.text(0, 0.92, textwrap.fill(item.question, 26), fontweight="bold", va="top", transform=text.transAxes)
         text.text(0, 0.62, f"answer: {answer_of(item)}", color="#666666", va="center", transform=text.transAxes)
         for height, letter, answer in zip((0.38, 0.14), "AB", answers[item.id], strict=True):
-            right = vqa.accuracy(vqa.clip(answer), item.answers, "official") >= 0.5
+            right = vqa_accuracy.accuracy(vqa_accuracy.clip(answer), item.answers, "official") >= 0.5
             line = f"{letter}  {'✓' if right else '✗'}  {textwrap.shorten(answer, 30) or '(nothing)'}"
             colour = RIGHT_COLOUR if right else WRONG_COLOUR
             text.text(0, height, line, color=colour, va="center", transform=text.transAxes)
@@ -171,12 +175,12 @@ def questions(models: Sequence[Predictions], folder: Path) -> Figure:
     return figure
 
 
-def round_robin(items: Sequence[benchmarks.VqaItem], most: int) -> list[benchmarks.VqaItem]:
+def round_robin(items: Sequence[VqaItem], most: int) -> list[VqaItem]:
     """The first item of each question type, then the second of each, and so on; each picture at most once."""
-    types: dict[str, list[benchmarks.VqaItem]] = {}
+    types: dict[str, list[VqaItem]] = {}
     for item in items:
         types.setdefault(item.question_type, []).append(item)
-    chosen: list[benchmarks.VqaItem] = []
+    chosen: list[VqaItem] = []
     while len(chosen) < most and any(types.values()):
         for waiting in types.values():
             shown = {item.picture for item in chosen}
@@ -292,7 +296,7 @@ def mosaic(maps: np.ndarray) -> np.ndarray:
 def _items(benchmark: str, models: Sequence[Predictions], folder: Path) -> list:
     """The items of a benchmark. Raises BenchmarkProblem unless each model has a prediction for all of them."""
     header = models[0].header
-    items = benchmarks.load(benchmark, folder, header["split"], header.get("limit"))
+    items = tasks.load(benchmark, folder, header["split"], header.get("limit"))
     for model in models:
         check_complete(model, [item.id for item in items])
     return items

@@ -26,10 +26,11 @@ from dreamllm.atomic import new_folder
 from dreamllm.data.images import encode_png
 from dreamllm.digests import sha256_of_file
 from dreamllm.emoji.scenes import Scene, render
-from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.human.template import PAGE
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.evaluate.tasks.stories import StoryItem
 from dreamllm.seeds import seed_of
 
 GENERATED, REAL = "generated", "real"
@@ -67,7 +68,7 @@ def build(predictions: Predictions, folder: Path, count: int | None, seed: int) 
     header = predictions.header
     if header["benchmark"] != "stories":
         raise BenchmarkProblem(predictions.path, "header", f"is for {header['benchmark']!r}, not for 'stories'")
-    items = benchmarks.load("stories", folder, header["split"], header.get("limit"))
+    items = tasks.load("stories", folder, header["split"], header.get("limit"))
     check_complete(predictions, [item.id for item in items])
     count = len(items) // 2 * 2 if count is None else count
     if count < 2 or count % 2 or count > len(items):
@@ -94,14 +95,14 @@ def build(predictions: Predictions, folder: Path, count: int | None, seed: int) 
         },
         "inputs": {
             path.name: sha256_of_file(path)
-            for path in (predictions.path, *benchmarks.files("stories", folder, header["split"]))
+            for path in (predictions.path, *tasks.files("stories", folder, header["split"]))
         },
     }
     # "</" would end the script element that holds the samples
     return PAGE.replace("@DIGEST@", digest).replace("@SAMPLES@", text.replace("</", "<\\/")), key
 
 
-def generated(predictions: Predictions, item: benchmarks.StoryItem) -> list[Part]:
+def generated(predictions: Predictions, item: StoryItem) -> list[Part]:
     """A story as the model continued it, opening included."""
     parts: list[Part] = []
     words = item.opening
@@ -115,7 +116,7 @@ def generated(predictions: Predictions, item: benchmarks.StoryItem) -> list[Part
     return [*parts, *_words(words)]
 
 
-def real(item: benchmarks.StoryItem, side: int) -> list[Part]:
+def real(item: StoryItem, side: int) -> list[Part]:
     """A story of the benchmark: a picture of its scene after each sentence."""
     parts: list[Part] = []
     for number, (sentence, scene) in enumerate(zip(item.sentences, item.scenes, strict=True)):

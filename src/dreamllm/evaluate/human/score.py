@@ -26,7 +26,7 @@ from dreamllm.atomic import new_file
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_json
 from dreamllm.evaluate.human.rating_form import GENERATED, REAL, HumanProblem
-from dreamllm.evaluate.intervals import RESAMPLES, SEED, bootstrap, mean_share, measurement, undefined
+from dreamllm.evaluate.metrics.intervals import RESAMPLES, SEED, bootstrap, mean_share, measurement, undefined
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dreamllm.config.benchmarks import DRAWN
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.evidence import Evidence
 from dreamllm.repro.audit.findings import Fault, Result, absent, judged
@@ -197,13 +196,13 @@ def _of_metric(evidence: Evidence, source: str, path: str) -> Iterator[Fault]:
 
 def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> tuple[list[Fault], bool]:
     """Faults, and whether the metric was computed again: what needs no model, or with `pictures` judge and CLIP too."""
-    from dreamllm.evaluate import items, score
+    from dreamllm.evaluate import score, tasks
     from dreamllm.evaluate.predictions import read
 
     run = evidence.run
     model, _, benchmark = source.partition("/")
-    task = run.experiment.benchmark(benchmark).task
-    if task in ("mmbench", "mm_vet", "harness") or (not pictures and task in (*DRAWN, "stories")):
+    task = tasks.about(run.experiment.benchmark(benchmark).task)
+    if task.judged or not task.files or (not pictures and task.instruments):
         return [], False
     instruments = getattr(run.experiment.foundations, "instruments", run.experiment.foundations)
     folder = evidence.root / run.paths.benchmark_files(benchmark)
@@ -211,16 +210,14 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
     fix = f"score again: {evidence.command}"
     try:
         raw = read(answered)
-        wanted = score.score(raw, benchmark, folder, evidence.root / instruments.folder)
+        wanted, of_items = score.score_items(raw, benchmark, folder, evidence.root / instruments.folder)
         faults = [
             Fault(f"{name} is {now}, the predictions give {right}", path, fix)
             for name, now, right in _other_numbers(evidence.json(path), wanted)
         ]
         file = f"results/items/{run.name}/{source}.json"
-        if benchmark in items.TASKS and (evidence.root / file).is_file():
-            right = json.loads(json.dumps(items.score_items(raw, folder)))
-            if not _alike({key: evidence.json(file).get(key) for key in right}, right):
-                faults.append(Fault("scores of single items are not what the predictions give", file, fix))
+        if (evidence.root / file).is_file() and not _alike(evidence.json(file), json.loads(json.dumps(of_items))):
+            faults.append(Fault("scores of single items are not what the predictions give", file, fix))
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):
             raise

@@ -13,8 +13,10 @@ from typing import Any
 from PIL import Image
 
 from dreamllm.data.images import encode_png
-from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate import tasks
+from dreamllm.evaluate.files import pictures_of
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.evaluate.tasks.draw import DrawItem
 
 PROMPTS_SHOWN = 24  # at most
 STORIES_SHOWN = 8  # of each model, at most
@@ -60,10 +62,10 @@ def drawings(paths: Sequence[Path], folder: Path, out: Path) -> tuple[list[str],
     if not models:
         return [], []
     header = models[0].header
-    items = benchmarks.load("draw", folder, header["split"], header.get("limit"))
+    items = tasks.load("draw", folder, header["split"], header.get("limit"))
     for model in models:
         check_complete(model, [item.id for item in items])
-    real = benchmarks.pictures(folder, header["split"])
+    real = pictures_of(folder, header["split"])
     prompts = []
     for number, item in enumerate(round_robin(items)):
         name = f"{number:03d}.png"
@@ -84,7 +86,7 @@ def drawings(paths: Sequence[Path], folder: Path, out: Path) -> tuple[list[str],
     return [model.header["model"] for model in models], prompts
 
 
-def round_robin(items: Sequence[benchmarks.DrawItem]) -> list[benchmarks.DrawItem]:
+def round_robin(items: Sequence[DrawItem]) -> list[DrawItem]:
     """The first item of each kind of scene, then the second of each, and so on; sorted in benchmark order.
 
     Scenes with held-out combinations are kinds of their own.

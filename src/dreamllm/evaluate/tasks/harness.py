@@ -10,18 +10,55 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import EvaluationSettings
-from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.intervals import mean_share
-from dreamllm.evaluate.predictions import Predictions
+from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.evaluate.files import INSTALL, BenchmarkProblem
+from dreamllm.evaluate.job import PredictionJob, ScoringJob
+from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.tasks import Task
 
-INSTALL = 'is not installed: pip install -e ".[evaluation]"'
+TASK = Task(
+    in_world=False,
+    foundations=("llm",),
+    keys=("shots", "harness_task"),
+)
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm"}  # ours: the harness's; norm: per character of the option
+
+
+def check(use: BenchmarkUse) -> list[str]:
+    """What is wrong with the section of a benchmark of this task, a line each."""
+    problems = [] if use.harness_task else ["harness_task: missing; it names a task or group of lm-evaluation-harness"]
+    if len(use.shots) > 1:
+        problems.append("shots: the task harness takes one number, make a benchmark of each")
+    return problems
+
+
+def read(folder: Path, split: str) -> list[list[Any]]:
+    """Nothing: the harness reads its questions itself."""
+    return []
+
+
+def predict(job: PredictionJob, items: Sequence[Any], header: dict[str, Any]) -> None:
+    """Write the harness's records for the language model alone, or for that inside of a DreamLLM."""
+    if job.model == "llm":
+        from transformers import AutoTokenizer
+
+        from dreamllm.evaluate.likelihoods import language_model
+
+        model, _, context = language_model(job.foundations / "llm", job.experiment.model.template)
+        tokenizer = AutoTokenizer.from_pretrained(job.foundations / "llm")
+    else:
+        whole, processor = job.load()
+        model, tokenizer, context = whole.language_model, processor.tokenizer, processor.context
+    records, about = evaluate(model, tokenizer, context, job.use, job.folder, job.settings)
+    digests = {str(file.relative_to(job.folder)): sha256_of_file(file) for file in content_files(job.folder)}
+    write(job.out, header | about | {"data": digests}, records)
 
 
 def evaluate(
@@ -93,11 +130,13 @@ def _named(task: str, folder: Path, cache: Path) -> dict[str, Any]:
     return {kind: task, "dataset_path": str(folder), "dataset_kwargs": {"cache_dir": str(cache)}}
 
 
-def score(predictions: Predictions) -> dict[str, Any]:
+def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> dict[str, Any]:
     """Accuracy over all questions and by task, of MMLU by subject. The mean is over questions, not over subjects.
 
     Raises BenchmarkProblem when a question has no record, or a record no metric.
     """
+    from dreamllm.evaluate.metrics.intervals import mean_share
+
     counts = predictions.header.get("items") or {}
     records = predictions.records.values()
     found = {name: sum(record.get("task") == name for record in records) for name in counts}

@@ -1,27 +1,16 @@
-"""MM-Vet (arXiv 2308.02490): free answers, judged by a language model with numbers from 0 to 1, by six capabilities.
+"""MM-Vet's judge: a language model that gives free answers numbers from 0 to 1.
 
-The file is MM-Vet's own: {"v1_0": {"imagename", "question", "answer", "capability": [...]}}. Prompt, number of tokens
-and repeated questions are those of the official evaluator; where it takes an answer that never becomes a number for 0,
-the score here stays empty, with the reason.
+Prompt, number of tokens and repeated questions are those of the official evaluator; where it takes an answer that never
+becomes a number for 0, the score here stays empty, with the reason.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, read_json
 from dreamllm.sources.services.chat import Chat
 
-CAPABILITIES = {  # as in the file: as in the tables
-    "rec": "recognition",
-    "ocr": "ocr",
-    "know": "knowledge",
-    "gen": "generation",
-    "spat": "spatial",
-    "math": "math",
-}
 TRIES = 5
 _MEME = (
     "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries Iceland "
@@ -54,35 +43,7 @@ JUDGE_PROMPT = (
 AGAIN = "\nPredict the correctness of the answer (digit): "
 
 
-@dataclass(frozen=True)
-class MmVetItem:
-    """A question that wants a free answer; answer: what the judge compares with, <AND> and <OR> inside."""
-
-    id: str
-    picture: str
-    question: str
-    answer: str
-    capabilities: tuple[str, ...]
-
-
-def read_mm_vet(path: Path, shown: Pictures) -> list[MmVetItem]:
-    """The questions in the order of the file. Raises BenchmarkProblem for a capability that is none of the six."""
-    items = []
-    content = read_json(path)
-    for id_ in content:
-        record = field(content, id_, dict, path, "")
-        place = f"question {id_}"
-        capabilities = tuple(field(record, "capability", list, path, place))
-        if not capabilities or not set(capabilities) <= set(CAPABILITIES):
-            what = f"capability {list(capabilities)} should be some of {', '.join(CAPABILITIES)}"
-            raise BenchmarkProblem(path, place, what)
-        name = shown.check(field(record, "imagename", str, path, place), path, place)
-        question, answer = field(record, "question", str, path, place), field(record, "answer", str, path, place)
-        items.append(MmVetItem(id_, name, question, answer, capabilities))
-    return items
-
-
-def judge_prompt(item: MmVetItem, prediction: str) -> str:
+def judge_prompt(item: Any, prediction: str) -> str:
     """The table whose last space the judge fills."""
     answer = item.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return JUDGE_PROMPT + "\n" + " | ".join([item.question, answer, prediction, ""])
@@ -97,7 +58,7 @@ def read_score(text: str) -> float | None:
     return score if math.isfinite(score) and 0 <= score <= 1 else None
 
 
-def judge(chat: Chat, item: MmVetItem, prediction: str, judging: int) -> float | None:
+def judge(chat: Chat, item: Any, prediction: str, judging: int) -> float | None:
     """The judge's score of an answer; None when it answers five times with something else.
 
     judging: number of the time that this answer is judged. As in the official evaluator, further tries end in a plain

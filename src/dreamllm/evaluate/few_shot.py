@@ -1,25 +1,60 @@
-"""Worked examples for few-shot questions about pictures: at random, or by how alike the pictures are (RICES).
+"""Worked examples for few-shot questions about images: at random, or by how similar the images are (RICES).
 
 The released code has no few-shot evaluation and the paper does not say how its examples were chosen; this follows
-OpenFlamingo (arXiv 2308.01390): examples of the training split, drawn anew for each question, or the nearest pictures
-by cosine similarity of CLIP embeddings, the likest last.
+OpenFlamingo (arXiv 2308.01390): examples of the training split, drawn anew for each question, or the nearest images by
+cosine similarity of CLIP embeddings, the most similar last.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from dreamllm.evaluate.benchmarks import VqaItem
-from dreamllm.evaluate.files import BenchmarkProblem, Pictures
+from dreamllm.evaluate import tasks
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
+from dreamllm.evaluate.job import PredictionJob
 from dreamllm.seeds import seed_of
 
+if TYPE_CHECKING:
+    from dreamllm.evaluate.tasks.vqa import VqaItem
+
 PICTURES_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Worked examples by the id of the question that they stand before, and the images that they are about."""
+
+    of: Mapping[str, Sequence[VqaItem]]
+    pictures: Pictures
+
+
+def chosen(job: PredictionJob, items: Sequence[VqaItem]) -> Iterator[tuple[int, Examples]]:
+    """Each number of examples in `shots`, with the examples of every question.
+
+    They are from the benchmark files in `job.examples`, or else from the other split of the benchmark's own.
+    Raises BenchmarkProblem when there are too few examples, or examples whose answers are not public.
+    """
+    folder = job.examples or job.folder
+    split = job.split if job.examples else {"test": "dev", "dev": "test"}[job.split]
+    pool, pictures = tasks.load("vqa", folder, split), pictures_of(folder, split)
+    check_pool(pool, max(job.use.shots), folder)
+    alike = None
+    if job.use.shots_by == "similarity":
+        alike = similarities(items, job.pictures, pool, pictures, job.foundations / "clip")
+    for number in job.use.shots:
+        if alike is None:
+            rows = at_random(items, pool, number, job.settings.seed)
+        else:
+            rows = by_similarity(items, pool, number, alike)
+        yield number, Examples({item.id: row for item, row in zip(items, rows, strict=True)}, pictures)
 
 
 def at_random(questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int, seed: int) -> list[list[VqaItem]]:
@@ -33,7 +68,7 @@ def at_random(questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int,
 def by_similarity(
     questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int, alike: np.ndarray
 ) -> list[list[VqaItem]]:
-    """The examples with the likest pictures, the likest last; of equals the earlier one in the pool is the liker.
+    """The examples with the most similar images, the most similar last; of equals the earlier one in the pool is last.
 
     alike: similarity (questions, pool)
     """
@@ -76,7 +111,7 @@ def item_id(shots: int, id_: str) -> str:
 
 
 def answer_of(example: VqaItem) -> str:
-    """What is written behind an example's question: its commonest answer, of equals the first."""
+    """What is written behind an example's question: its most frequent answer, of equals the first."""
     return Counter(example.answers).most_common(1)[0][0]
 
 

@@ -24,10 +24,11 @@ import numpy as np
 
 from dreamllm.atomic import new_file
 from dreamllm.digests import sha256_of_file
-from dreamllm.evaluate import fid, selection
+from dreamllm.evaluate import selection
 from dreamllm.evaluate.features import Stored, restore
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.intervals import mean_bootstrap, measurement, undefined
+from dreamllm.evaluate.metrics import fid
+from dreamllm.evaluate.metrics.intervals import mean_bootstrap, measurement, undefined
 
 LIBRARIES = ("numpy", "scipy", "torch", "torchvision", "transformers", "clean-fid")
 SAME = ("model", "benchmark", "split", "limit", "ids", "networks", "clip", "protocol")

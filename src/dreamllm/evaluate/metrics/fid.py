@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamllm.evaluate.intervals import Z, measurement, undefined
+from dreamllm.evaluate.metrics.intervals import Z, measurement, undefined
 
 
 def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Where the UNet attends to each dream query (paper Figure 6): benchmark `attention`, the first prompts of `draw`.
+"""Attention: where the UNet attends to each dream query while it draws the first prompts of `draw` (paper Figure 6).
 
-A picture is drawn as always. At every step each cross-attention layer divides the attention of every place of a latent
+An image is drawn as always. At every step each cross-attention layer divides the attention of every place of a latent
 among the queries; the shares are averaged over heads, layers and steps, coarse layers interpolated to the latent.
 
     NAME.safetensors   maps (N, Q, h, w) and pictures (N, H, W, 3), header and records as in every prediction file
@@ -13,14 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dreamllm.config.evaluation import Drawing as DrawingSettings
+from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.evaluate import drawing
-from dreamllm.evaluate.intervals import bootstrap, measurement, undefined
-from dreamllm.evaluate.predictions import Predictions
+from dreamllm.evaluate.job import PredictionJob, ScoringJob, record
+from dreamllm.evaluate.predictions import Predictions, write_tensors
+from dreamllm.evaluate.tasks import draw
+from dreamllm.evaluate.tasks.draw import DrawItem, read
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +32,38 @@ if TYPE_CHECKING:
 
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
+
+__all__ = ["TASK", "limit", "predict", "read", "score"]
+
+TASK = replace(
+    draw.TASK,
+    predictions="safetensors",
+    settings=("drawing", "attention"),
+    foundations=(),
+    instruments=(),
+    image_metrics=False,
+)
+
+
+def limit(settings: EvaluationSettings) -> int | None:
+    """Number of prompts."""
+    return settings.attention.prompts
+
+
+def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
+    """Write the maps and images of the prompts."""
+    model, processor = job.load()
+    header["protocol"]["layers"] = list(cross_attention(model.unet))
+    wanted = drawing.plan(items, job.settings.seed, 0)
+    tensors = measure(model, processor, wanted, job.settings.drawing)
+    write_tensors(job.out, header, [record(one.item.id, one.prompt, one.seed) for one in wanted], tensors)
+
+
+def score(job: ScoringJob, items: Sequence[DrawItem], predictions: Predictions) -> dict[str, Any]:
+    """Correlations between maps of different prompts: of the same query, of different ones, and the difference."""
+    from dreamllm.evaluate.metrics import attention_maps
+
+    return attention_maps.score(predictions.tensor("maps"))
 
 
 def measure(
@@ -81,44 +117,3 @@ def recorded(unet: UNet2DConditionModel, pictures: int, side: int) -> Iterator[l
 def cross_attention(unet: UNet2DConditionModel) -> dict[str, Any]:
     """The layers in which places of the latent attend to conditions, by name."""
     return {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}
-
-
-def score(predictions: Predictions) -> dict[str, Any]:
-    """Mean correlations between maps of different prompts: of the same query, of different ones, and the difference.
-
-    Intervals resample prompts. A map without any difference between places correlates with none.
-    """
-    maps = predictions.tensor("maps")  # (N, Q, h, w)
-    prompts, queries = maps.shape[:2]
-    centred = maps.reshape(prompts, queries, -1).astype(np.float64)
-    centred = centred - centred.mean(axis=-1, keepdims=True)
-    lengths = np.linalg.norm(centred, axis=-1, keepdims=True)  # (N, Q, 1)
-    if queries < 2 or (lengths == 0).any():
-        reason = "there is one query only" if queries < 2 else "a query's map is the same everywhere"
-        return {"metrics": dict.fromkeys(("same", "other", "difference"), undefined(reason)), "groups": {}}
-    same, other = correlations(centred / lengths)
-    pairs = {"same": same, "other": other, "difference": same - other}
-    return {"metrics": {name: over_pairs(values) for name, values in pairs.items()}, "groups": {}}
-
-
-def correlations(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over queries for each pair of prompts, both (N, N): same query, and different queries.
-
-    maps: (N, Q, L), each centred and of length 1
-    """
-    queries = maps.shape[1]
-    same = np.einsum("aql,bql->ab", maps, maps) / queries
-    sums = maps.sum(axis=1)  # (N, L)
-    return same, (sums @ sums.T - same * queries) / (queries * (queries - 1))
-
-
-def over_pairs(values: np.ndarray) -> dict[str, Any]:
-    """Mean over pairs of different prompts of a symmetric (N, N) array, with an interval over prompts."""
-
-    def mean(prompts: np.ndarray) -> float:
-        different = prompts[:, None] != prompts  # a prompt that was drawn twice is no pair with itself
-        chosen = values[np.ix_(prompts, prompts)]
-        return float(chosen[different].mean()) if different.any() else float(values.mean())
-
-    n = len(values)
-    return measurement(mean(np.arange(n)), n, *bootstrap(mean, n))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dreamllm.evaluate.intervals import bootstrap, mean_share, measurement, undefined
+from dreamllm.evaluate.metrics.intervals import bootstrap, mean_share, measurement, undefined
 
 
 def says_yes(output: str) -> bool:

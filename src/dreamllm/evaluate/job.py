@@ -1,0 +1,123 @@
+"""What `predict` and `score` of a benchmark (`tasks/`) are given: the model, the files, the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.config.experiment import Experiment
+from dreamllm.emoji.scenes import Scene
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
+from dreamllm.evaluate.prompts import PromptSet, Wording
+
+if TYPE_CHECKING:
+    from dreamllm.emoji.foundations.scene_classifier import SceneClassifier
+    from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+    from dreamllm.model.processor import DreamLLMProcessor
+    from dreamllm.sources.services.chat import Chat
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """One model that takes one benchmark.
+
+    foundations: folder with llm/, clip/ and sd/.  checkpoints: of the stages that make up the model, in loading order
+    folder: of the benchmark's files.  examples: of the files that worked examples are from, if another
+    sample: which of several images per prompt, from 0.  work: folder from which a killed run goes on drawing
+    """
+
+    experiment: Experiment
+    use: BenchmarkUse
+    wordings: dict[str, Wording]
+    model: str
+    foundations: Path
+    checkpoints: Sequence[Path]
+    folder: Path
+    split: str
+    out: Path
+    examples: Path | None = None
+    sample: int = 0
+    work: Path | None = None
+
+    @property
+    def settings(self) -> EvaluationSettings:
+        """The experiment's section `evaluation`."""
+        return self.experiment.evaluation
+
+    @property
+    def prompts(self) -> PromptSet:
+        """Which wording is used."""
+        return self.settings.prompts
+
+    @property
+    def pictures(self) -> Pictures:
+        """The images of the split."""
+        return pictures_of(self.folder, self.split)
+
+    @property
+    def wording(self) -> Wording:
+        """The words around images and questions; a public set may have its own: vizwiz_test has those of vizwiz."""
+        source = self.use.source or ""
+        own = [name for name in self.wordings if name and (source == name or source.startswith(f"{name}_"))]
+        return Wording() if self.prompts == "emoji" else self.wordings[own[0] if own else ""]
+
+    def load(self) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+        """The DreamLLM made of the checkpoints, ready for inference."""
+        from dreamllm.train.checkpoint import load_for_inference
+
+        return load_for_inference(self.foundations, self.checkpoints)
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """The predictions of one model on one benchmark.
+
+    header: of the prediction file.  folder: of the benchmark's files.  foundations: folder with judge/ and clip/
+    chat: the language model that judges answers, `judgings` times each; None where there is none
+    """
+
+    header: dict[str, Any]
+    folder: Path
+    foundations: Path
+    chat: Chat | None = None
+    judgings: int = 1
+
+    @property
+    def public(self) -> bool:
+        """Whether the benchmark is of a public set, or has settings of its own."""
+        return bool(self.header.get("protocol", {}).get("benchmark"))
+
+    @property
+    def pictures(self) -> Pictures:
+        """The images of the split."""
+        return pictures_of(self.folder, self.header["split"])
+
+    def scene_classifier(self, wanted: Sequence[Scene]) -> SceneClassifier:
+        """What reads scenes off images. Raises BenchmarkProblem for objects that it was not trained to tell."""
+        from dreamllm.emoji.foundations import scene_classifier
+
+        folder = self.foundations / "judge"
+        classifier = scene_classifier.load(folder)
+        if unknown := sorted({name for scene in wanted for name, _ in scene.objects} - set(classifier.names)):
+            what = f"knows no {', no '.join(unknown)}: train foundations on this world, or take one of fewer pictograms"
+            raise BenchmarkProblem(folder, "", what)
+        return classifier
+
+
+def record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
+    """What every record of a prediction file begins with."""
+    return {"id": id_, "prompt": prompt, "seed": seed}
+
+
+def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
+    """The items in batches, with a progress bar."""
+    from tqdm import tqdm
+
+    for start in tqdm(range(0, len(items), size), desc=what, unit="batch", mininterval=5):
+        yield items[start : start + size]

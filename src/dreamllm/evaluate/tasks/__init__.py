@@ -1,0 +1,143 @@
+"""The benchmarks: one module each. What a module has is all that the rest of the project knows of a benchmark.
+
+    TASK                                facts about it (`Task` below)
+    read(folder, split)                 its items, as a list for each of its sets, from its native files
+    predict(job, items, header)         writes a model's prediction file (`evaluate/job.py`)
+    score(job, items, predictions)      {"metrics", "groups"} and, for paired comparisons, "items": {metric: scores}
+    first(items, limit)                 optional: which items `evaluation.limit` keeps, if not the first ones
+    limit(settings)                     optional: another limit than `evaluation.limit`
+    check(use)                          optional: what is wrong with its section in `benchmarks`
+    submission(items, predictions, out) optional: writes the file that an evaluation server takes
+
+A module is imported when its benchmark is used. Models are imported inside `predict` and metrics inside `score`: the
+digest of the code behind predictions leaves SCORING out, that of the code behind scores PREDICTING, with their imports.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from dreamllm.config.base import near
+from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.reading import ConfigProblem
+from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.prompts import Wording
+
+NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+"""All benchmarks. The name of a benchmark of the emoji world is also the name of its task."""
+
+EXTERNAL = "external: a server has the answers, submit the file in results/submissions"
+"""Why a metric is empty where the answers are not public."""
+
+PREDICTING = ("predict", "limit")
+SCORING = ("score", "submission")
+"""Functions of the modules on which predictions alone, and scores alone, depend."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Facts about a benchmark.
+
+    files: its files, without the images; {split} stands for dev or test
+    predictions: suffix of its prediction files
+    settings: sections of `evaluation` that its predictions depend on
+    in_world, in_public_sets: whether the emoji world has it, and whether a public set may be it
+    foundations: foundation models that can take it, beside every DreamLLM that was trained
+    instruments: foundation models that measure generated images
+    keys: keys of its section in `benchmarks` that mean something to it
+    wording: prompts of the official evaluation code, by public set; "" for all others
+    image_metrics: `evaluation.pictures` measures its generated images by FID and CLIP score
+    timed: a prediction measures time, so that nothing may run beside it
+    judged: `answer_judge` is asked about its answers
+    submission: suffix of the file that an evaluation server takes
+    """
+
+    files: tuple[str, ...] = ()
+    predictions: Literal["jsonl", "tar", "safetensors"] = "jsonl"
+    settings: tuple[str, ...] = ("text",)
+    in_world: bool = True
+    in_public_sets: bool = True
+    foundations: tuple[str, ...] = ()
+    instruments: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    wording: Mapping[str, Wording] = field(default_factory=lambda: {"": Wording()})
+    image_metrics: bool = False
+    timed: bool = False
+    judged: bool = False
+    submission: str = ""
+
+
+def module(name: str) -> ModuleType:
+    """The module of a benchmark. Raises ConfigProblem for an unknown name, with near matches."""
+    if name not in NAMES:
+        raise ConfigProblem(f"no benchmark {name!r}{near(name, [*NAMES])}")
+    return import_module(f"{__name__}.{name}")
+
+
+def about(name: str) -> Task:
+    """The facts about a benchmark. Raises ConfigProblem as `module`."""
+    return module(name).TASK
+
+
+def files(name: str, folder: Path, split: str) -> list[Path]:
+    """The files of a benchmark, without its images."""
+    return [folder / file.format(split=split) for file in about(name).files]
+
+
+def load(name: str, folder: Path, split: str, limit: int | None = None) -> list[Any]:
+    """The items of a benchmark in file order; `limit` keeps the first items of each of its sets.
+
+    Raises BenchmarkProblem for anything missing, malformed, doubled or dangling, and for a set without items.
+    """
+    task = module(name)
+    first = getattr(task, "first", lambda items, limit: items[:limit])
+    sets = task.read(folder, split)
+    if not all(sets):
+        raise BenchmarkProblem(folder, f"{name}, split {split}", "a set has no items")
+    return [item for items in sets for item in first(items, limit)]
+
+
+def check(experiment: Experiment, path: str | Path) -> None:
+    """Hold the benchmarks that an experiment names against those that there are.
+
+    Raises ConfigProblem with a line for everything that does not fit together.
+    """
+    problems = [line for name, use in experiment.benchmarks.items() for line in _problems_of(name, use, experiment)]
+    for index, evaluation in enumerate(experiment.evaluations):
+        where = f"evaluations[{index}].benchmarks"
+        for name in evaluation.benchmarks:
+            if name not in experiment.benchmarks and not (name in NAMES and about(name).in_world):
+                problems.append(f"{where}: no benchmark {name!r}{near(name, [*NAMES, *experiment.benchmarks])}")
+            elif evaluation.rewrite and experiment.benchmark(name).task != "draw":
+                problems.append(f"{where}: rewrite is for benchmarks of the task draw alone, {name} is none")
+        if "in_context" in evaluation.benchmarks and not experiment.world.benchmarks.in_context:
+            problems.append(f"{where}: there is no in_context, world.benchmarks.in_context is 0")
+    if problems:
+        raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems]))
+
+
+def _problems_of(name: str, use: BenchmarkUse, experiment: Experiment) -> list[str]:
+    where = f"benchmarks.{name}"
+    if use.task not in NAMES:
+        return [f"{where}.task: no benchmark {use.task!r}{near(use.task, [*NAMES])}"]
+    task, problems = about(use.task), []
+    if name in NAMES and about(name).in_world:
+        problems.append(f"{where}: this name is taken by the emoji world")
+    if use.source and not task.in_public_sets:
+        problems.append(f"{where}.source: the task {use.task} is of the emoji world only")
+    if not use.source and not task.in_world:
+        problems.append(f"{where}.source: missing; the emoji world has no {use.task}")
+    if use.source and experiment.evaluation.split != "test":
+        split = experiment.evaluation.split
+        problems.append(f"{where}: public sets are placed as split test, evaluation.split is {split}")
+    for key in sorted(use.model_fields_set - {"task", "source", *task.keys}):
+        if getattr(use, key) != type(use).model_fields[key].default:
+            problems.append(f"{where}.{key}: the task {use.task} takes no {key}")
+    return problems + [f"{where}.{line}" for line in getattr(module(use.task), "check", lambda use: [])(use)]

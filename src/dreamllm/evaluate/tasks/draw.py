@@ -1,0 +1,112 @@
+"""Text-to-image: one image per prompt, compared with the real image of what the prompt tells.
+
+draw_SPLIT.jsonl     {"id", "prompt", "image_id"}; "captions", if there, are all captions of that image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamllm.evaluate import drawing
+from dreamllm.evaluate.drawn import write_drawn
+from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_jsonl
+from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group, scenes_of
+from dreamllm.evaluate.job import PredictionJob, ScoringJob
+from dreamllm.evaluate.predictions import Predictions
+from dreamllm.evaluate.tasks import Task
+
+MEASURED_APART = "pictures of public sets are measured by evaluation.pictures (docs/pictures.md)"
+
+TASK = Task(
+    files=("draw_{split}.jsonl",),
+    predictions="tar",
+    settings=("drawing",),
+    foundations=("sd", "sd_finetuned"),
+    instruments=("judge", "clip"),
+    image_metrics=True,
+)
+
+
+@dataclass(frozen=True)
+class DrawItem:
+    """A prompt to draw, and the real image of what it tells."""
+
+    id: str
+    prompt: str
+    picture: str
+    scene: SceneRecord | None
+    captions: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups under which the item is reported."""
+        return self.scene.groups if self.scene else []
+
+
+def read(folder: Path, split: str, file: str = TASK.files[0]) -> list[list[DrawItem]]:
+    """Prompts to draw. file: of the benchmark, for those that have the same form."""
+    path, shown, scenes = folder / file.format(split=split), pictures_of(folder, split), scenes_of(folder, split)
+    items = []
+    for place, record in read_jsonl(path):
+        id_ = str(field(record, "id", (int, str), path, place))
+        image_id = field(record, "image_id", int, path, place)
+        name = shown.name_of(image_id, path, place)
+        prompt = field(record, "prompt", str, path, place)
+        captions = tuple(field(record, "captions", list, path, place)) if "captions" in record else ()
+        if not all(isinstance(caption, str) and caption.strip() for caption in (prompt, *captions)):
+            raise BenchmarkProblem(path, place, "has an empty prompt or caption")
+        items.append((id_, DrawItem(id_, prompt, name, scenes.of(image_id, name, id_), captions)))
+    return [list(keyed(items, path, "id").values())]
+
+
+def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
+    """Draw each prompt, or what the model makes of it first if the evaluation says `rewrite` (paper Table 10)."""
+    settings = job.settings.drawing
+    if job.model in TASK.foundations:
+        header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", [item.prompt for item in items])
+        return write_drawn(job, items, header, lambda due, _: drawing.draw_with_sd(*drawing.sd_of(job), due, settings))
+    model, processor = job.load()
+    if not any(one.rewrite for one in job.experiment.evaluations if one.model == job.model):
+        return write_drawn(job, items, header, lambda due, _: drawing.draw(model, processor, due, settings))
+    texts = drawing.rewrite(model, processor, items, job.prompts, job.settings.text)
+    header["protocol"]["rewritten"] = {"prompts": len(texts), "empty": sum(not text for text in texts)}
+    header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", texts)
+    sd = job.foundations / "sd"
+    write_drawn(job, items, header, lambda due, _: drawing.draw_with_sd(sd, None, due, settings), texts)
+
+
+def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> dict[str, Any]:
+    """FID over all images (none by kind: too few), and where scenes are known the classifier's attributes by kind.
+
+    FID by the mini CLIP's features; that of public sets is `score_pictures.py`'s.
+    """
+    from dreamllm.emoji.scenes import Scene
+    from dreamllm.evaluate import features, networks
+    from dreamllm.evaluate.metrics import fid
+    from dreamllm.evaluate.metrics.intervals import mean_share, undefined
+    from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare_each
+
+    if job.public:
+        return {"metrics": {"fid": undefined(MEASURED_APART)}, "groups": {}}
+    places = [(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
+    real = job.pictures
+    result: dict[str, Any] = {"metrics": {}, "groups": {}}
+    wanted = [Scene.from_json(item.scene.scene) for item in items if getattr(item, "scene", None)]
+    if len(wanted) == len(items):
+        classifier = job.scene_classifier(wanted)
+        right = compare_each(classifier.predict([predictions.image(*place) for place in places]), wanted)
+        right_on_real = compare_each(classifier.predict([real.read(item.picture) for item in items]), wanted)
+
+        def measure(chosen: Sequence[int]) -> Metrics:
+            return {name: mean_share([right[name][i] for i in chosen]) for name in ATTRIBUTES}
+
+        result = by_group(measure, items)
+        result["metrics"]["judge_on_real"] = mean_share(right_on_real["all"])  # what a perfect model could reach
+    network = networks.clip_network(job.foundations / "clip")
+    drawn = features.extract(lambda number: predictions.image(*places[number]), len(places), [network])
+    about, known = features.of_real(items, real, [network])
+    result["metrics"]["fid"] = fid.score(drawn["clip"], known["clip.mean"], known["clip.covariance"], about["n"])
+    return result

@@ -1,0 +1,116 @@
+"""In context: images and a sentence, continued with a generated image (paper Figure 5).
+
+    in_context_SPLIT.jsonl   {"id", "kind", "held_out", "shown": [file name, ...], "sentence", "picture", "scene"}
+    in_context_SPLIT.zip     the images: those that are shown, and a real one of what is wanted
+
+Kinds are edit, subject and compose (`emoji/contexts.py`). Stable Diffusion, which reads no images, draws the sentence
+alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dreamllm.data.document import Document, Picture, Text
+from dreamllm.evaluate import drawing
+from dreamllm.evaluate.drawn import write_drawn
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_jsonl
+from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group
+from dreamllm.evaluate.job import PredictionJob, ScoringJob
+from dreamllm.evaluate.predictions import Predictions
+from dreamllm.evaluate.tasks import Task
+
+TASK = Task(
+    files=("in_context_{split}.jsonl",),
+    predictions="tar",
+    settings=("drawing",),
+    in_public_sets=False,
+    foundations=("sd", "sd_finetuned"),
+    instruments=("judge",),
+)
+
+
+@dataclass(frozen=True)
+class InContextItem:
+    """What is shown and said, the real picture of what is wanted, and its scene.
+
+    prompt: the sentence.  scene: its kind is that of the context
+    """
+
+    id: str
+    shown: tuple[str, ...]
+    prompt: str
+    picture: str
+    scene: SceneRecord
+
+    @property
+    def groups(self) -> list[str]:
+        """Groups under which the item is reported."""
+        return self.scene.groups
+
+
+def context_pictures(folder: Path, split: str) -> Pictures:
+    """The pictures of the benchmark."""
+    return Pictures(folder / f"in_context_{split}.zip")
+
+
+def read(folder: Path, split: str) -> list[list[InContextItem]]:
+    """The items. Raises BenchmarkProblem for one that shows nothing or says nothing."""
+    path, shown = folder / f"in_context_{split}.jsonl", context_pictures(folder, split)
+    items = []
+    for place, record in read_jsonl(path):
+        id_ = str(field(record, "id", (int, str), path, place))
+        names = field(record, "shown", list, path, place)
+        sentence = field(record, "sentence", str, path, place)
+        if not names or not sentence.strip():
+            raise BenchmarkProblem(path, place, "needs a picture that is shown, and a sentence")
+        names = tuple(shown.check(str(name), path, place) for name in names)
+        picture = shown.check(field(record, "picture", str, path, place), path, place)
+        kind, held_out = field(record, "kind", str, path, place), field(record, "held_out", bool, path, place)
+        scene = SceneRecord(field(record, "scene", dict, path, place), kind, held_out)
+        items.append((id_, InContextItem(id_, names, sentence, picture, scene)))
+    return [list(keyed(items, path, "id").values())]
+
+
+def document(item: InContextItem, shown: Pictures) -> Document:
+    """The item as a document to be continued, in the form of training."""
+    pictures = [Picture(shown.read(name)) for name in item.shown]
+    return Document(item.id, "interleaved", (*pictures, Text(item.prompt)))
+
+
+def predict(job: PredictionJob, items: Sequence[InContextItem], header: dict[str, Any]) -> None:
+    """Draw what each item's images and sentence ask for."""
+    settings = job.settings.drawing
+    if job.model in TASK.foundations:
+        header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", [item.prompt for item in items])
+        return write_drawn(job, items, header, lambda due, _: drawing.draw_with_sd(*drawing.sd_of(job), due, settings))
+    model, processor = job.load()
+    shown = context_pictures(job.folder, job.split)
+
+    def prompt(one: drawing.Wanted) -> Document:
+        return document(one.item, shown)
+
+    write_drawn(job, items, header, lambda due, _: drawing.draw(model, processor, due, settings, prompt))
+
+
+def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predictions) -> dict[str, Any]:
+    """What the classifier sees of the wanted scenes, by kind. judge_on_real: what a perfect model could reach."""
+    from dreamllm.emoji.scenes import Scene
+    from dreamllm.evaluate.metrics.intervals import mean_share
+    from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare_each
+
+    shown = context_pictures(job.folder, job.header["split"])
+    wanted = [Scene.from_json(item.scene.scene) for item in items]
+    classifier = job.scene_classifier(wanted)
+    drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
+    right = compare_each(classifier.predict(drawn), wanted)
+    real = compare_each(classifier.predict([shown.read(item.picture) for item in items]), wanted)["all"]
+
+    def measure(chosen: Sequence[int]) -> Metrics:
+        metrics = {name: mean_share([right[name][i] for i in chosen]) for name in ATTRIBUTES}
+        return metrics | {"judge_on_real": mean_share([real[i] for i in chosen])}
+
+    return by_group(measure, items)

@@ -1,0 +1,21 @@
+"""Text-to-image from narratives: as `draw`, the same images told of at length.
+
+narratives_SPLIT.jsonl     as draw_SPLIT.jsonl
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from dreamllm.evaluate.tasks import draw
+from dreamllm.evaluate.tasks.draw import DrawItem, predict, score
+
+__all__ = ["TASK", "predict", "read", "score"]
+
+TASK = replace(draw.TASK, files=("narratives_{split}.jsonl",), in_public_sets=False)
+
+
+def read(folder: Path, split: str) -> list[list[DrawItem]]:
+    """Narratives to draw."""
+    return draw.read(folder, split, TASK.files[0])

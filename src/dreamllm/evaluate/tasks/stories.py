@@ -1,0 +1,118 @@
+"""Stories: free interleaving. Does the model draw where an image belongs, and does the image show how the story stands?
+
+stories_SPLIT.jsonl     {"id", "opening", "sentences", "scenes"}: a story to be continued from its opening
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dreamllm.evaluate import prompts
+from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_jsonl
+from dreamllm.evaluate.job import PredictionJob, ScoringJob, batches, record
+from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.tasks import Task
+
+TASK = Task(
+    files=("stories_{split}.jsonl",),
+    predictions="tar",
+    settings=("text", "drawing", "stories"),
+    in_public_sets=False,
+    instruments=("judge",),
+)
+
+
+@dataclass(frozen=True)
+class StoryItem:
+    """The beginning of an interleaved story, and how its source goes on."""
+
+    id: str
+    opening: str
+    sentences: tuple[str, ...]
+    scenes: tuple[dict[str, Any], ...]
+
+
+def read(folder: Path, split: str) -> list[list[StoryItem]]:
+    """Stories: as many scenes as sentences, the opening being the first sentence."""
+    path = folder / f"stories_{split}.jsonl"
+    items = []
+    for place, line in read_jsonl(path):
+        id_ = str(field(line, "id", (int, str), path, place))
+        sentences, scenes = field(line, "sentences", list, path, place), field(line, "scenes", list, path, place)
+        opening = field(line, "opening", str, path, place)
+        if not sentences or sentences[0] != opening:
+            raise BenchmarkProblem(path, place, "the opening is not the first of the sentences")
+        if len(scenes) != len(sentences):
+            raise BenchmarkProblem(path, place, f"has {len(scenes)} scenes for {len(sentences)} sentences")
+        items.append((id_, StoryItem(id_, opening, tuple(sentences), tuple(scenes))))
+    return [list(keyed(items, path, "id").values())]
+
+
+def predict(job: PredictionJob, items: Sequence[StoryItem], header: dict[str, Any]) -> None:
+    """Continue each opening with text (greedily) and images; story k has the seed `settings.seed` + k."""
+    from dreamllm.data.document import Text
+    from dreamllm.evaluate.drawing import how
+    from dreamllm.model import generate
+
+    model, processor = job.load()
+    settings = job.settings
+    limits = generate.TextSampling(
+        max_new_tokens=settings.stories.max_new_tokens, max_pictures=settings.stories.max_pictures
+    )
+    records: list[dict[str, Any]] = []
+    images: dict[str, Image.Image] = {}
+    for batch in batches(items, settings.drawing.batch_size, "stories"):
+        seeds = [settings.seed + len(records) + k for k in range(len(batch))]
+        documents = [prompts.opening(item.id, item.opening) for item in batch]
+        told = generate.interleave(model, processor, documents, seeds, limits, how(settings.drawing))
+        for item, seed, continuation in zip(batch, seeds, told, strict=True):
+            parts = []
+            for part in continuation.parts:
+                if isinstance(part, Text):
+                    parts.append({"text": part.text})
+                else:
+                    name = f"{len(images):06d}.png"
+                    images[name] = part.image
+                    parts.append({"image": name})
+            more = {"parts": parts, "stopped": continuation.stopped}
+            records.append(record(item.id, item.opening, seed) | more)
+    write(job.out, header, records, images)
+
+
+def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions) -> dict[str, Any]:
+    """Placement of the images, stories ended by the model, and what the classifier sees in each image of a story."""
+    from dreamllm.emoji.scenes import Scene
+    from dreamllm.evaluate.metrics.intervals import mean_share
+    from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare
+    from dreamllm.evaluate.metrics.story_structure import wanted_scenes, well_placed
+
+    def parts_of(id_: str) -> list[dict[str, str]]:
+        parts = predictions.get(id_, "parts", list)
+        for number, part in enumerate(parts):
+            if not isinstance(part, dict) or part.keys() not in ({"text"}, {"image"}):
+                what = f"part {number} is neither a text nor an image"
+                raise BenchmarkProblem(predictions.path, f"item {id_}", what)
+        return parts
+
+    parts = {item.id: parts_of(item.id) for item in items}
+    ended = [predictions.get(item.id, "stopped", str) == "end" for item in items]
+    placed = [well_placed(item.opening, parts[item.id]) for item in items]
+    wanted = [list(wanted_scenes(Scene.from_json(item.scenes[0]), parts[item.id])) for item in items]
+    names = [(item.id, part["image"]) for item in items for part in parts[item.id] if "image" in part]
+    classifier = job.scene_classifier([Scene.from_json(scene) for item in items for scene in item.scenes])
+    seen = classifier.predict([predictions.image(name, f"item {id_}") for id_, name in names])
+    followed = [scene for scenes in wanted for scene in scenes]
+    right = [compare(found, scene) if scene else {} for found, scene in zip(seen, followed, strict=True)]
+    metrics = {
+        "placement": mean_share(placed),
+        "ended": mean_share(ended),
+        "followed": mean_share([None not in scenes for scenes in wanted]),
+    }
+    for name in ATTRIBUTES:  # an image in a story that cannot be followed is wrong
+        metrics[name] = mean_share([of_image.get(name, False) for of_image in right], "no picture was drawn")
+    return {"metrics": metrics, "groups": {}}
