@@ -75,4 +75,4 @@ rule evaluate:
     input:
         METRICS,
         SUBMISSIONS,
-        of_all_runs([ITEMS]),
+        ITEMS,

@@ -31,7 +31,7 @@ PHASES = {
     "data building": r"make_world|train_foundation",
     "training": r"train_(?!foundation)",
     "sampling": r"predict",
-    "evaluation": r"score|item_scores",
+    "evaluation": r"score",
     "table making": r"tables|figures",
 }
 MADE = ("data/emoji_smoke", "data/foundations_smoke", "results")

@@ -15,7 +15,7 @@ import yaml
 import repository
 from dreamllm import digests, provenance
 from dreamllm.emoji import world
-from dreamllm.evaluate import benchmarks, items, predict, predictions, score
+from dreamllm.evaluate import predict, predictions, score, tasks
 from dreamllm.repro.audit.evidence import Evidence, Output
 from dreamllm.repro.audit.lineage import Run
 from dreamllm.results import tables
@@ -118,7 +118,7 @@ def write_predictions(run: Run, model: str, benchmark: str, right: int = 2) -> P
     arguments = {"model": model, "foundations": root / run.experiment.foundations.folder, "checkpoints": stages}
     header = {"model": model, "benchmark": benchmark, "task": benchmark, "split": settings.split, "limit": None}
     header["protocol"] = predict.protocol(argparse.Namespace(**arguments), settings)
-    asked = benchmarks.load(benchmark, folder, settings.split)
+    asked = tasks.load(benchmark, folder, settings.split)
     known = [item.answers[0] if benchmark == "vqa" else item.label for item in asked]
     said = [word if number % 3 < right else "nothing" for number, word in enumerate(known)]
     records = [{"id": i.id, "prompt": "?", "seed": 42, "output": o} for i, o in zip(asked, said, strict=True)]
@@ -136,10 +136,10 @@ def write_scores(run: Run) -> None:
     for path in answered:
         metrics.append(root / RESULTS.format("metrics") / path.parent.name / f"{path.stem}.json")
         flags = {"benchmark": path.stem, "predictions": path, "benchmarks": folder, "foundations": root / "none"}
-        score.main(argparse.Namespace(**flags, config=None, judgements=None, out=metrics[-1]))
-    scored = root / RESULTS.format("items")
-    items.main(argparse.Namespace(predictions=answered, benchmarks=folder, out=scored))
-    tables.main(argparse.Namespace(metrics=metrics, items=[scored], paper=root / "paper", out=root / "results/tables"))
+        scored = root / RESULTS.format("items") / path.parent.name / f"{path.stem}.json"
+        score.main(argparse.Namespace(**flags, config=None, judgements=None, out=metrics[-1], items=scored))
+    items = [root / RESULTS.format("items")]
+    tables.main(argparse.Namespace(metrics=metrics, items=items, paper=root / "paper", out=root / "results/tables"))
     (root / "results/figures").mkdir(exist_ok=True)
     (root / "results/figures/curves.png").write_text("a figure")
 
@@ -166,12 +166,14 @@ def dag_outputs(root: Path) -> list[Output]:
     run = Run.at(root, Path(CONFIG))
     made = {"make_world": "data/emoji_small/train", "tables": "results/tables", "figures": "results/figures"}
     made |= {f"train_{stage}": run.paths.checkpoint(stage) for stage in TENSORS}
-    made["item_scores"] = RESULTS.format("items")
+    items = []
     for name in ("align_vqa", "sft_vqa", "sft_pope"):
         path = name.replace("_", "/")
         made[f"predict_{name}"] = f"{RESULTS.format('predictions')}/{path}.jsonl"
         made[f"score_{name}"] = f"{RESULTS.format('metrics')}/{path}.json"
-    return [Output(path, job, f"logs/small/{job}.log", "...", "ok", "no update") for job, path in made.items()]
+        items.append((f"score_{name}", f"{RESULTS.format('items')}/{path}.json"))
+    pairs = [*made.items(), *items]
+    return [Output(path, job, f"logs/small/{job}.log", "...", "ok", "no update") for job, path in pairs]
 
 
 def evidence(root: Path) -> Evidence:

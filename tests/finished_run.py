@@ -13,7 +13,7 @@ from PIL import Image
 from dreamllm.config.world import World
 from dreamllm.digests import digest, sha256_of_file
 from dreamllm.emoji.world import write_benchmarks
-from dreamllm.evaluate import benchmarks, predictions
+from dreamllm.evaluate import predictions, tasks
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = '</p><script>alert("x")</script><img src=x onerror=alert(1)>" onmouseover="alert(2)'
@@ -38,13 +38,13 @@ def write(root: Path) -> Path:
     for stage in ("align_comprehension", "sft"):
         _write_checkpoint(root, stage)
     red = Image.new("RGB", (48, 48), "red")
-    items = benchmarks.load("draw", folder, "test")
+    items = tasks.load("draw", folder, "test")
     drawn = [{"id": item.id, "prompt": HOSTILE, "image": "0.png"} for item in items]
     for model in ("sd", "sft"):
         _write_predictions(root, model, "draw", drawn, {"0.png": red})
         _write_metrics(root, model, "draw", fid=0.4, all=0.25)
     told = [{"text": HOSTILE}, {"image": "0.png"}, {"text": "the end"}]
-    items = benchmarks.load("stories", folder, "test")
+    items = tasks.load("stories", folder, "test")
     stories = [{"id": item.id, "prompt": HOSTILE, "parts": told, "stopped": HOSTILE} for item in items]
     _write_predictions(root, "sft", "stories", stories, {"0.png": red})
     _write_metrics(root, "sft", "stories", dream_where_due=1.0)

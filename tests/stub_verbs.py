@@ -36,7 +36,7 @@ def main() -> None:
             values[flag] = current = []
         else:
             current.append(flag)
-    ignored = {"--config", "--work", "--out"}
+    ignored = {"--config", "--work", "--out"} | ({"--items"} if verb == "score" else set())
     given = {
         flag: [digest(Path(v)) if Path(v).exists() else v for v in values[flag]]
         for flag in values
@@ -50,11 +50,11 @@ def main() -> None:
         "train-foundation": ["model.safetensors"],
         "train": ["trained.safetensors", "losses.csv"],
         "finetune-sd": ["trained.safetensors", "losses.csv"],
-        "item-scores": ["sft/vqa.json"],
         "tables": ["table1.csv"],
         "figures": ["learning_curves.png"],
     }
-    for path in [out / name for name in files[verb]] if verb in files else [out]:
+    items = [Path(values["--items"][0])] if verb == "score" else []
+    for path in [out / name for name in files[verb]] if verb in files else [out, *items]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seal": seal}))
     return None

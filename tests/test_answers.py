@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,23 @@ from PIL import Image
 import formats
 import tiny
 from dreamllm.config.benchmarks import BenchmarkUse
-from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.data.document import Document, Text
-from dreamllm.evaluate import answer, benchmarks, predict, predictions, prompts, score, shots
-from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate import (
+    few_shot,
+    predict,
+    predictions,
+    prompts,
+    score,
+    tasks,
+)
+from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
+from dreamllm.evaluate.job import PredictionJob
+from dreamllm.evaluate.tasks import mmbench as exams
+from dreamllm.evaluate.tasks import vqa
 from dreamllm.evaluate.tasks.mmbench import MmbenchItem
+from dreamllm.evaluate.tasks.vqa import VqaItem
 from dreamllm.model import generate
 from dreamllm.train import checkpoint
 
@@ -31,8 +43,8 @@ def words_of(document: Document) -> list[str]:
     return [part.text if isinstance(part, Text) else "<image>" for part in document.parts]
 
 
-def vqa_item(id_: str, answers: tuple[str, ...] = ("cat",) * 10, picture: str = "") -> benchmarks.VqaItem:
-    return benchmarks.VqaItem(id_, picture or f"{id_}.jpg", f"{QUESTION} {id_}", answers, "", None)
+def vqa_item(id_: str, answers: tuple[str, ...] = ("cat",) * 10, picture: str = "") -> VqaItem:
+    return VqaItem(id_, picture or f"{id_}.jpg", f"{QUESTION} {id_}", answers, "", None)
 
 
 def exam(hint: str = "") -> MmbenchItem:
@@ -66,14 +78,14 @@ def exam(hint: str = "") -> MmbenchItem:
     ],
 )
 def test_sources_have_their_own_words_where_the_official_code_has_them(task, source, beginning, end) -> None:
-    wording = prompts.wording_of(task, source, "official")
+    wording = tasks.about(task).wording_of(source, "official")
     assert (wording.system, wording.answer) == (beginning, end)
-    assert prompts.wording_of(task, source, "emoji") == prompts.Wording()
+    assert tasks.about(task).wording_of(source, "emoji") == prompts.Wording()
     assert bool(wording.first) == source.startswith("vizwiz")
 
 
 def test_the_corrected_prompts_put_a_space_before_the_instruction() -> None:
-    wording = prompts.wording_of("vqa", "okvqa", "official")
+    wording = vqa.TASK.wording_of("okvqa", "official")
     for variant, glue in (("official", ""), ("corrected", " ")):
         words = words_of(prompts.about_picture("1", tiny.picture(), QUESTION, wording, variant))
         assert words[1] == f"{QUESTION}{glue}Please provide an accurate and brief answer within one word."
@@ -92,22 +104,22 @@ def test_the_corrected_prompts_put_a_space_before_the_instruction() -> None:
     ],
 )
 def test_a_no_is_looked_for_as_in_the_official_code_or_as_a_word(reply, vizwiz, mmbench, corrected) -> None:
-    assert prompts.says_unknown(reply, "vqa", "official") == vizwiz
-    assert prompts.says_unknown(reply, "mmbench", "official") == mmbench
-    for task in ("vqa", "mmbench"):
-        assert prompts.says_unknown(reply, task, "corrected") == corrected
+    assert vqa.says_unknown(reply, "official") == vizwiz
+    assert exams.says_unknown(reply, "official") == mmbench
+    for task in (vqa, exams):
+        assert task.says_unknown(reply, "corrected") == corrected
 
 
 def test_the_exam_has_the_slips_of_the_official_code_or_none() -> None:
-    official = prompts.exam_question(exam(), "official", with_options=True)
+    official = exams.question(exam(), "official", with_options=True)
     assert official == "Hint:nanQuestion:Which?Options: (0). cat (0). dog "
-    assert prompts.exam_question(exam(), "official", with_options=False) == "Hint:nanQuestion:Which?"
-    assert prompts.exam_question(exam(), "corrected", with_options=True) == "Which? Options: A. cat B. dog"
-    assert prompts.exam_question(exam("Look."), "corrected", with_options=False) == "Hint: Look. Question: Which?"
+    assert exams.question(exam(), "official", with_options=False) == "Hint:nanQuestion:Which?"
+    assert exams.question(exam(), "corrected", with_options=True) == "Which? Options: A. cat B. dog"
+    assert exams.question(exam("Look."), "corrected", with_options=False) == "Hint: Look. Question: Which?"
 
 
 def test_worked_examples_are_turns_worded_alike() -> None:
-    wording = prompts.wording_of("vqa", "okvqa", "corrected")
+    wording = vqa.TASK.wording_of("okvqa", "corrected")
     before = [(tiny.picture(1), "Who?", "a dog")]
     document = prompts.about_picture("1", tiny.picture(), QUESTION, wording, "corrected", before)
     assert [part.role for part in document.parts] == ["user", "user", "assistant"] * 2
@@ -121,40 +133,53 @@ def test_worked_examples_are_turns_worded_alike() -> None:
 
 def test_random_examples_depend_on_the_seed_and_the_question_alone() -> None:
     pool, questions = [vqa_item(f"p{n}") for n in range(20)], [vqa_item(f"q{n}") for n in range(5)]
-    chosen = shots.at_random(questions, pool, 4, seed=1)
+    chosen = few_shot.at_random(questions, pool, 4, seed=1)
     assert all(len({item.id for item in row}) == 4 for row in chosen)
-    assert shots.at_random(questions[::-1], pool, 4, seed=1) == chosen[::-1]
-    assert shots.at_random(questions, pool, 4, seed=2) != chosen
+    assert few_shot.at_random(questions[::-1], pool, 4, seed=1) == chosen[::-1]
+    assert few_shot.at_random(questions, pool, 4, seed=2) != chosen
     assert chosen[0] != chosen[1]
 
 
 def test_the_likest_example_stands_last() -> None:
     pool = [vqa_item(f"p{n}") for n in range(4)]
     alike = np.array([[0.1, 0.9, 0.5, 0.5], [0.4, 0.3, 0.2, 0.1]])
-    chosen = shots.by_similarity([vqa_item("a"), vqa_item("b")], pool, 3, alike)
+    chosen = few_shot.by_similarity([vqa_item("a"), vqa_item("b")], pool, 3, alike)
     assert [[item.id for item in row] for row in chosen] == [["p3", "p2", "p1"], ["p2", "p1", "p0"]]
 
 
 def test_the_answer_of_an_example_is_its_commonest() -> None:
-    assert shots.answer_of(vqa_item("1", ("dog", "cat", "cat"))) == "cat"
-    assert shots.answer_of(vqa_item("1", ("dog", "cat"))) == "dog"
+    assert few_shot.answer_of(vqa_item("1", ("dog", "cat", "cat"))) == "cat"
+    assert few_shot.answer_of(vqa_item("1", ("dog", "cat"))) == "dog"
 
 
 def test_too_few_examples_and_examples_without_answers_are_errors(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkProblem, match="4 examples are asked for, there are 1"):
-        shots.check_pool([vqa_item("1")], 4, tmp_path)
+        few_shot.check_pool([vqa_item("1")], 4, tmp_path)
     with pytest.raises(BenchmarkProblem, match="question 2: has no public answer"):
-        shots.check_pool([vqa_item("1"), vqa_item("2", ())], 2, tmp_path)
+        few_shot.check_pool([vqa_item("1"), vqa_item("2", ())], 2, tmp_path)
 
 
 # ---- the way of an answer, with a model that says what it is told to ----------------------------------------------
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> benchmarks.Pictures:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+    """Runs `predict` of a benchmark on some items with a model that is never called; returns the records."""
+    (tmp_path / "images_test").mkdir()
     for number in range(1, 5):
-        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"{number}.jpg")
-    return benchmarks.Pictures(tmp_path)
+        Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(tmp_path / f"images_test/{number}.jpg")
+    monkeypatch.setattr(PredictionJob, "load", lambda self: (None, None))
+
+    def run(use: BenchmarkUse, items: list, variant: str = "official") -> list[dict]:
+        foundations = {"source": "fetch", "md5": "0" * 32 + ".dir", "sha256": "0" * 64}
+        evaluation = {"prompts": variant, "text": {"batch_size": 2}}
+        experiment = Experiment.model_validate({"name": "x", "foundations": foundations, "evaluation": evaluation})
+        module, out = tasks.module(use.task), tmp_path / "out.jsonl"
+        one = PredictionJob(experiment, use, module.TASK, "sft", tmp_path, [], tmp_path, "test", out)
+        module.predict(one, items, {"model": "sft", "benchmark": use.task, "split": "test"})
+        return list(predictions.read(out).records.values())
+
+    return run
 
 
 @pytest.fixture
@@ -173,34 +198,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return seen
 
 
-def settings(variant: str = "official") -> EvaluationSettings:
-    return EvaluationSettings(prompts=variant, text={"batch_size": 2})
-
-
-def test_vizwiz_is_asked_twice_unless_the_answer_cannot_be_known(asked, pictures) -> None:
-    use = BenchmarkUse(task="vqa", source="vizwiz")
-    records = answer.answer(None, None, use, [vqa_item(str(n)) for n in (1, 2, 3)], pictures, settings())
+def test_vizwiz_is_asked_twice_unless_the_answer_cannot_be_known(asked, job) -> None:
+    records = job(BenchmarkUse(task="vqa", source="vizwiz"), [vqa_item(str(n)) for n in (1, 2, 3)])
     assert [record["output"] for record in records] == ["a cat", "unanswerable", "a cat"]
     assert [record["first"] for record in records] == ["Yes", "No", "Yes"]
     assert asked[0] == ["<image>", f"{QUESTION} 1Is the answer can be known?"]
     assert len(asked) == 5
 
 
-def test_mmbench_is_shown_its_options_when_the_answer_cannot_be_known(asked, pictures) -> None:
+def test_mmbench_is_shown_its_options_when_the_answer_cannot_be_known(asked, job) -> None:
     known, unknown = (MmbenchItem(n, n, f"{n}.jpg", n, "", {"A": "x", "B": "y"}, "A", "c", "") for n in "12")
     use = BenchmarkUse(task="mmbench", source="mmbench")
-    records = answer.answer(None, None, use, [known, unknown], pictures, settings())
-    assert ["Options" in record["prompt"] for record in records] == [False, True]
-    plain = answer.answer(None, None, use, [known], pictures, settings("emoji"))
-    assert plain[0]["prompt"] == "<image> 1 Options: A. x B. y" and "first" not in plain[0]
+    assert ["Options" in record["prompt"] for record in job(use, [known, unknown])] == [False, True]
+    (plain,) = job(use, [known], "emoji")
+    assert plain["prompt"] == "<image> 1 Options: A. x B. y" and "first" not in plain
 
 
-def test_examples_stand_before_each_question_and_in_its_record(asked, pictures) -> None:
+def test_examples_stand_before_each_question_and_in_its_record(asked, job, monkeypatch) -> None:
     use = BenchmarkUse(task="vqa", source="okvqa", shots=[1], shots_from="okvqa_train")
-    examples = {"1": [vqa_item("4")], "2": [vqa_item("3")]}
-    items = [vqa_item("1"), vqa_item("2")]
-    records = answer.answer(None, None, use, items, pictures, settings(), examples, pictures)
-    assert [record["shots"] for record in records] == [["4"], ["3"]]
+
+    def chosen(job: PredictionJob, items: list) -> list:
+        return [(1, few_shot.Examples({"1": [vqa_item("4")], "2": [vqa_item("3")]}, job.pictures))]
+
+    monkeypatch.setattr(few_shot, "chosen", chosen)
+    records = job(use, [vqa_item("1"), vqa_item("2")])
+    assert [(record["id"], record["shots"]) for record in records] == [("1-shot-1", ["4"]), ("1-shot-2", ["3"])]
     assert asked[1][1].startswith(f"{QUESTION} 3") and asked[1][2] == "The short answer (one word) is: cat"
 
 
@@ -293,12 +315,12 @@ def test_an_unknown_benchmark_is_told_with_near_matches(checkout: Path, tmp_path
 
 
 def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
-    items, pool = (benchmarks.load("vqa", checkout / name, "test") for name in ("placed", "train"))
-    shown, shown_pool = (benchmarks.pictures(checkout / name, "test") for name in ("placed", "train"))
+    items, pool = (tasks.load("vqa", checkout / name, "test") for name in ("placed", "train"))
+    shown, shown_pool = (pictures_of(checkout / name, "test") for name in ("placed", "train"))
     clip = checkout / "foundations/clip"
-    alike = shots.similarities(items, shown, [*pool, *pool], shown_pool, clip)
+    alike = few_shot.similarities(items, shown, [*pool, *pool], shown_pool, clip)
     assert alike.shape == (3, 8) and (alike <= 1 + 1e-5).all()
-    itself = shots.similarities(pool, shown_pool, pool, shown_pool, clip)
+    itself = few_shot.similarities(pool, shown_pool, pool, shown_pool, clip)
     assert np.diag(itself) == pytest.approx(np.ones(4), abs=1e-5)
 
 
@@ -311,20 +333,20 @@ def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
         ({"vqa": {"task": "vqa", "source": "okvqa"}}, "benchmarks.vqa: this name is taken by the emoji world"),
         ({"a": {"task": "mmbench"}}, "benchmarks.a.source: missing"),
         ({"a": {"task": "stories", "source": "okvqa"}}, "benchmarks.a.source: the task stories is of the emoji world"),
-        ({"a": {"task": "captions", "shots": [2]}}, "benchmarks.a.shots: the task captions takes no examples"),
+        ({"a": {"task": "captions", "shots": [2]}}, "benchmarks.a.shots: the task captions takes no shots"),
         ({"a": {"task": "vqa", "source": "okvqa", "shots": [4]}}, "benchmarks.a.shots_from: questions and examples"),
         ({"a": {"task": "vqa", "source": "okvqa", "shots_from": "b"}}, "without examples before the questions"),
-        ({"a": {"task": "harness", "source": "piqa"}}, "benchmarks.a.harness_task: goes together"),
+        ({"a": {"task": "harness", "source": "piqa"}}, "benchmarks.a.harness_task: missing"),
         ({"a": {"task": "vqa", "shots": [4, 4]}}, "a number stands there twice"),
         ({"a": {"task": "harness", "source": "mmlu", "harness_task": "mmlu", "shots": [0, 5]}}, "takes one number"),
-        ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: 'vaq' is none of"),
+        ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: no benchmark 'vaq'; did you mean vqa"),
     ],
 )
 def test_what_does_not_fit_together_is_told(checkout: Path, tmp_path: Path, section: dict, words: str) -> None:
     content = yaml.safe_load((checkout / "config.yaml").read_text()) | {"benchmarks": section}
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigProblem, match=words):
-        load(tmp_path / "wrong.yaml")
+        tasks.check(load(tmp_path / "wrong.yaml"), "wrong.yaml")
 
 
 def test_public_sets_have_no_split_dev_and_evaluations_name_what_exists(checkout: Path, tmp_path: Path) -> None:
@@ -333,6 +355,6 @@ def test_public_sets_have_no_split_dev_and_evaluations_name_what_exists(checkout
     content["evaluations"] = [{"model": "llm", "benchmarks": ["language", "okvqa_9"]}]
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigProblem) as problem:
-        load(tmp_path / "wrong.yaml")
+        tasks.check(load(tmp_path / "wrong.yaml"), "wrong.yaml")
     assert "benchmarks.okvqa: public sets are placed as split test" in str(problem.value)
     assert "evaluations[0].benchmarks: no benchmark 'okvqa_9'; did you mean okvqa" in str(problem.value)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dreamllm.config.reading import ConfigProblem
 from dreamllm.data.images import encode_png
-from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures
+from dreamllm.evaluate.tasks import pope
 
 
 def write_json(path: Path, content: object) -> None:
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     answers = [{"answer": "red", "answer_id": n} for n in range(10)]
     notes = [{"question_id": 10 + n, "image_id": n, "question_type": "colour", "answers": answers} for n in (2, 1)]
     write_json(tmp_path / "vqa_test_annotations.json", {"annotations": notes})
-    for subset in benchmarks.POPE_SUBSETS:
+    for subset in pope.SUBSETS:
         line = {"question_id": 1, "image": "000000000001.png", "text": "is there a cat?", "label": "yes"}
         write_jsonl(tmp_path / f"pope_{subset}_test.jsonl", [line])
     write_jsonl(tmp_path / "draw_test.jsonl", [{"id": "a", "prompt": "a red cat", "image_id": 2}])
@@ -55,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def broken(folder: Path, benchmark: str, *words: str) -> None:
     """Loading must fail with a message that holds all these words."""
     with pytest.raises(BenchmarkProblem) as problem:
-        benchmarks.load(benchmark, folder, "test")
+        tasks.load(benchmark, folder, "test")
     for word in words:
         assert word in str(problem.value)
 
@@ -67,41 +69,41 @@ def change(path: Path, old: str, new: str) -> None:
 
 
 def test_captions_keep_the_order_of_the_pictures_and_of_the_references(folder: Path) -> None:
-    items = benchmarks.load("captions", folder, "test")
+    items = tasks.load("captions", folder, "test")
     assert [(item.id, item.picture) for item in items] == [("1", "000000000001.png"), ("2", "000000000002.png")]
     assert items[0].references == ("caption 0", "caption 2")
     assert items[1].scene.groups == ["single", "held_out", "single/held_out"]
 
 
 def test_vqa_annotations_are_matched_by_question_and_not_by_order(folder: Path) -> None:
-    items = benchmarks.load("vqa", folder, "test")
+    items = tasks.load("vqa", folder, "test")
     assert [item.id for item in items] == ["11", "12"]
     assert items[0].answers == ("red",) * 10 and items[0].question_type == "colour"
 
 
 def test_pope_ids_tell_the_subsets_apart(folder: Path) -> None:
-    assert [item.id for item in benchmarks.load("pope", folder, "test")] == ["random-1", "popular-1", "adversarial-1"]
+    assert [item.id for item in tasks.load("pope", folder, "test")] == ["random-1", "popular-1", "adversarial-1"]
 
 
 def test_language_reads_piqa_and_boolq(folder: Path) -> None:
-    piqa, _, boolq = benchmarks.load("language", folder, "test")
+    piqa, _, boolq = tasks.load("language", folder, "test")
     assert (piqa.options, piqa.answer, piqa.fields) == (("a", "b"), 1, {"goal": "g"})
     assert (boolq.options, boolq.answer) == (("No", "Yes"), 1)
 
 
 def test_drawing_prompts_and_stories(folder: Path) -> None:
-    assert benchmarks.load("draw", folder, "test")[0].picture == "000000000002.png"
-    assert benchmarks.load("stories", folder, "test")[0].id == "5"
+    assert tasks.load("draw", folder, "test")[0].picture == "000000000002.png"
+    assert tasks.load("stories", folder, "test")[0].id == "5"
 
 
 def test_limit_keeps_the_first_items_of_each_set(folder: Path) -> None:
-    assert [item.id for item in benchmarks.load("language", folder, "test", limit=1)] == ["piqa-0", "boolq-0"]
-    assert len(benchmarks.load("captions", folder, "test", limit=1)) == 1
+    assert [item.id for item in tasks.load("language", folder, "test", limit=1)] == ["piqa-0", "boolq-0"]
+    assert len(tasks.load("captions", folder, "test", limit=1)) == 1
 
 
 def test_sets_without_scenes_have_none(folder: Path) -> None:
     (folder / "scenes_test.jsonl").unlink()
-    assert benchmarks.load("draw", folder, "test")[0].scene is None
+    assert tasks.load("draw", folder, "test")[0].scene is None
 
 
 def test_an_answer_list_with_one_entry_is_fine_and_an_empty_one_is_not(folder: Path) -> None:
@@ -109,7 +111,7 @@ def test_an_answer_list_with_one_entry_is_fine_and_an_empty_one_is_not(folder: P
     content = json.loads(path.read_text())
     content["annotations"][0]["answers"] = [{"answer": "red"}]
     write_json(path, content)
-    assert benchmarks.load("vqa", folder, "test")[1].answers == ("red",)
+    assert tasks.load("vqa", folder, "test")[1].answers == ("red",)
     content["annotations"][0]["answers"] = []
     write_json(path, content)
     broken(folder, "vqa", "vqa_test_annotations.json", "question 12", "empty list of answers")
@@ -133,12 +135,18 @@ def test_a_line_that_is_no_object_and_bytes_that_are_no_text(folder: Path) -> No
 def test_a_missing_file_and_an_unknown_benchmark(folder: Path) -> None:
     (folder / "draw_test.jsonl").unlink()
     broken(folder, "draw", "draw_test.jsonl", "no such file")
-    broken(folder, "drawing", "no benchmark 'drawing'", "draw")
+    with pytest.raises(ConfigProblem, match="no benchmark 'drawing'; did you mean draw"):
+        tasks.load("drawing", folder, "test")
 
 
 def test_an_empty_set_is_an_error(folder: Path) -> None:
     (folder / "boolq_test.jsonl").write_text("\n")
     broken(folder, "language", "no items")
+
+
+def test_doubled_scenes(folder: Path) -> None:
+    change(folder / "scenes_test.jsonl", '"image_id": 2', '"image_id": 1')
+    broken(folder, "draw", "scenes_test.jsonl", "image_id 1", "twice")
 
 
 def test_doubled_ids(folder: Path) -> None:
@@ -149,8 +157,6 @@ def test_doubled_ids(folder: Path) -> None:
     broken(folder, "captions", "images[1], id 1", "twice")
     change(folder / "vqa_test_questions.json", '"question_id": 12', '"question_id": 11')
     broken(folder, "vqa", "question 11", "twice")
-    change(folder / "scenes_test.jsonl", '"image_id": 2', '"image_id": 1')
-    broken(folder, "stories", "scenes_test.jsonl", "image_id 1", "twice")
 
 
 def test_dangling_records(folder: Path) -> None:

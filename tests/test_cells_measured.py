@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dreamllm.config.benchmarks import DRAWN
 from dreamllm.config.reading import load
-from dreamllm.evaluate import mm_vet, mmbench, selection
+from dreamllm.evaluate import selection, tasks
+from dreamllm.evaluate.tasks import mm_vet, mmbench
 from dreamllm.results.table_spec import Column, Row, Table, read_tables
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,11 @@ def holds(benchmark: str) -> str:
 
 
 MEASURED = {(one.model, name) for one in EXPERIMENT.evaluations for name in one.benchmarks}
-MEASURED |= {(model, f"{name}_pictures") for model, name in MEASURED if EXPERIMENT.benchmark(name).task in DRAWN}
+MEASURED |= {
+    (model, f"{name}_pictures")
+    for model, name in MEASURED
+    if tasks.about(EXPERIMENT.benchmark(name).task).image_metrics
+}
 CELLS = [(t, row, column) for t in TABLES.values() for row in t.rows for column in t.columns if column.measure]
 
 

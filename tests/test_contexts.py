@@ -25,10 +25,12 @@ from dreamllm.emoji import contexts, corpus, grammar
 from dreamllm.emoji.foundations import scene_classifier
 from dreamllm.emoji.scenes import ALL_NAMES, NAMES, Scene, render, split_of
 from dreamllm.emoji.world import write_benchmarks, write_training
-from dreamllm.evaluate import attention, attributes, benchmarks, in_context, predict, predictions, score
+from dreamllm.evaluate import predict, predictions, score, tasks
 from dreamllm.evaluate.drawing import plan
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.metrics import attention_maps, scene_attributes
 from dreamllm.evaluate.metrics.story_structure import follow
+from dreamllm.evaluate.tasks import attention, in_context
 from test_predict import world as predict_world
 
 seeds = st.integers(0, 2**32)
@@ -139,7 +141,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_first_items_are_balanced_and_their_real_pictures_show_what_is_wanted(folder):
-    items = benchmarks.load("in_context", folder, "test")
+    items = tasks.load("in_context", folder, "test")
     assert [item.scene.kind for item in items[::4]] == list(contexts.KINDS)
     assert [item.scene.held_out for item in items] == [False, False, False, True] * 3
     pictures = in_context.context_pictures(folder, "test")
@@ -166,14 +168,14 @@ def test_broken_items_are_named(folder, tmp_path, old, new, words):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(BenchmarkProblem, match=words):
-        benchmarks.load("in_context", broken, "test")
+        tasks.load("in_context", broken, "test")
 
 
 def test_a_configuration_that_asks_for_what_its_world_lacks_is_refused(world, tmp_path):
     text = (world / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text + "\nevaluations: [{model: sd, benchmarks: [in_context]}]\n")
     with pytest.raises(ConfigProblem, match=r"there is no in_context, world.benchmarks.in_context is 0"):
-        load(tmp_path / "config.yaml")
+        tasks.check(load(tmp_path / "config.yaml"), "config.yaml")
 
 
 # ---- predictions and scores ----------------------------------------------------------------------------------------
@@ -220,7 +222,7 @@ class Sighted:
 
 
 def test_scores_are_by_kind_and_a_picture_of_another_scene_is_wrong(folder, tmp_path, monkeypatch):
-    items = benchmarks.load("in_context", folder, "test")
+    items = tasks.load("in_context", folder, "test")
     wanted = [Scene.from_json(item.scene.scene) for item in items]
     seen = [wanted[1] if item.scene.kind == "edit" else scene for item, scene in zip(items, wanted, strict=True)]
     images = {f"{item.id}.png": render(scene, 48) for item, scene in zip(items, seen, strict=True)}
@@ -228,9 +230,10 @@ def test_scores_are_by_kind_and_a_picture_of_another_scene_is_wrong(folder, tmp_
     header = {"model": "sft", "benchmark": "in_context", "split": "test"}
     predictions.write(tmp_path / "p.tar", header, records, images)
     monkeypatch.setattr(scene_classifier, "load", lambda path: Sighted(seen))
+    (tmp_path / "judge").mkdir()
     result = score.score(predictions.read(tmp_path / "p.tar"), "in_context", folder, tmp_path)
     assert result["groups"]["subject"]["all"]["value"] == result["groups"]["compose/held_out"]["bind"]["value"] == 1
-    right = attributes.compare_each(seen[:4], wanted[:4])["all"]
+    right = scene_attributes.compare_each(seen[:4], wanted[:4])["all"]
     assert result["groups"]["edit"]["all"]["value"] == sum(right) / 4 < 1
     assert result["metrics"]["all"]["n"] == 12
 
@@ -254,41 +257,35 @@ def test_shares_sum_to_one_and_drawing_is_not_disturbed(world, folder, tmp_path)
 
 def test_maps_are_the_conditions_and_not_the_null_conditions(folder):
     model, processor = tiny.build()
-    wanted = plan(benchmarks.load("draw", folder, "test", 2), 0, 0)
+    wanted = plan(tasks.load("draw", folder, "test", 2), 0, 0)
     guided, alone = (
         attention.measure(model, processor, wanted, Drawing(steps=1, guidance=guidance))["maps"] for guidance in (2, 1)
     )
     assert torch.allclose(guided, alone, atol=1e-6)  # at the first step guidance has changed nothing yet
 
 
-def maps_file(path: Path, maps: np.ndarray) -> predictions.Predictions:
-    header = {"model": "sft", "benchmark": "attention", "split": "test"}
-    predictions.write_tensors(path, header, [], {"maps": torch.from_numpy(maps).float()})
-    return predictions.read(path)
-
-
-def test_queries_with_places_of_their_own_correlate_with_themselves_alone(tmp_path):
+def test_queries_with_places_of_their_own_correlate_with_themselves_alone():
     generator = np.random.default_rng(0)
     own = np.eye(9).reshape(1, 9, 3, 3) + 0.01 * generator.random((6, 9, 3, 3))
-    metrics = attention.score(maps_file(tmp_path / "own.safetensors", own))["metrics"]
+    metrics = attention_maps.score(own)["metrics"]
     assert metrics["same"]["value"] > 0.99
     assert metrics["other"]["value"] == pytest.approx(-1 / 8, abs=0.01)  # of different unit vectors in 9 places
     assert metrics["difference"]["low"] > 1
-    metrics = attention.score(maps_file(tmp_path / "noise.safetensors", generator.random((6, 9, 3, 3))))["metrics"]
+    metrics = attention_maps.score(generator.random((6, 9, 3, 3)))["metrics"]
     assert metrics["difference"]["low"] < 0 < metrics["difference"]["high"]
 
 
 def test_correlations_are_those_of_numpy():
     maps = np.random.default_rng(0).random((3, 4, 10))
     centred = maps - maps.mean(axis=-1, keepdims=True)
-    same, other = attention.correlations(centred / np.linalg.norm(centred, axis=-1, keepdims=True))
+    same, other = attention_maps.correlations(centred / np.linalg.norm(centred, axis=-1, keepdims=True))
     between = np.corrcoef(maps[0], maps[1])[:4, 4:]
     assert same[0, 1] == pytest.approx(between.trace() / 4)
     assert other[0, 1] == pytest.approx((between.sum() - between.trace()) / 12)
 
 
-def test_maps_without_differences_have_a_reason_in_place_of_a_number(tmp_path):
-    metrics = attention.score(maps_file(tmp_path / "flat.safetensors", np.ones((3, 2, 4, 4))))["metrics"]
+def test_maps_without_differences_have_a_reason_in_place_of_a_number():
+    metrics = attention_maps.score(np.ones((3, 2, 4, 4)))["metrics"]
     assert metrics["same"]["reason"] == "a query's map is the same everywhere"
-    metrics = attention.score(maps_file(tmp_path / "one.safetensors", np.ones((3, 1, 4, 4))))["metrics"]
+    metrics = attention_maps.score(np.ones((3, 1, 4, 4)))["metrics"]
     assert metrics["difference"]["reason"] == "there is one query only"

@@ -20,9 +20,12 @@ from dreamllm.config.evaluation import Drawing, EvaluationSettings
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.emoji.world import write_training
-from dreamllm.evaluate import benchmarks, drawing, latency, predictions, score
-from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate import drawing, predictions, score, tasks
 from dreamllm.evaluate.drawn import Drawn
+from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
+from dreamllm.evaluate.tasks import latency
+from dreamllm.evaluate.tasks.draw import DrawItem
+from dreamllm.evaluate.tasks.illustrations import IllustrationItem
 from dreamllm.model import generate
 from dreamllm.train import checkpoint, trainer
 from test_pictures import STAGE, configure, run_predict
@@ -104,7 +107,7 @@ def scored_n(world: Path, drawn: predictions.Predictions) -> int:
 )
 def test_what_cannot_rewrite(world: Path, tmp_path: Path, evaluation: dict, words: str) -> None:
     with pytest.raises(ConfigProblem, match=words):
-        load(configure(world, tmp_path, evaluations=[evaluation]))
+        tasks.check(load(configure(world, tmp_path, evaluations=[evaluation])), "config.yaml")
 
 
 def test_latency_is_seconds_per_picture_by_steps(world: Path, tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_the_first_picture_is_not_timed_and_one_is_drawn_at_a_time() -> None:
         seen.append((how.steps, how.batch_size, [one.item.id for one in wanted]))
         yield from ((one, None) for one in wanted)
 
-    items = [benchmarks.DrawItem(id_, "a cat", "0.png", None) for id_ in "ab"]
+    items = [DrawItem(id_, "a cat", "0.png", None) for id_ in "ab"]
     settings = EvaluationSettings(latency={"steps": [50, 100]})
     records = latency.measure(items, draw, settings)
     assert seen == [(50, 1, ["a", "a", "b"]), (100, 1, ["a", "a", "b"])]
@@ -146,10 +149,10 @@ def test_documents_are_illustrated_from_all_text_and_the_own_pictures_before(
 
     monkeypatch.setattr(generate, "draw", draw)
     items = [
-        benchmarks.IllustrationItem("a-0", "a", 0, "two", "one two", "1.png"),
-        benchmarks.IllustrationItem("a-1", "a", 1, "three", "three", "2.png"),
-        benchmarks.IllustrationItem("a-2", "a", 2, "four", "four", "3.png"),
-        benchmarks.IllustrationItem("b-0", "b", 0, "else", "else", "4.png"),
+        IllustrationItem("a-0", "a", 0, "two", "one two", "1.png"),
+        IllustrationItem("a-1", "a", 1, "three", "three", "2.png"),
+        IllustrationItem("a-2", "a", 2, "four", "four", "3.png"),
+        IllustrationItem("b-0", "b", 0, "else", "else", "4.png"),
     ]
     wanted = drawing.plan(items, 5, 0)
     drawn: dict[str, Image.Image] = {"000001.png": tiny.picture(99, 8)}  # from before a kill
@@ -167,7 +170,7 @@ def test_documents_are_illustrated_from_all_text_and_the_own_pictures_before(
 
 def test_illustrations_are_drawn_by_both_kinds_of_model_and_scored(world: Path, tmp_path: Path) -> None:
     config = configure(world, tmp_path)
-    items = benchmarks.load("illustrations", world / "benchmarks", "test")
+    items = tasks.load("illustrations", world / "benchmarks", "test")
     assert [(item.id, item.position) for item in items[:4]] == [("0-0", 0), ("0-1", 1), ("0-2", 2), ("1-0", 0)]
     for model in ("sd", "stage"):
         drawn = run_predict(world, config, tmp_path / f"{model}.tar", model, "illustrations")
@@ -188,9 +191,9 @@ def test_broken_illustrations_are_refused(world: Path, tmp_path: Path) -> None:
     ]:
         file.write_text("".join(json.dumps(line) + "\n" for line in [whole[0] | change, whole[1]]))
         with pytest.raises(BenchmarkProblem, match=words):
-            benchmarks.load("illustrations", tmp_path / "b", "test")
+            tasks.load("illustrations", tmp_path / "b", "test")
     file.write_text(json.dumps({"id": 0, "sentences": ["a.", "b.", "c."], "image_ids": [None, 8, None]}))
-    (item,) = benchmarks.load("illustrations", tmp_path / "b", "test")
+    (item,) = tasks.load("illustrations", tmp_path / "b", "test")
     assert (item.prompt, item.text, item.position) == ("b.", "a. b.", 0)
 
 
@@ -211,8 +214,8 @@ def test_a_stage_with_another_number_of_queries_trains_and_draws(world: Path, tm
 
 
 def test_the_world_writes_a_picture_for_every_sentence_of_every_story(world: Path) -> None:
-    shown = benchmarks.pictures(world / "benchmarks", "test")
-    for item in benchmarks.load("illustrations", world / "benchmarks", "test"):
+    shown = pictures_of(world / "benchmarks", "test")
+    for item in tasks.load("illustrations", world / "benchmarks", "test"):
         assert shown.read(item.picture).size == (48, 48)
 
 

@@ -14,7 +14,7 @@ from dreamllm.config.world import World
 from dreamllm.data import shards
 from dreamllm.data.document import Picture, Text
 from dreamllm.emoji import corpus, grammar, scenes, world
-from dreamllm.evaluate import benchmarks
+from dreamllm.evaluate import tasks
 from dreamllm.evaluate.metrics.story_structure import follow
 
 seeds = st.integers(0, 2**32)
@@ -199,13 +199,13 @@ def test_training_shards_read_back_with_the_promised_kinds(small, tmp_path):
 def test_benchmark_files_load_with_the_loaders_of_the_real_sets(small, tmp_path):
     world.write_benchmarks(small, "dev", tmp_path)
     for benchmark in ("captions", "vqa", "pope", "draw", "narratives", "stories", "language"):
-        assert benchmarks.load(benchmark, tmp_path, "dev"), benchmark
-    captions = benchmarks.load("captions", tmp_path, "dev")
+        assert tasks.load(benchmark, tmp_path, "dev"), benchmark
+    captions = tasks.load("captions", tmp_path, "dev")
     assert all(len(item.references) == 5 for item in captions)
     shown = [scenes.Scene.from_json(item.scene.scene) for item in captions]
     assert all(scenes.split_of(scene) == "dev" for scene in shown)
     assert [scene.held_out for scene in shown] == [i % 4 == 3 for i in range(12)]
-    short, long = (benchmarks.load(name, tmp_path, "dev") for name in ("draw", "narratives"))
+    short, long = (tasks.load(name, tmp_path, "dev") for name in ("draw", "narratives"))
     assert [item.picture for item in short] == [item.picture for item in long]
     assert all(len(item.prompt.split()) < len(other.prompt.split()) for item, other in zip(short, long, strict=True))
 

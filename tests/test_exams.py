@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 import loopback
 from dreamllm.config.benchmarks import AnswerJudge
-from dreamllm.evaluate import exams, mm_vet, mmbench, submission
-from dreamllm.evaluate.benchmarks import VqaItem
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.job import ScoringJob
+from dreamllm.evaluate.metrics import mm_vet_judge, mmbench_answers
 from dreamllm.evaluate.predictions import Predictions
+from dreamllm.evaluate.tasks import mm_vet, mmbench, vqa
+from dreamllm.evaluate.tasks.vqa import VqaItem
 from dreamllm.sources.services import http
 from dreamllm.sources.services.chat import Chat
 from dreamllm.sources.services.http import FetchProblem
@@ -45,6 +47,10 @@ def answered(items: list[Any], outputs: list[str], **header: Any) -> Predictions
     return Predictions(Path("answers.jsonl"), {"split": "test", **header}, records, {})
 
 
+def score(task: ModuleType, items: list[Any], predictions: Predictions, chat: Any, judgings: int = 1) -> dict[str, Any]:
+    return task.score(ScoringJob(predictions.header, Path(), Path(), chat, judgings), items, predictions)
+
+
 # ---- MMBench -------------------------------------------------------------------------------------------------------
 
 
@@ -68,7 +74,7 @@ def answered(items: list[Any], outputs: list[str], **header: Any) -> Predictions
     ],
 )
 def test_free_answers_are_read_by_two_rules(answer: str, letter: str | None) -> None:
-    assert mmbench.read_answer(answer, OPTIONS) == letter
+    assert mmbench_answers.read_answer(answer, OPTIONS) == letter
 
 
 @given(st.integers(2, 5).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))))
@@ -88,10 +94,10 @@ def test_circular_evaluation_wants_every_rotation_and_no_order(hits: list[list[b
         of_items = rotations(str(number), [f"option {n}" for n in range(len(of_question))], 0)
         items += of_items
         letters += [item.answer if hit else "Z" for item, hit in zip(of_items, of_question, strict=True)]
-    right = mmbench.circular(items, letters)
+    right = mmbench_answers.circular(items, letters)
     assert right == {str(number): all(of_question) for number, of_question in enumerate(hits)}
     order = rng.sample(range(len(items)), len(items))
-    assert mmbench.circular([items[i] for i in order], [letters[i] for i in order]) == right
+    assert mmbench_answers.circular([items[i] for i in order], [letters[i] for i in order]) == right
     plain = sum(letter == item.answer for item, letter in zip(items, letters, strict=True)) / len(items)
     assert all(right.values()) == (plain == 1)
 
@@ -99,13 +105,13 @@ def test_circular_evaluation_wants_every_rotation_and_no_order(hits: list[list[b
 @given(st.sampled_from("ABCD"), st.integers(2, 4))
 def test_a_model_that_always_says_one_letter_gets_nothing(letter: str, options: int) -> None:
     items = rotations("1", [f"option {n}" for n in range(options)], 0)
-    assert mmbench.circular(items, [letter] * len(items)) == {"1": False}
+    assert mmbench_answers.circular(items, [letter] * len(items)) == {"1": False}
 
 
 def test_mmbench_by_a_worked_example() -> None:
     first, second = rotations("1", ["red", "green"], 0, "colour"), rotations("2", ["one", "two", "three"], 1, "count")
     outputs = ["A", "It is red", "B", "A", "I do not know"]
-    result = exams.score_mmbench([*first, *second], answered([*first, *second], outputs), None)
+    result = score(mmbench, [*first, *second], answered([*first, *second], outputs), None)
     values = {name: (metric["value"], metric["n"]) for name, metric in result["metrics"].items()}
     assert values == {"accuracy": (0.5, 2), "accuracy_plain": (0.8, 5), "unread": (0.2, 5)}
     assert result["groups"]["colour"]["accuracy"]["value"] == 1 and result["groups"]["count"]["accuracy"]["n"] == 1
@@ -114,7 +120,7 @@ def test_mmbench_by_a_worked_example() -> None:
 
 def test_without_public_answers_the_cell_is_external() -> None:
     items = [mmbench.MmbenchItem("1", "1", "1.jpg", "Which?", "", OPTIONS, None, "c", "")]
-    result = exams.score_mmbench(items, answered(items, ["A"]), None)
+    result = score(mmbench, items, answered(items, ["A"]), None)
     assert result["metrics"]["accuracy"]["value"] is None
     assert result["metrics"]["accuracy"]["reason"].startswith("external")
 
@@ -145,7 +151,7 @@ def test_a_judge_reads_what_the_rules_cannot_and_only_that(judge) -> None:
     prompts = []
     chat = judge.start(lambda prompt, body: prompts.append(prompt) or "A")
     outputs = ["scarlet", "red", "one", "deux"]
-    result = exams.score_mmbench([*first, *second], answered([*first, *second], outputs), chat)
+    result = score(mmbench, [*first, *second], answered([*first, *second], outputs), chat)
     assert result["metrics"]["accuracy"]["value"] == 0.5
     assert len(prompts) == 1, "question 2 is wrong already by its first rotation"
     assert prompts[0].endswith("Question: Which?\nOptions: A. red B. green\nAnswer: scarlet\nYour output: ")
@@ -155,9 +161,9 @@ def test_a_judge_that_answers_prose_makes_no_answer_right(judge) -> None:
     items = rotations("1", ["red", "green"], 0)
     asked = []
     chat = judge.start(lambda prompt, body: asked.append(prompt) or "Well, that depends on what one calls a colour.")
-    result = exams.score_mmbench(items, answered(items, ["A", "scarlet"]), chat)
+    result = score(mmbench, items, answered(items, ["A", "scarlet"]), chat)
     assert result["metrics"]["accuracy"]["value"] == 0 and result["metrics"]["unread"]["value"] == 0.5
-    assert len(asked) == exams.TRIES
+    assert len(asked) == mmbench_answers.TRIES
 
 
 def test_a_judge_that_fails_is_an_error_and_no_score(judge) -> None:
@@ -165,7 +171,7 @@ def test_a_judge_that_fails_is_an_error_and_no_score(judge) -> None:
     chat = judge.start(lambda prompt, body: "A")
     judge.server.answers["/v1/chat/completions"] = lambda body, headers: (403, {}, b"no")
     with pytest.raises(FetchProblem, match="answers 403"):
-        exams.score_mmbench(items, answered(items, ["A", "scarlet"]), chat)
+        score(mmbench, items, answered(items, ["A", "scarlet"]), chat)
 
 
 # ---- MM-Vet --------------------------------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ VET = [
 
 
 def test_the_judges_prompt_is_the_official_table() -> None:
-    prompt = mm_vet.judge_prompt(VET[0], "x = -1")
+    prompt = mm_vet_judge.judge_prompt(VET[0], "x = -1")
     assert prompt.startswith("Compare the ground truth and prediction from AI models, to give a correctness score")
     assert "\n\nQuestion | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\nWhat is x in" in prompt
     assert prompt.endswith("physical characteristics. | 1.0\n\nWhat is x? | -1 <AND> -5 | x = -1 | ")
@@ -189,7 +195,7 @@ def test_the_judges_prompt_is_the_official_table() -> None:
     + [("The score is 0.5", None), ("０．５", None)],
 )
 def test_only_a_number_from_0_to_1_is_a_score(text: str, score: float | None) -> None:
-    assert mm_vet.read_score(text) == score
+    assert mm_vet_judge.read_score(text) == score
 
 
 def test_mm_vet_by_a_worked_example(judge) -> None:
@@ -204,14 +210,14 @@ def test_mm_vet_by_a_worked_example(judge) -> None:
 
     chat = judge.start(answer)
     predictions = answered(VET, ["x = -1", "c"])
-    result = exams.score_mm_vet(VET, predictions, chat, 2)
+    result = score(mm_vet, VET, predictions, chat, 2)
     total = result["metrics"]["total"]
     assert total["value"] == pytest.approx(0.35) and total["n"] == 2
     assert sorted(total["judgings"]) == pytest.approx([0.1, 0.6]) and total["std"] == pytest.approx(0.25)
     values = {name: metric["value"] for name, metric in result["metrics"].items() if metric["n"]}
     assert values == pytest.approx({"total": 0.35, "math": 0.5, "ocr": 0.5, "recognition": 0.2})
     assert result["metrics"]["spatial"]["reason"] == "no question wants this capability"
-    assert exams.score_mm_vet(VET, predictions, chat, 2) == result, "what is kept is not asked again"
+    assert score(mm_vet, VET, predictions, chat, 2) == result, "what is kept is not asked again"
     assert sum(seen.values()) == 4 and chat.models == {"judge-0613"}
 
 
@@ -219,41 +225,44 @@ def test_a_judge_is_asked_again_as_in_the_official_evaluator(judge) -> None:
     asked = []
 
     def answer(prompt: str, body: dict) -> str:
-        asked.append((prompt.endswith(mm_vet.AGAIN), body["temperature"]))
+        asked.append((prompt.endswith(mm_vet_judge.AGAIN), body["temperature"]))
         return "0.7" if len(asked) == 4 else "Sure!"
 
-    assert mm_vet.judge(judge.start(answer), VET[0], "x", 0) == 0.7
+    assert mm_vet_judge.judge(judge.start(answer), VET[0], "x", 0) == 0.7
     assert asked == [(False, 0), (True, 0), (True, 0.5), (True, 1.0)]
 
 
 def test_without_numbers_or_without_a_judge_the_cells_are_empty_and_say_why(judge) -> None:
     predictions = answered(VET, ["x", ""])
-    result = exams.score_mm_vet(VET, predictions, judge.start(lambda prompt, body: "good answer"), 1)
+    result = score(mm_vet, VET, predictions, judge.start(lambda prompt, body: "good answer"), 1)
     assert result["metrics"]["total"]["value"] is None
     assert "no number in 2 of 2 judgings, first for v1_0" in result["metrics"]["ocr"]["reason"]
-    alone = exams.score_mm_vet(VET, predictions, None, 5)
+    alone = score(mm_vet, VET, predictions, None, 5)
     assert {*alone["metrics"]} == {"total", *mm_vet.CAPABILITIES.values()}
-    assert all(metric["reason"] == exams.NO_JUDGE for metric in alone["metrics"].values())
+    assert all(metric["reason"] == mm_vet.NO_JUDGE for metric in alone["metrics"].values())
 
 
 # ---- what servers are sent -----------------------------------------------------------------------------------------
 
 
-def test_submissions_in_the_servers_forms() -> None:
+def test_submissions_in_the_servers_forms(tmp_path: Path) -> None:
     item = VqaItem("7", "COCO_test2015_000000000001.jpg", "What?", (), "", None)
     blind = VqaItem("0", "VizWiz_test_00000000.jpg", "What?", (), "", None)
-    assert submission.answers([item], answered([item], ["Red."])) == [{"question_id": 7, "answer": "red"}]
-    assert submission.answers([blind], answered([blind], ["狗"])) == [{"image": blind.picture, "answer": "狗"}]
-    rows = submission.exam_rows(
-        rotations("3", ["red", "green"], 0), answered(rotations("3", ["red", "green"], 0), "AB")
-    )
+    for question, output, wanted in (
+        (item, "Red.", {"question_id": 7, "answer": "red"}),
+        (blind, "狗", {"image": blind.picture, "answer": "狗"}),
+    ):
+        vqa.submission([question], answered([question], [output]), tmp_path / "out.json")
+        assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [wanted]
+    items = rotations("3", ["red", "green"], 0)
+    rows = mmbench.submission_rows(items, answered(items, "AB"))
     assert rows[0] == ["index", "question", "A", "B", "C", "D", "prediction"]
     assert rows[2] == [1000003, "Which?", "green", "red", None, None, "B"]
 
 
 def test_a_workbook_keeps_formulas_as_text_and_drops_control_characters(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
-    submission.write_xlsx(tmp_path / "m.xlsx", [["index", "prediction"], [1, "=1+1"], [2, "a\x07b"], [3, "猫"]])
+    mmbench.write_xlsx(tmp_path / "m.xlsx", [["index", "prediction"], [1, "=1+1"], [2, "a\x07b"], [3, "猫"]])
     sheet = openpyxl.load_workbook(tmp_path / "m.xlsx").active
     assert [row[1].value for row in sheet.iter_rows()] == ["prediction", "=1+1", "ab", "猫"]
     assert sheet["B2"].data_type == "s"
@@ -262,4 +271,4 @@ def test_a_workbook_keeps_formulas_as_text_and_drops_control_characters(tmp_path
 def test_without_openpyxl_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
     with pytest.raises(BenchmarkProblem, match="pip install -e"):
-        submission.write_xlsx(tmp_path / "m.xlsx", [])
+        mmbench.write_xlsx(tmp_path / "m.xlsx", [])

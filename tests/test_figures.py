@@ -13,8 +13,11 @@ from PIL import Image
 from dreamllm.config.world import World
 from dreamllm.emoji.scenes import Scene, render
 from dreamllm.emoji.world import write_benchmarks
-from dreamllm.evaluate import benchmarks, predictions
+from dreamllm.evaluate import predictions, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.groups import SceneRecord
+from dreamllm.evaluate.tasks.draw import DrawItem
+from dreamllm.evaluate.tasks.vqa import VqaItem
 from dreamllm.results import figures, pictures
 from dreamllm.results.figure_captions import CAPTIONS
 
@@ -39,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("sft", "in_context"),
         ("sft_contexts", "in_context"),
     ):
-        items = benchmarks.load(benchmark, folder, "test")
+        items = tasks.load(benchmark, folder, "test")
         images = {f"{item.id}.png": render(Scene.from_json(item.scene.scene), 48) for item in items}
         records = [{"id": item.id, "prompt": item.prompt, "image": f"{item.id}.png"} for item in items]
         predictions.write(folder / f"{model}_{benchmark}.tar", header(model, benchmark), records, images)
@@ -47,14 +50,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     records = [{"id": "0", "prompt": "a cat.", "parts": told}, {"id": "1", "prompt": "no picture.", "parts": []}]
     picture = Image.new("RGB", (48, 48), "red")
     predictions.write(folder / "told.tar", header("sft", "stories"), records, {"0.png": picture})
-    questions = benchmarks.load("vqa", folder, "test")
+    questions = tasks.load("vqa", folder, "test")
     for model in pictures.COMPARED:
         said = [item.answers[0] if model == "sft" or int(item.id) % 3 else "" for item in questions]
         records = [{"id": item.id, "output": words} for item, words in zip(questions, said, strict=True)]
         predictions.write(folder / f"{model}_vqa.jsonl", header(model, "vqa"), records)
     maps = torch.rand(12, 16, 12, 12, generator=torch.Generator().manual_seed(0)).softmax(dim=1)
     tensors = {"maps": maps, "pictures": torch.zeros(12, 48, 48, 3, dtype=torch.uint8)}
-    records = [{"id": item.id, "prompt": item.prompt} for item in benchmarks.load("draw", folder, "test")]
+    records = [{"id": item.id, "prompt": item.prompt} for item in tasks.load("draw", folder, "test")]
     predictions.write_tensors(folder / "maps.safetensors", header("sft", "attention"), records, tensors)
     return folder
 
@@ -118,8 +121,7 @@ def test_a_figure_without_data_is_not_drawn_and_the_index_says_why(made: Path, t
 def test_the_grid_shows_each_kind_of_scene_with_a_held_out_one() -> None:
     scenes = [(kind, held_out) for kind in ("single", "pair") for held_out in (False, False, False, True, True)]
     items = [
-        benchmarks.DrawItem(str(number), "", "", benchmarks.SceneRecord({}, kind, held_out))
-        for number, (kind, held_out) in enumerate(scenes)
+        DrawItem(str(number), "", "", SceneRecord({}, kind, held_out)) for number, (kind, held_out) in enumerate(scenes)
     ]
     assert [item.id for item in pictures.first_of_each_kind(items)] == ["0", "1", "3", "5", "6", "8"]
 
@@ -128,7 +130,7 @@ def test_questions_are_taken_type_by_type_and_no_picture_twice() -> None:
     types = ["colour", "colour", "colour", "count", "count", "presence"]
     shown = ["a", "b", "c", "a", "d", "e"]
     items = [
-        benchmarks.VqaItem(str(number), picture, "", ("yes",), kind, None)
+        VqaItem(str(number), picture, "", ("yes",), kind, None)
         for number, (kind, picture) in enumerate(zip(types, shown, strict=True))
     ]
     assert [item.id for item in pictures.round_robin(items, 4)] == ["0", "4", "5", "1"]

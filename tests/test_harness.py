@@ -14,8 +14,10 @@ import pytest
 import tiny
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import EvaluationSettings
-from dreamllm.evaluate import harness, predictions
+from dreamllm.evaluate import predictions
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.job import ScoringJob
+from dreamllm.evaluate.tasks import harness
 
 ROWS: dict[str, tuple[str, str | None, list[dict[str, Any]]]] = {  # task: (name in the harness, configuration, rows)
     "piqa": (
@@ -101,7 +103,7 @@ def test_the_harness_asks_its_own_questions_and_every_one_is_scored(tmp_path: Pa
 
 
 def test_likelihoods_are_those_of_the_model(tmp_path: Path) -> None:
-    from dreamllm.evaluate.predict import loglikelihoods
+    from dreamllm.evaluate.likelihoods import loglikelihoods
 
     task, configuration, rows = ROWS["piqa"]
     folder = dataset(tmp_path / "set", {configuration: {"train": rows, "validation": rows}})
@@ -145,7 +147,7 @@ def test_a_lost_record_is_an_error(tmp_path: Path) -> None:
 
     def scored(lines: list[dict[str, Any]]) -> dict[str, Any]:
         predictions.write(tmp_path / "p.jsonl", header, lines)
-        return harness.score(predictions.read(tmp_path / "p.jsonl"))
+        return harness.score(ScoringJob(header, tmp_path, tmp_path), [], predictions.read(tmp_path / "p.jsonl"))
 
     assert scored(records)["metrics"]["accuracy"]["n"] == 3
     with pytest.raises(BenchmarkProblem, match="has 2 records, by its header 3 in 1 tasks"):

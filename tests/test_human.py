@@ -18,7 +18,7 @@ from PIL import Image
 
 from dreamllm.config.world import World
 from dreamllm.emoji.world import write_benchmarks
-from dreamllm.evaluate import benchmarks, predictions
+from dreamllm.evaluate import predictions, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.human import rating_form, score
 from dreamllm.evaluate.human.rating_form import HumanProblem
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_benchmarks(
         World(picture_side=48, benchmarks={"pictures": 2, "draw": 2, "stories": STORIES, "language": 1}), "test", folder
     )
-    items = benchmarks.load("stories", folder, "test")
+    items = tasks.load("stories", folder, "test")
     told = [{"image": "0.png"}, {"text": "</script> the  end."}]
     records = [{"id": item.id, "prompt": item.opening, "parts": told, "stopped": "end"} for item in items]
     header = {"model": "sft", "benchmark": "stories", "split": "test"}
@@ -80,7 +80,7 @@ def test_nothing_on_the_page_tells_what_is_real(built, folder: Path) -> None:
 
 def test_documents_are_what_the_key_says(built, folder: Path) -> None:
     text, key = built
-    items = {item.id: item for item in benchmarks.load("stories", folder, "test")}
+    items = {item.id: item for item in tasks.load("stories", folder, "test")}
     for sample in samples_of(text):
         told = key["samples"][sample["id"]]
         item = items[told["story"]]

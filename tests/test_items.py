@@ -10,7 +10,7 @@ import pytest
 
 from dreamllm.config.world import World
 from dreamllm.emoji.world import write_benchmarks
-from dreamllm.evaluate import benchmarks, items, predictions, score
+from dreamllm.evaluate import predictions, score, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 
 COUNTS = {"pictures": 6, "draw": 2, "stories": 2, "language": 6}
@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answered(folder: Path, benchmark: str, path: Path) -> Path:
     """Predictions of which some are right."""
     records = []
-    for number, item in enumerate(benchmarks.load(benchmark, folder, "test")):
+    for number, item in enumerate(tasks.load(benchmark, folder, "test")):
         if benchmark == "language":
             said = {"loglikelihoods": [-float(number % 3), -1.0]}
         elif benchmark == "captions":
@@ -39,12 +39,10 @@ def answered(folder: Path, benchmark: str, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("benchmark", items.TASKS)
+@pytest.mark.parametrize("benchmark", ["captions", "vqa", "pope", "language"])
 def test_their_means_are_the_metrics_in_every_group(benchmark: str, folder: Path, tmp_path: Path) -> None:
     path = answered(folder, benchmark, tmp_path / f"{benchmark}.jsonl")
-    items.main(argparse.Namespace(predictions=[path], benchmarks=folder, out=tmp_path / "items"))
-    content = json.loads((tmp_path / "items" / "sft" / f"{benchmark}.json").read_text())
-    metrics = score.score(predictions.read(path), benchmark, folder, tmp_path)
+    metrics, content = score.score_items(predictions.read(path), benchmark, folder, tmp_path)
     assert content["groups"].keys() == metrics["groups"].keys()
     for metric, scores in content["items"].items():
         for group, measured in {"": metrics["metrics"], **metrics["groups"]}.items():
@@ -57,10 +55,15 @@ def test_a_missing_prediction_is_an_error(folder: Path, tmp_path: Path) -> None:
     whole = predictions.read(answered(folder, "vqa", tmp_path / "vqa.jsonl"))
     predictions.write(tmp_path / "less.jsonl", whole.header, list(whole.records.values())[1:])
     with pytest.raises(BenchmarkProblem, match="items have no prediction"):
-        items.score_items(predictions.read(tmp_path / "less.jsonl"), folder)
+        score.score_items(predictions.read(tmp_path / "less.jsonl"), "vqa", folder, tmp_path)
 
 
-def test_pictures_have_no_such_scores(folder: Path, tmp_path: Path) -> None:
-    predictions.write(tmp_path / "draw.tar", {"model": "sd", "benchmark": "draw", "split": "test"}, [], {})
-    with pytest.raises(BenchmarkProblem, match="draw has no score of a single item"):
-        items.score_items(predictions.read(tmp_path / "draw.tar"), folder)
+def test_a_benchmark_without_such_scores_has_an_empty_file(folder: Path, tmp_path: Path) -> None:
+    times = [{"id": item.id, "seconds": {"1": 0.5}} for item in tasks.load("latency", folder, "test")]
+    predictions.write(tmp_path / "latency.jsonl", {"model": "sd", "benchmark": "latency", "split": "test"}, times)
+    flags = {"benchmark": "latency", "benchmarks": folder, "foundations": tmp_path, "config": None, "judgements": None}
+    files = {"out": tmp_path / "metrics.json", "items": tmp_path / "items.json"}
+    score.main(argparse.Namespace(predictions=tmp_path / "latency.jsonl", **flags, **files))
+    written = json.loads(files["items"].read_text())
+    assert written == {"model": "sd", "benchmark": "latency", "split": "test", "items": {}, "groups": {}}
+    assert json.loads(files["out"].read_text())["groups"]["steps/1"]["seconds"]["value"] == 0.5

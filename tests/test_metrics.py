@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamllm.emoji.scenes import Scene
-from dreamllm.evaluate import attributes, captions, choice, fid, intervals, pope, vqa
+from dreamllm.evaluate.metrics import (
+    cider,
+    fid,
+    intervals,
+    multiple_choice,
+    scene_attributes,
+    vqa_accuracy,
+    yes_no,
+)
 
 CAT = Scene("sky", "single", (("cat", "red"),), 1)
 PAIR = Scene("sand", "row", (("cat", "red"), ("car", "blue")), 2)
@@ -62,15 +70,15 @@ def test_the_bootstrap_of_a_mean_agrees_with_the_normal_interval_and_repeats_its
     ("right", "expected"),
     [(10, 1.0), (4, 1.0), (3, 0.9), (2, 0.6), (1, 0.3), (0, 0.0)],  # leave-one-out: 3 of 10 give (7 * 1 + 3 * 2/3) / 10
 )
-def test_vqa_accuracy_is_the_leave_one_out_mean(right: int, expected: float, rule: vqa.Rule) -> None:
+def test_vqa_accuracy_is_the_leave_one_out_mean(right: int, expected: float, rule: vqa_accuracy.Rule) -> None:
     answers = ["cat"] * right + ["dog"] * (10 - right)
-    assert vqa.accuracy("cat", answers, rule) == pytest.approx(expected)
+    assert vqa_accuracy.accuracy("cat", answers, rule) == pytest.approx(expected)
 
 
 def test_official_rule_normalises_only_where_annotators_disagree() -> None:
-    assert vqa.accuracy("The cat.", ["cat"] * 10, "official") == 0
-    assert vqa.accuracy("The cat.", ["cat"] * 9 + ["dog"], "official") == 1
-    assert vqa.accuracy("The cat.", ["cat"] * 10, "evalai") == 1
+    assert vqa_accuracy.accuracy("The cat.", ["cat"] * 10, "official") == 0
+    assert vqa_accuracy.accuracy("The cat.", ["cat"] * 9 + ["dog"], "official") == 1
+    assert vqa_accuracy.accuracy("The cat.", ["cat"] * 10, "evalai") == 1
 
 
 @pytest.mark.parametrize(
@@ -89,32 +97,32 @@ def test_official_rule_normalises_only_where_annotators_disagree() -> None:
     ],
 )
 def test_vqa_normalisation_has_the_quirks_of_the_evaluators(text: str, normal: str) -> None:
-    assert vqa.normalise(text) == normal
+    assert vqa_accuracy.normalise(text) == normal
 
 
 def test_evalai_splits_off_the_genitive() -> None:
-    assert vqa.normalise_evalai("Dog's, bowl?") == "dog 's bowl"
-    assert vqa.normalise("Dog's bowl") == "dog's bowl"
+    assert vqa_accuracy.normalise_evalai("Dog's, bowl?") == "dog 's bowl"
+    assert vqa_accuracy.normalise("Dog's bowl") == "dog's bowl"
 
 
 def test_one_answer_is_right_or_wrong_and_none_is_an_error() -> None:
     for rule in ("official", "evalai"):
-        assert vqa.accuracy("the Cat", ["cat"], rule) == 1
-        assert vqa.accuracy("dog", ["cat"], rule) == 0
-        assert vqa.accuracy("cat", ["cat", "cat"], rule) == pytest.approx(1 / 3)
+        assert vqa_accuracy.accuracy("the Cat", ["cat"], rule) == 1
+        assert vqa_accuracy.accuracy("dog", ["cat"], rule) == 0
+        assert vqa_accuracy.accuracy("cat", ["cat", "cat"], rule) == pytest.approx(1 / 3)
         with pytest.raises(ValueError, match="without answers"):
-            vqa.accuracy("cat", [], rule)
+            vqa_accuracy.accuracy("cat", [], rule)
 
 
 @pytest.mark.parametrize("rule", ["official", "evalai"])
-def test_answers_in_other_scripts_are_answers(rule: vqa.Rule) -> None:
-    assert vqa.accuracy("猫", ["猫"] * 9 + ["狗"], rule) == 1
-    assert vqa.accuracy("кошка", ["cat"] * 10, rule) == 0
-    assert vqa.accuracy("", ["cat"] * 10, rule) == 0
+def test_answers_in_other_scripts_are_answers(rule: vqa_accuracy.Rule) -> None:
+    assert vqa_accuracy.accuracy("猫", ["猫"] * 9 + ["狗"], rule) == 1
+    assert vqa_accuracy.accuracy("кошка", ["cat"] * 10, rule) == 0
+    assert vqa_accuracy.accuracy("", ["cat"] * 10, rule) == 0
 
 
 def test_clip_shortens_answers_as_the_official_code_does() -> None:
-    assert vqa.clip('"Red", I think.') == "red"
+    assert vqa_accuracy.clip('"Red", I think.') == "red"
 
 
 # ---- POPE ----------------------------------------------------------------------------------------------------------
@@ -134,11 +142,11 @@ def test_clip_shortens_answers_as_the_official_code_does() -> None:
     ],
 )
 def test_pope_reads_answers_as_its_own_script_does(output: str, yes: bool) -> None:
-    assert pope.says_yes(output) == yes
+    assert yes_no.says_yes(output) == yes
 
 
 def test_pope_numbers_by_hand() -> None:
-    result = pope.score(["yes"] * 4 + ["no"] * 6, ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4)
+    result = yes_no.score(["yes"] * 4 + ["no"] * 6, ["yes"] * 3 + ["no"] + ["yes"] * 2 + ["no"] * 4)
     values = {name: metric["value"] for name, metric in result.items()}
     assert values == pytest.approx({"accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 2 / 3, "yes": 0.4})
     assert {name: metric["n"] for name, metric in result.items()} == {
@@ -151,7 +159,7 @@ def test_pope_numbers_by_hand() -> None:
 
 
 def test_pope_without_any_yes_has_no_precision_instead_of_a_division_by_zero() -> None:
-    result = pope.score(["no", "no"], ["no", "no"])
+    result = yes_no.score(["no", "no"], ["no", "no"])
     assert result["accuracy"]["value"] == 1
     assert all(result[name]["value"] is None and result[name]["reason"] for name in ("precision", "recall", "f1"))
 
@@ -160,18 +168,18 @@ def test_pope_without_any_yes_has_no_precision_instead_of_a_division_by_zero() -
 
 
 def test_choice_by_sum_and_by_character() -> None:
-    assert choice.choose([-4.0, -5.0], ["ab", "abcdef"], "sum") == 0
-    assert choice.choose([-4.0, -5.0], ["ab", "abcdef"], "per_character") == 1
-    assert choice.choose([-1.0, -1.0], ["a", "b"], "sum") == 0
+    assert multiple_choice.choose([-4.0, -5.0], ["ab", "abcdef"], "sum") == 0
+    assert multiple_choice.choose([-4.0, -5.0], ["ab", "abcdef"], "per_character") == 1
+    assert multiple_choice.choose([-1.0, -1.0], ["a", "b"], "sum") == 0
 
 
 def test_choice_refuses_nan_and_lists_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="NaN"):
-        choice.choose([math.nan, 0.0], ["a", "b"], "sum")
+        multiple_choice.choose([math.nan, 0.0], ["a", "b"], "sum")
     with pytest.raises(ValueError, match="1 log-likelihoods for 2 options"):
-        choice.choose([0.0], ["a", "b"], "sum")
+        multiple_choice.choose([0.0], ["a", "b"], "sum")
     with pytest.raises(ValueError, match="per character"):
-        choice.choose([0.0, 0.0], ["a", ""], "per_character")
+        multiple_choice.choose([0.0, 0.0], ["a", ""], "per_character")
 
 
 # ---- captions ------------------------------------------------------------------------------------------------------
@@ -184,22 +192,22 @@ def test_cider_equals_recorded_values_of_pycocoevalcap_and_ptb_tokens() -> None:
         "3": ["A yellow house above a dog's tree.", "yellow house\nover tree"],
     }
     texts = {"1": "a red fish", "2": "", "3": "A yellow house\u2028above a tree!"}
-    result = captions.cider(texts, references)
+    result = cider.cider(texts, references)
     assert result == pytest.approx({"1": 4.054967488653456, "2": 0.0, "3": 4.256838887627636}, abs=1e-9)
 
 
 def test_cider_of_the_only_reference_itself_is_ten() -> None:
     texts = {"1": "one red cat sleeps", "2": "two blue dogs run"}
-    assert captions.cider(texts, {id_: [text] for id_, text in texts.items()}) == pytest.approx({"1": 10, "2": 10})
+    assert cider.cider(texts, {id_: [text] for id_, text in texts.items()}) == pytest.approx({"1": 10, "2": 10})
 
 
 def test_cider_wants_a_caption_for_each_picture() -> None:
     with pytest.raises(ValueError, match="every caption needs references"):
-        captions.cider({"1": "a"}, {"1": ["a"], "2": ["b"]})
+        cider.cider({"1": "a"}, {"1": ["a"], "2": ["b"]})
 
 
 def test_cider_says_nothing_of_the_speed_of_its_tokenizer(capfd: pytest.CaptureFixture[str]) -> None:
-    captions.cider({"1": "a red cat"}, {"1": ["a red cat"]})
+    cider.cider({"1": "a red cat"}, {"1": ["a red cat"]})
     assert capfd.readouterr() == ("", "")
 
 
@@ -213,7 +221,7 @@ def test_a_tokenizer_that_fails_is_heard_however_many_captions_came_back(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     texts = {"1": "a red cat", "2": "a red cat", "3": "a red cat"}
     with pytest.raises(RuntimeError, match="does `java` run\\? It said: Could not reserve enough space"):
-        captions.cider(texts, {id_: [text] for id_, text in texts.items()})
+        cider.cider(texts, {id_: [text] for id_, text in texts.items()})
 
 
 # ---- scenes --------------------------------------------------------------------------------------------------------
@@ -231,7 +239,7 @@ def test_a_tokenizer_that_fails_is_heard_however_many_captions_came_back(
     ],
 )
 def test_attributes_right_in_a_found_scene(found: Scene | None, right: list[str]) -> None:
-    assert [name for name, is_right in attributes.compare(found, PAIR).items() if is_right] == right
+    assert [name for name, is_right in scene_attributes.compare(found, PAIR).items() if is_right] == right
 
 
 # ---- FID -----------------------------------------------------------------------------------------------------------

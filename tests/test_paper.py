@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import loopback
 import repository
 import tiny
-from dreamllm.config.benchmarks import DRAWN
 from dreamllm.config.reading import load
+from dreamllm.evaluate import tasks
 from dreamllm.model.build import build_from_foundations
 
 CONFIGS = sorted((repository.ROOT / "config").glob("*.yaml"))
@@ -46,7 +46,7 @@ def test_the_whole_dag_of_the_paper(checkout):
     predicting = ("predict_text", "predict_pictures", "predict_attention")
     assert planned["score"] == sum(planned[rule] for rule in predicting) == benchmarks
     names = [name for evaluation in experiment.evaluations for name in evaluation.benchmarks]
-    drawn = sum(experiment.benchmark(name).task in DRAWN for name in names)
+    drawn = sum(tasks.about(experiment.benchmark(name).task).image_metrics for name in names)
     samples = experiment.evaluation.pictures.samples
     assert planned["score_pictures"] == drawn
     assert planned["predict_sample"] == (samples - 1) * drawn and planned["features"] == samples * drawn

@@ -19,9 +19,16 @@ from PIL import Image
 
 import tiny
 from dreamllm import cli
-from dreamllm.evaluate import benchmarks, features, networks, pictures, predictions, selection
+from dreamllm.evaluate import (
+    features,
+    networks,
+    predictions,
+    score_pictures,
+    selection,
+    tasks,
+)
 from dreamllm.evaluate import predict as predicting
-from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
 from test_predict import world as predict_world
 
 world = predict_world  # config.yaml, benchmarks/, foundations/ and checkpoints of tiny random models
@@ -233,8 +240,8 @@ def measured(world: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) 
     for sample in ("0", "1"):
         run_predict(folder, config, folder / f"draw-{sample}.tar", "sd", "draw", "--sample", sample)
         look(config, folder, clip, folder / f"{sample}.safetensors", folder / f"draw-{sample}.tar")
-    items = benchmarks.load("draw", folder / "benchmarks", "test")
-    shown = benchmarks.pictures(folder / "benchmarks", "test")
+    items = tasks.load("draw", folder / "benchmarks", "test")
+    shown = pictures_of(folder / "benchmarks", "test")
     about, statistics = features.of_real(items, shown, [networks.clip_network(clip)])
     features.store(folder / "real.safetensors", about | {"n": 12}, statistics)  # as if of as many
     return folder
@@ -259,7 +266,7 @@ def test_every_sample_has_its_own_seeds_and_pictures_and_all_have_the_same_promp
 
 
 def test_metrics_by_every_rule_with_the_spread_over_the_seeds(measured: Path) -> None:
-    result = pictures.score(samples_of(measured)[::-1], features.restore(measured / "real.safetensors"))
+    result = score_pictures.score(samples_of(measured)[::-1], features.restore(measured / "real.safetensors"))
     metrics = result["metrics"]
     assert set(metrics) == {
         f"{kind}_{name}" for kind in ("fid_clip", "clip_score") for name in (*selection.RULES, "seeds", "seeds_std")
@@ -290,9 +297,9 @@ def test_the_best_picture_is_the_one_whose_own_prompt_fits_best(measured: Path) 
     chosen = selection.best(np.stack([one.arrays["clip_prompt"], two.arrays["clip_prompt"]]))
     expected = np.where((chosen == 1)[:, None], two.arrays["clip"], one.arrays["clip"])
     real = features.restore(measured / "real.safetensors")
-    result = pictures.score([one, two], real)["metrics"]["fid_clip_best"]["value"]
+    result = score_pictures.score([one, two], real)["metrics"]["fid_clip_best"]["value"]
     mean, covariance = real.arrays["clip.mean"], real.arrays["clip.covariance"]
-    assert result == pictures.fid.score(expected, mean, covariance, 12)["value"]
+    assert result == score_pictures.fid.score(expected, mean, covariance, 12)["value"]
     assert 0 < chosen.sum() < 12
 
 
@@ -300,7 +307,7 @@ def test_all_captions_of_the_real_picture_count_where_the_benchmark_has_them(mea
     one = samples_of(measured)[0]
     drawn = predictions.read(measured / "draw-0.tar")
     looks = networks.Clip(clip)
-    item = benchmarks.load("draw", measured / "benchmarks", "test")[0]
+    item = tasks.load("draw", measured / "benchmarks", "test")[0]
     cosines = looks.embed_texts(item.captions) @ looks.embed_pictures([drawn.image("000000.png", "")])[0]
     assert one.arrays["clip_captions"][0] == pytest.approx(cosines.max(), abs=1e-5)
     assert (one.arrays["clip_captions"][1:] == one.arrays["clip_prompt"][1:]).all()
@@ -314,10 +321,10 @@ def test_stored_features_are_the_same_bytes_every_time(measured: Path, clip: Pat
 
 def test_one_sample_has_no_spread_and_few_pictures_no_fid(measured: Path) -> None:
     one, real = samples_of(measured)[0], features.restore(measured / "real.safetensors")
-    metrics = pictures.score([one], real)["metrics"]
+    metrics = score_pictures.score([one], real)["metrics"]
     assert metrics["fid_clip_seeds"]["reason"] == "one sample per prompt has no spread"
     real.about["n"] = 4
-    metrics = pictures.score(samples_of(measured), real)["metrics"]
+    metrics = score_pictures.score(samples_of(measured), real)["metrics"]
     for name in ("first", "best", "seeds", "seeds_std"):
         assert metrics[f"fid_clip_{name}"]["reason"] == "4 pictures are fewer than the 6 dimensions of their features"
     assert metrics["clip_score_best"]["value"] is not None
@@ -325,7 +332,7 @@ def test_one_sample_has_no_spread_and_few_pictures_no_fid(measured: Path) -> Non
 
 def test_the_spread_has_students_interval_and_the_chi_squared_one() -> None:
     alone = [{"value": value} for value in (8.0, 9.0, 10.0, 11.0, 12.0)]
-    metrics = pictures.spread("x", alone)
+    metrics = score_pictures.spread("x", alone)
     mean, std = metrics["x"], metrics["x_std"]
     assert (mean["value"], mean["n"]) == (10, 5) and std["value"] == pytest.approx(1.5811388)
     assert (mean["low"], mean["high"]) == pytest.approx((10 - 1.9632432, 10 + 1.9632432))  # 2.7764451 std / 5^(1/2)
@@ -340,7 +347,7 @@ def broken(measured: Path, words: str, change) -> None:
     stored, real = samples_of(measured), features.restore(measured / "real.safetensors")
     change(stored, real)
     with pytest.raises(BenchmarkProblem, match=words):
-        pictures.score(stored, real)
+        score_pictures.score(stored, real)
 
 
 def test_samples_that_do_not_belong_together_are_refused(measured: Path) -> None:
@@ -369,9 +376,9 @@ def test_samples_that_do_not_belong_together_are_refused(measured: Path) -> None
 def test_files_of_the_other_kind_are_refused(measured: Path, tmp_path: Path) -> None:
     (one, two), real = samples_of(measured), features.restore(measured / "real.safetensors")
     with pytest.raises(BenchmarkProblem, match="holds statistics of real pictures"):
-        pictures.score([features.Stored(real.path, real.about | {"sample": 0}, real.arrays)], real)
+        score_pictures.score([features.Stored(real.path, real.about | {"sample": 0}, real.arrays)], real)
     with pytest.raises(BenchmarkProblem, match="holds features of drawn pictures"):
-        pictures.score([one], two)
+        score_pictures.score([one], two)
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(BenchmarkProblem, match="is no features file"):
         features.restore(tmp_path / "x.safetensors")
@@ -409,11 +416,11 @@ def test_pictures_of_other_prompts_and_other_numbers_of_pictures_are_refused(
 def test_features_that_are_not_finite_name_the_item(measured: Path, clip: Path) -> None:
     broken = networks.Network("n", np.asarray, lambda pixels: pixels.float().mean(dim=(2, 3)) / 0, "")
     drawn = predictions.read(measured / "draw-0.tar")
-    items = benchmarks.load("draw", measured / "benchmarks", "test")
+    items = tasks.load("draw", measured / "benchmarks", "test")
     with pytest.raises(BenchmarkProblem, match="item 0: its features for n are not finite"):
         features.of_drawn(drawn, "draw", items, [broken], networks.Clip(clip))
     with pytest.raises(BenchmarkProblem, match="not finite"):
-        features.of_real(items, benchmarks.pictures(measured / "benchmarks", "test"), [broken])
+        features.of_real(items, pictures_of(measured / "benchmarks", "test"), [broken])
 
 
 def test_empty_prompts_and_captions_are_refused(measured: Path, tmp_path: Path) -> None:
@@ -424,4 +431,4 @@ def test_empty_prompts_and_captions_are_refused(measured: Path, tmp_path: Path) 
         lines[4] = json.dumps(json.loads(lines[4]) | change)
         file.write_text("\n".join(lines))
         with pytest.raises(BenchmarkProblem, match="line 5: has an empty prompt or caption"):
-            benchmarks.load("draw", tmp_path / "b", "test")
+            tasks.load("draw", tmp_path / "b", "test")

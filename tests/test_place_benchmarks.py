@@ -10,10 +10,11 @@ import pytest
 
 import formats
 from dreamllm import cli
-from dreamllm.evaluate import benchmarks
 from dreamllm.evaluate import placing as module
-from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate import tasks
+from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
 from dreamllm.evaluate.placing import WRITERS, place
+from dreamllm.evaluate.tasks import pope
 from dreamllm.sources.manifest import BENCHMARK_FORMATS, Source
 from dreamllm.sources.records import RecordProblem
 
@@ -37,7 +38,7 @@ def val2014(tmp_path):
 
 
 def shade(folder: Path, name: str) -> int:
-    return benchmarks.pictures(folder, "test").read(name).getpixel((1, 1))[0]
+    return pictures_of(folder, "test").read(name).getpixel((1, 1))[0]
 
 
 def test_karpathys_test_split(tmp_path, val2014):
@@ -50,7 +51,7 @@ def test_karpathys_test_split(tmp_path, val2014):
         tmp_path / "raw/caption_datasets.zip", {"dataset_coco.json": content, "dataset_flickr8k.json": "{}"}
     )
     place(source("coco_karpathy"), tmp_path / "raw", val2014, tmp_path / "out")
-    items = benchmarks.load("captions", tmp_path / "out", "test")
+    items = tasks.load("captions", tmp_path / "out", "test")
     assert [(item.id, item.references) for item in items] == [("20", ("a 20", "a 20")), ("30", ("a 30", "a 30"))]
     assert shade(tmp_path / "out", items[0].picture) == 20
     assert (tmp_path / "out/images_test.zip").stat().st_nlink == 2, "the archive is linked, not copied"
@@ -64,7 +65,7 @@ def test_prompts_of_coco_fid_are_drawn_once_and_written_down(tmp_path, val2014, 
     formats.archive(tmp_path / "raw/annotations.zip", {"annotations/captions_val2014.json": content})
     for out in ("out", "again"):
         place(source("coco_fid"), tmp_path / "raw", val2014, tmp_path / out)
-    items = benchmarks.load("draw", tmp_path / "out", "test")
+    items = tasks.load("draw", tmp_path / "out", "test")
     assert len(items) == 2 and all(item.prompt.split()[0] == item.id for item in items)
     lines = (tmp_path / "out/draw_test.jsonl").read_text()
     assert lines == (tmp_path / "again/draw_test.jsonl").read_text() and "annotation_id" in lines
@@ -75,7 +76,7 @@ def test_localized_narratives(tmp_path):
     lines = [{"dataset_id": "mscoco_val2017", "image_id": "7", "caption": f"In this {n}."} for n in range(2)]
     write(tmp_path / "raw/coco_val_localized_narratives.jsonl", formats.jsonl(lines))
     place(source("ln_coco"), tmp_path / "raw", (("", tmp_path / "coco"),), tmp_path / "out")
-    items = benchmarks.load("draw", tmp_path / "out", "test")
+    items = tasks.load("draw", tmp_path / "out", "test")
     assert [(item.prompt, item.picture) for item in items] == [(f"In this {n}.", "000000000007.jpg") for n in range(2)]
 
 
@@ -86,7 +87,7 @@ def test_image_paragraphs(tmp_path):
     write(tmp_path / "raw/paragraphs_v1.json", paragraphs)
     write(tmp_path / "raw/test_split.json", [5, 6])
     place(source("image_paragraphs"), tmp_path / "raw", (("", tmp_path / "vg"),), tmp_path / "out")
-    items = benchmarks.load("captions", tmp_path / "out", "test")
+    items = tasks.load("captions", tmp_path / "out", "test")
     assert [item.references for item in items] == [("A 5. It is.",), ("A 6. It is.",)]
     assert [shade(tmp_path / "out", item.picture) for item in items] == [5, 6]
 
@@ -99,7 +100,7 @@ def test_vqav2_and_okvqa(tmp_path, val2014):
     formats.archive(tmp_path / "raw/q.zip", {name: json.dumps(questions)})
     formats.archive(tmp_path / "raw/a.zip", {"v2_mscoco_val2014_annotations.json": json.dumps(annotations)})
     place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
-    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    (item,) = tasks.load("vqa", tmp_path / "out", "test")
     assert (item.question, item.answers, shade(tmp_path / "out", item.picture)) == ("What?", ("cat",) * 10, 10)
 
 
@@ -114,7 +115,7 @@ def test_vizwiz(tmp_path):
     formats.archive(tmp_path / "raw/Annotations.zip", {"val.json": json.dumps([record]), "train.json": "[]"})
     formats.archive(tmp_path / "raw/val.zip", {"val/VizWiz_val_00000042.jpg": formats.jpeg(42)})
     place(source("vizwiz"), tmp_path / "raw", (), tmp_path / "out")
-    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    (item,) = tasks.load("vqa", tmp_path / "out", "test")
     assert item.answers == ("unanswerable",) * 10 and item.question_type == "unanswerable"
     assert shade(tmp_path / "out", item.picture) == 42
 
@@ -129,17 +130,17 @@ def test_textvqa_gets_numbers_for_its_hexadecimal_names(tmp_path):
     pictures[f"train_images/{rows[1]['image_id']}.jpg"] = formats.jpeg(90)
     formats.archive(tmp_path / "raw/train_val_images.zip", pictures)
     place(source("textvqa"), tmp_path / "raw", (), tmp_path / "out")
-    items = benchmarks.load("vqa", tmp_path / "out", "test")
+    items = tasks.load("vqa", tmp_path / "out", "test")
     assert [shade(tmp_path / "out", item.picture) for item in items] == [50, 90, 50]
     assert [item.answers[0] for item in items] == ["a0", "a1", "a2"]
 
 
 def test_pope(tmp_path, val2014):
-    for subset in benchmarks.POPE_SUBSETS:
+    for subset in pope.SUBSETS:
         line = {"question_id": 1, "image": "COCO_val2014_000000000010.jpg", "text": "Is there a cat?", "label": "no"}
         write(tmp_path / f"raw/coco_pope_{subset}.json", formats.jsonl([line]))
     place(source("pope"), tmp_path / "raw", val2014, tmp_path / "out")
-    assert [item.subset for item in benchmarks.load("pope", tmp_path / "out", "test")] == list(benchmarks.POPE_SUBSETS)
+    assert [item.subset for item in tasks.load("pope", tmp_path / "out", "test")] == list(pope.SUBSETS)
 
 
 def test_data_of_the_harness_are_placed_as_they_came(tmp_path):
@@ -154,7 +155,7 @@ def test_nocaps(tmp_path):
     write(tmp_path / "raw/nocaps_val_4500_captions.json", {"images": images, "annotations": notes})
     formats.archive(tmp_path / "raw/val.zip", {"val/0013ea2087020901.jpg": formats.jpeg(5)})
     place(source("nocaps"), tmp_path / "raw", (), tmp_path / "out")
-    (item,) = benchmarks.load("captions", tmp_path / "out", "test")
+    (item,) = tasks.load("captions", tmp_path / "out", "test")
     assert item.references == ("a baby 0", "a baby 1") and shade(tmp_path / "out", item.picture) == 5
 
 
@@ -170,7 +171,7 @@ def test_vqav2_test_dev_has_no_answers_and_says_so(tmp_path):
     formats.archive(tmp_path / "raw/v2_Questions_Test_mscoco.zip", named)
     formats.archive(tmp_path / "coco/test2015.zip", {"test2015/COCO_test2015_000000000007.jpg": formats.jpeg(7)})
     place(source("vqav2", **SERVER), tmp_path / "raw", (("", tmp_path / "coco"),), tmp_path / "out")
-    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    (item,) = tasks.load("vqa", tmp_path / "out", "test")
     assert (item.id, item.answers, item.picture) == ("1", (), "COCO_test2015_000000000007.jpg")
 
 
@@ -183,7 +184,7 @@ def test_vqav2_train_finds_its_pictures_by_its_own_split(tmp_path):
     )
     formats.archive(tmp_path / "coco/train2014.zip", {"train2014/COCO_train2014_000000000007.jpg": formats.jpeg(7)})
     place(source("vqav2"), tmp_path / "raw", (("", tmp_path / "coco"),), tmp_path / "out")
-    assert benchmarks.load("vqa", tmp_path / "out", "test")[0].picture == "COCO_train2014_000000000007.jpg"
+    assert tasks.load("vqa", tmp_path / "out", "test")[0].picture == "COCO_train2014_000000000007.jpg"
 
 
 def test_a_lost_file_of_answers_is_no_external_set(tmp_path, val2014):
@@ -198,7 +199,7 @@ def test_vizwiz_test(tmp_path):
     formats.archive(tmp_path / "raw/Annotations.zip", {"val.json": "[]", "test.json": json.dumps([record])})
     formats.archive(tmp_path / "raw/test.zip", {"test/VizWiz_test_00000042.jpg": formats.jpeg(42)})
     place(source("vizwiz", **SERVER), tmp_path / "raw", (), tmp_path / "out")
-    (item,) = benchmarks.load("vqa", tmp_path / "out", "test")
+    (item,) = tasks.load("vqa", tmp_path / "out", "test")
     assert item.answers == () and item.picture == "VizWiz_test_00000042.jpg"
 
 
@@ -207,7 +208,7 @@ def test_mm_vet(tmp_path):
     members = {"mm-vet/mm-vet.json": json.dumps({"v1_0": record}), "mm-vet/images/v1_0.png": formats.jpeg(9)}
     formats.archive(tmp_path / "raw/mm-vet.zip", members)
     place(source("mm_vet"), tmp_path / "raw", (), tmp_path / "out")
-    (item,) = benchmarks.load("mm_vet", tmp_path / "out", "test")
+    (item,) = tasks.load("mm_vet", tmp_path / "out", "test")
     assert (item.id, item.answer, item.capabilities) == ("v1_0", "-1<AND>-5", ("ocr", "math"))
     assert shade(tmp_path / "out", item.picture) == 9
 
@@ -228,13 +229,13 @@ def test_mmbench_gets_the_rotations_it_lacks_and_loses_no_option(tmp_path):
     rows = [mmbench_row(), mmbench_row(index="4", C="", image="3", answer="A", hint="Look.")]
     mmbench_table(tmp_path / "raw/mmbench_dev.tsv", rows)
     place(source("mmbench"), tmp_path / "raw", (), tmp_path / "out")
-    items = benchmarks.load("mmbench", tmp_path / "out", "test")
+    items = tasks.load("mmbench", tmp_path / "out", "test")
     assert [item.id for item in items] == ["3", "1000003", "2000003", "4", "1000004"]
     assert [item.options[item.answer] for item in items] == ["a cat"] * 3 + ["None"] * 2
     assert [[*item.options.values()] for item in items[:2]] == [["None", "a cat", "NA"], ["a cat", "NA", "None"]]
     assert {shade(tmp_path / "out", item.picture) for item in items} == {11}
     assert items[3].hint == "Look."
-    assert [item.question_id for item in benchmarks.load("mmbench", tmp_path / "out", "test", limit=1)] == ["3"] * 3
+    assert [item.question_id for item in tasks.load("mmbench", tmp_path / "out", "test", limit=1)] == ["3"] * 3
 
 
 def test_rotations_that_mmbench_has_are_kept_and_must_be_whole(tmp_path):
@@ -242,7 +243,7 @@ def test_rotations_that_mmbench_has_are_kept_and_must_be_whole(tmp_path):
     last = mmbench_row(index="2000003", A="NA", B="None", C="a cat", answer="C", image="3")
     mmbench_table(tmp_path / "raw/mmbench_dev.tsv", [mmbench_row(), rotation, last])
     place(source("mmbench"), tmp_path / "raw", (), tmp_path / "out")
-    assert [item.answer for item in benchmarks.load("mmbench", tmp_path / "out", "test")] == ["B", "A", "C"]
+    assert [item.answer for item in tasks.load("mmbench", tmp_path / "out", "test")] == ["B", "A", "C"]
     wrong = [
         ([mmbench_row(), rotation], "question 3: has 2 rotations for 3 options"),
         ([mmbench_row(), rotation, last | {"answer": "A"}], "question 3: its rotations differ"),
@@ -261,7 +262,7 @@ def test_rotations_that_mmbench_has_are_kept_and_must_be_whole(tmp_path):
 def test_mmbench_test_has_no_answers(tmp_path):
     mmbench_table(tmp_path / "raw/mmbench_test.tsv", [mmbench_row(answer="")])
     place(source("mmbench", **SERVER), tmp_path / "raw", (), tmp_path / "out")
-    assert {item.answer for item in benchmarks.load("mmbench", tmp_path / "out", "test")} == {None}
+    assert {item.answer for item in tasks.load("mmbench", tmp_path / "out", "test")} == {None}
 
 
 def test_missing_pictures_and_files_are_told_and_nothing_is_placed(tmp_path, val2014):

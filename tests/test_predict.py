@@ -17,8 +17,10 @@ from dreamllm.config.reading import load
 from dreamllm.data.document import Document, Text
 from dreamllm.emoji.foundations import scene_classifier
 from dreamllm.emoji.world import write_benchmarks
-from dreamllm.evaluate import benchmarks, predict, predictions, prompts, score
+from dreamllm.evaluate import likelihoods, predict, predictions, prompts, score, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.evaluate.tasks import language
+from dreamllm.evaluate.tasks.language import ChoiceItem
 from dreamllm.train import checkpoint
 
 MODEL_OPTIONS = {"num_dream_queries": 4, "seed": 0, "vision_feature_layer": -2, "template": "plain"}
@@ -89,7 +91,7 @@ def scored(world: Path, answers: predictions.Predictions) -> dict:
 @pytest.mark.parametrize("benchmark", ["captions", "vqa", "pope", "language"])
 def test_a_model_answers_every_item_in_order_and_is_scored(world: Path, tmp_path: Path, benchmark: str) -> None:
     answers = predicted(world, tmp_path / "answers.jsonl", "stage", benchmark, ["stage"])
-    items = benchmarks.load(benchmark, world / "benchmarks", "test")
+    items = tasks.load(benchmark, world / "benchmarks", "test")
     assert list(answers.records) == [item.id for item in items]
     result = scored(world, answers)
     assert result["protocol"]["n"] == len(items)
@@ -134,7 +136,7 @@ def test_predictions_are_the_same_bytes_every_time(world: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("model", "benchmark", "checkpoints", "words"),
     [
-        ("sd", "vqa", [], "'illustrations' and 'in_context' and 'latency' only"),
+        ("sd", "vqa", [], "'in_context' and 'latency' and 'narratives' only"),
         ("llm", "draw", [], "'language' only"),
         ("stage", "vqa", [], "needs the --checkpoints"),
         ("sd_finetuned", "draw", [], "needs the --checkpoints"),
@@ -154,9 +156,9 @@ def test_models_that_cannot_take_a_benchmark(
 def test_loglikelihoods_are_sums_of_token_log_probabilities_and_ignore_batch_mates() -> None:
     model = tiny.build()[0].language_model
     rows = [([1, 270, 280, 290], 2), ([1, 300, 310], 1), ([1, 270, 280], 2)]
-    together = predict.loglikelihoods(model, rows, pad=2)
+    together = likelihoods.loglikelihoods(model, rows, pad=2)
     for row, value in zip(rows, together, strict=True):
-        assert predict.loglikelihoods(model, [row], pad=2) == pytest.approx([value], abs=1e-5)
+        assert likelihoods.loglikelihoods(model, [row], pad=2) == pytest.approx([value], abs=1e-5)
     ids = torch.tensor([rows[0][0]])
     with torch.no_grad():
         gained = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
@@ -165,7 +167,7 @@ def test_loglikelihoods_are_sums_of_token_log_probabilities_and_ignore_batch_mat
 
 def test_an_option_without_tokens_is_an_error() -> None:
     with pytest.raises(ValueError, match="adds no token"):
-        predict.loglikelihoods(None, [([1, 2], 2)], pad=2)
+        likelihoods.loglikelihoods(None, [([1, 2], 2)], pad=2)
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def words_of(document: Document) -> list[str]:
 
 
 def test_official_prompts_stand_round_the_picture_as_in_the_official_code() -> None:
-    wording = prompts.wording_of("vqa", "vqav2", "official")
+    wording = tasks.about("vqa").wording_of("vqav2", "official")
     document = prompts.about_picture("1", tiny.picture(), "What colour is it?", wording, "official")
     assert words_of(document) == [
         "Based on the image, please answer the question.",
@@ -188,7 +190,7 @@ def test_official_prompts_stand_round_the_picture_as_in_the_official_code() -> N
 
 
 def test_emoji_prompts_are_a_bare_picture_or_a_bare_question() -> None:
-    wording = prompts.wording_of("pope", None, "emoji")
+    wording = tasks.about("pope").wording_of(None, "emoji")
     assert words_of(prompts.about_picture("1", tiny.picture(), "", wording, "emoji")) == ["<image>"]
     asked = prompts.about_picture("1", tiny.picture(), "is there a cat?", wording, "emoji")
     assert words_of(asked) == ["<image>", "is there a cat?"] and asked.kind == "conversation"
@@ -196,11 +198,11 @@ def test_emoji_prompts_are_a_bare_picture_or_a_bare_question() -> None:
 
 def test_official_choices_are_plain_text_and_emoji_ones_a_conversation() -> None:
     fields = {"passage": "A cat.", "question": "is there a cat"}
-    item = benchmarks.ChoiceItem("b", "boolq", fields, ("No", "Yes"), 1)
-    question, options = prompts.choices(item, "official")
+    item = ChoiceItem("b", "boolq", fields, ("No", "Yes"), 1)
+    question, options = language.choices(item, "official")
     assert words_of(question) == ["Choose yes or no to answer the question.\n\nA cat.\n\nis there a cat?\nAnswer:"]
     assert words_of(options[1])[0].endswith("\nAnswer: Yes")
-    assert words_of(prompts.choices(item, "emoji")[1][0]) == ["A cat. is there a cat?", "no"]
+    assert words_of(language.choices(item, "emoji")[1][0]) == ["A cat. is there a cat?", "no"]
 
 
 # ---- predictions that do not fit -----------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def test_official_choices_are_plain_text_and_emoji_ones_a_conversation() -> None
 @pytest.fixture
 def answers(world: Path, tmp_path: Path) -> Path:
     """A whole prediction file for `language` that was not made by a model."""
-    items = benchmarks.load("language", world / "benchmarks", "test")
+    items = tasks.load("language", world / "benchmarks", "test")
     records = [
         {"id": i.id, "prompt": "", "seed": 0, "options": [*i.options], "loglikelihoods": [0.0, -1.0]} for i in items
     ]
@@ -219,7 +221,7 @@ def answers(world: Path, tmp_path: Path) -> Path:
 
 
 def test_scores_of_known_answers(world: Path, answers: Path) -> None:
-    items = benchmarks.load("language", world / "benchmarks", "test")
+    items = tasks.load("language", world / "benchmarks", "test")
     result = scored(world, predictions.read(answers))
     assert result["metrics"]["accuracy"]["value"] == sum(item.answer == 0 for item in items) / len(items)
     assert set(result["groups"]) == {"piqa", "boolq"}

@@ -209,7 +209,6 @@ def test_the_whole_dag_trains_nothing(tmp_path):
         "predict_text": 11,
         "predict_pictures": 5,
         "score": 16,
-        "item_scores": 1,
         "figures": 1,
         "tables": 1,
     }

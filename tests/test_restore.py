@@ -195,7 +195,7 @@ def test_an_evaluation_is_made_again_without_the_training_data(recorded, lab, tm
     config.write_text(config.read_text().replace("max_pictures: 6", "max_pictures: 5"))
     run(folder, "dvc", "repro", "--pull", "--allow-missing", "evaluate")
     verbs = set((folder / "logs/ran.txt").read_text().split())
-    assert verbs == {"predict", "score", "item-scores"}
+    assert verbs == {"predict", "score"}
     assert (folder / f"{TRAINED}/sft/trained.safetensors").exists(), "pulled"
     assert not (folder / "data/emoji/train").exists()
 

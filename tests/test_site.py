@@ -117,7 +117,7 @@ def test_numbers_of_another_run_have_no_way(root, report) -> None:
 
 def test_the_first_prompts_of_every_kind_are_shown(root) -> None:
     folder = root / "data/emoji_smoke/benchmarks"
-    items = gallery.benchmarks.load("draw", folder, "test")
+    items = gallery.tasks.load("draw", folder, "test")
     kinds = {(item.scene.kind, item.scene.held_out) for item in items}
     many = items * 20
     chosen = gallery.round_robin(many)

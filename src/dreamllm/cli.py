@@ -34,7 +34,6 @@ VERBS = {  # verb: (module, what it does)
     ),
     "score-pictures": ("dreamllm.evaluate.score_pictures", "FID and CLIP score of several pictures per prompt"),
     "submission": ("dreamllm.evaluate.submission", "write the file that an evaluation server takes"),
-    "item-scores": ("dreamllm.evaluate.items", "write the scores of single items, to pair models by"),
     "tables": ("dreamllm.results.tables", "turn metrics into tables beside the paper's, and judge its claims"),
     "audit": ("dreamllm.repro.audit.run", "check what can be trusted: every number against what it was made from"),
     "compare": ("dreamllm.repro.audit.compare", "say of each number of two result folders how well it was reproduced"),

@@ -28,16 +28,18 @@ NOT_FOLLOWED = frozenset({"dreamllm", "dreamllm.provenance", *(f"dreamllm.config
 (rules record the values in it by themselves)."""
 
 
-def code_digest(*modules: str, package: Path = PACKAGE) -> str:
+def code_digest(*modules: str, package: Path = PACKAGE, without: tuple[str, ...] = ()) -> str:
     """Digest of all code that `modules` (dotted names) run, see above.
 
+    without: names of module-level functions that they do not call; these and what only these import are left out
     Raises FileNotFoundError, naming the module, when one does not exist.
     """
-    trees = {name: _tree(file) for name, file in sorted(closure(*modules, package=package).items())}
+    files = closure(*modules, package=package, without=without)
+    trees = {name: _tree(file, without) for name, file in sorted(files.items())}
     return hashlib.sha256(repr(trees).encode()).hexdigest()[:16]
 
 
-def closure(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
+def closure(*modules: str, package: Path = PACKAGE, without: tuple[str, ...] = ()) -> dict[str, Path]:
     """The modules and all that they import from the package, by dotted name."""
     found: dict[str, Path] = {}
     todo = list(modules)
@@ -51,7 +53,7 @@ def closure(*modules: str, package: Path = PACKAGE) -> dict[str, Path]:
         found[name] = file
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
         todo += parents  # importing a.b.c runs a/__init__.py and a/b/__init__.py too
-        todo += [other for other in _imports(file, name) if _file(other, package)]
+        todo += [other for other in _imports(file, name, without) if _file(other, package)]
     return found
 
 
@@ -65,11 +67,11 @@ def _file(name: str, package: Path) -> Path | None:
 
 
 @functools.cache
-def _imports(file: Path, module: str) -> tuple[str, ...]:
+def _imports(file: Path, module: str, without: tuple[str, ...]) -> tuple[str, ...]:
     """Dotted names that may be modules: for `from a import b` both a and a.b."""
     names = []
     here = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    for node in _statements(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _statements(_parsed(file, without)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -80,13 +82,20 @@ def _imports(file: Path, module: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _tree(file: Path) -> str:
+def _tree(file: Path, without: tuple[str, ...]) -> str:
     """The module's syntax tree as text, without docstrings."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = _parsed(file, without)
     for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [statement for statement in node.body if not _is_string(statement)] or [ast.Pass()]
     return ast.dump(tree)
+
+
+def _parsed(file: Path, without: tuple[str, ...]) -> ast.Module:
+    """The module's syntax tree, without the module-level functions of these names."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in without)]
+    return tree
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:

@@ -7,9 +7,9 @@ import yaml
 from dreamllm.config.reading import ConfigProblem, digest, load
 from dreamllm.config.experiment import FOUNDATION_MODELS, RELEASED
 from dreamllm.config.world import WORLD_SETS
+from dreamllm.evaluate import tasks
 from dreamllm.provenance import code_digest
 from dreamllm.results.figure_captions import CAPTIONS
-from dreamllm.config.benchmarks import DRAWN
 from dreamllm.config.sources import SourceSettings
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
@@ -25,6 +25,7 @@ if workflow.config_settings.config:
 CONFIGFILE = str(next(iter(workflow.configfiles), "config/embedded.yaml"))
 try:
     EXPERIMENT = load(CONFIGFILE)
+    tasks.check(EXPERIMENT, CONFIGFILE)
 except ConfigProblem as problem:
     raise WorkflowError(str(problem))
 config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # with all defaults; workflow/report reads it
@@ -45,7 +46,6 @@ MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", 
 FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
-PICTURE_TASKS = (*DRAWN, "stories", "in_context")  # their predictions hold pictures and are tar files
 
 
 def source_folder(name, part):
@@ -64,6 +64,11 @@ def shard_folders(stage):
 def checkpoint(stage, run="{run}"):
     """A checkpoint of a run. What is no run's own, a released model or the mini autoencoder, is the experiment's."""
     return f"results/checkpoints/{NAME if stage in (RELEASED, 'vae') else run}/{stage}"
+
+
+def task_of(benchmark):
+    """The facts about a benchmark, from its module in src/dreamllm/evaluate/tasks."""
+    return tasks.about(EXPERIMENT.benchmark(benchmark).task)
 
 
 def of_all_runs(patterns):
@@ -97,8 +102,8 @@ def launch(wildcards, output):
 
 
 def is_timed(wildcards):
-    """Whether a prediction times pictures: nothing else may run beside it."""
-    return "benchmark" in wildcards.keys() and EXPERIMENT.benchmark(wildcards.benchmark).task == "latency"
+    """Whether a prediction measures time: nothing else may run beside it."""
+    return "benchmark" in wildcards.keys() and task_of(wildcards.benchmark).timed
 
 
 def launch_one(wildcards, output):

@@ -10,7 +10,8 @@ except ConfigProblem as problem:
     raise WorkflowError(f"{CONFIGFILE}: {problem}")
 for BENCHMARK, USE in EXPERIMENT.benchmarks.items():
     for SOURCE in filter(None, (USE.source, USE.shots_from)):
-        if (READ_AS := manifest.TASKS.get(USED[SOURCE].format, "no evaluation set")) != USE.task:
+        AS_IS = USE.task if USED[SOURCE].format == "as_is" else "no evaluation set"
+        if (READ_AS := manifest.TASKS.get(USED[SOURCE].format, AS_IS)) != USE.task:
             raise WorkflowError(f"{CONFIGFILE}: benchmarks.{BENCHMARK}: {SOURCE} is read as {READ_AS}, not {USE.task}")
 USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.values() if source.written_from}
 PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
@@ -24,7 +25,7 @@ for STAGE, SETTINGS in EXPERIMENT.stages.items():
 
 EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
 SUBMISSIONS = [
-    f"results/submissions/{run}/{model}/{name}." + ("xlsx" if EXPERIMENT.benchmark(name).task == "mmbench" else "json")
+    f"results/submissions/{run}/{model}/{name}.{task_of(name).submission}"
     for run in RUNS
     for model, name in EVALUATED
     if name in EXTERNAL

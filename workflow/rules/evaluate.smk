@@ -28,7 +28,7 @@ rule predict_text:
         split=EXPERIMENT.evaluation.split,
         sample=lambda wildcards: ["--sample", wildcards.sample] if "sample" in wildcards.keys() else [],
         work="scratch/{run}/pictures",
-        code=code_digest("dreamllm.evaluate.predict"),
+        code=prediction_code,
         config=evaluation_settings,
     shell:
         "{params.launch} predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
@@ -55,6 +55,7 @@ rule score:
         judge=MEASURING["judge"],
     output:
         metrics=f"results/metrics/{{run}}/{{model}}/{{benchmark}}.json",
+        item_scores=f"results/items/{{run}}/{{model}}/{{benchmark}}.json",
     log:
         f"logs/{{run}}/score_{{model}}_{{benchmark}}.log",
     benchmark:
@@ -66,11 +67,12 @@ rule score:
         experiment=configfile,
         judgements=lambda wildcards, output: "scratch/judgements",
         judge=judge_settings,
-        code=code_digest("dreamllm.evaluate.score"),
+        code=scoring_code,
     shell:
         "python -m dreamllm score --benchmark {wildcards.benchmark} --predictions {input.predictions:q}"
         " --benchmarks {input.benchmarks:q} --foundations {params.foundations:q}"
-        " --config {params.experiment:q} --judgements {params.judgements:q} --out {output.metrics:q} > {log:q} 2>&1"
+        " --config {params.experiment:q} --judgements {params.judgements:q} --out {output.metrics:q}"
+        " --items {output.item_scores:q} > {log:q} 2>&1"
 
 
 # Where a server alone has the answers, the cell is empty, and this is the file that the server takes.
@@ -89,7 +91,7 @@ rule submission:
     resources:
         **CPU_JOB,
     params:
-        code=code_digest("dreamllm.evaluate.submission"),
+        code=scoring_code,
     shell:
         "python -m dreamllm submission --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
         " --out {output.submission:q} > {log:q} 2>&1"

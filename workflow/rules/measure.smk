@@ -1,10 +1,9 @@
 # What is evaluated: models, benchmarks, their files, and the digests of the settings that they depend on.
+import functools
 
 
 def predictions(model, benchmark, run="{run}"):
-    task = EXPERIMENT.benchmark(benchmark).task
-    suffix = "tar" if task in PICTURE_TASKS else "safetensors" if task == "attention" else "jsonl"
-    return f"results/predictions/{run}/{model}/{benchmark}.{suffix}"
+    return f"results/predictions/{run}/{model}/{benchmark}.{task_of(benchmark).predictions}"
 
 
 def placed(source):
@@ -39,25 +38,33 @@ def learnt_in_context(*stages):
 
 def evaluation_settings(wildcards):
     """Digest of the settings that one benchmark sees."""
-    task = EXPERIMENT.benchmark(wildcards.benchmark).task
     rewrite = any(e.rewrite for e in EXPERIMENT.evaluations if e.model == wildcards.model)
-    seen = {"split", "limit", "prompts", "seed"} | {
-        "stories": {"text", "drawing", "stories"},
-        "latency": {"drawing", "latency"},
-        "in_context": {"drawing"},
-        "attention": {"drawing", "attention"},
-        **dict.fromkeys(DRAWN, {"drawing", "text"} if rewrite else {"drawing"}),
-    }.get(task, {"text"})
+    seen = {"split", "limit", "prompts", "seed", *task_of(wildcards.benchmark).settings, *(["text"] if rewrite else [])}
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
     settings = RUNS[wildcards.run].evaluation.model_dump(mode="json", include=seen)
     return digest(EXPERIMENT.model, settings, rewrite, *of_its_own)
 
 
+@functools.cache
+def code_of_task(module, task, without):
+    """Digest of the code of `module` and of one benchmark's module, without the functions `without` of the latter."""
+    return code_digest(module, f"dreamllm.evaluate.tasks.{task}", without=without)
+
+
+def prediction_code(wildcards):
+    """Digest of the code that predicts one benchmark: an edit of another one, or of a metric, does not change it."""
+    return code_of_task("dreamllm.evaluate.predict", EXPERIMENT.benchmark(wildcards.benchmark).task, tasks.SCORING)
+
+
+def scoring_code(wildcards):
+    """Digest of the code that scores one benchmark."""
+    return code_of_task("dreamllm.evaluate.score", EXPERIMENT.benchmark(wildcards.benchmark).task, tasks.PREDICTING)
+
+
 def judge_settings(wildcards):
     """Digest of what a score depends on besides the predictions: whoever judges free answers."""
-    judged = EXPERIMENT.benchmark(wildcards.benchmark).task in ("mmbench", "mm_vet")
     judge = EXPERIMENT.answer_judge
-    return digest(judge.endpoint, judge.model, judge.judgings) if judged else ""
+    return digest(judge.endpoint, judge.model, judge.judgings) if task_of(wildcards.benchmark).judged else ""
 
 
 def sample(model, benchmark, number, run):
@@ -79,14 +86,14 @@ def inception_folder(wildcards, output):
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
 METRICS = [f"results/metrics/{run}/{model}/{benchmark}.json" for run in RUNS for model, benchmark in EVALUATED]
+ITEMS = [f"results/items/{run}/{model}/{benchmark}.json" for run in RUNS for model, benchmark in EVALUATED]
 if EXPERIMENT.evaluation.pictures:
     METRICS += [
         f"results/metrics/{run}/{model}/pictures/{name}.json"
         for run in RUNS
         for model, name in EVALUATED
-        if EXPERIMENT.benchmark(name).task in DRAWN
+        if task_of(name).image_metrics
     ]
-ITEMS = "results/items/{run}"
 
 
 def judgements(model, run):

@@ -10,7 +10,7 @@ rule site:
     input:
         metrics=METRICS,
         human=JUDGED,
-        scores=of_all_runs([ITEMS]),
+        item_scores=ITEMS,
         checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
         drawings=DRAWINGS,
         stories=STORIES,
@@ -29,11 +29,12 @@ rule site:
     params:
         experiment=configfile,
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
+        item_folders=lambda wildcards: [f"results/items/{run}" for run in RUNS],
         code=code_digest("dreamllm.repro.report.site"),
         templates=[sha256_of_file(path) for path in sorted(Path("src/dreamllm/repro/report/templates").iterdir())],
     shell:
         "python -m dreamllm site --config {params.experiment:q} --metrics {input.metrics:q} {input.human:q}"
-        " --items {input.scores:q} --paper {params.paper:q} --out {output.report:q} > {log:q} 2>&1"
+        " --items {params.item_folders:q} --paper {params.paper:q} --out {output.report:q} > {log:q} 2>&1"
 
 
 rule crate:

@@ -1,35 +1,13 @@
 # Tables and figures of the active experiment. Another --configfile makes them again from its own metrics.
 # `results/tables` is what is asked for everywhere, so it waits for the figures and brings them along.
 
-# Benchmarks of the emoji world whose metrics are means over items (src/dreamllm/evaluate/items.py).
-ITEM_TASKS = ("captions", "vqa", "pope", "language")
-
-
-rule item_scores:
-    input:
-        predictions=[predictions(model, benchmark) for model, benchmark in EVALUATED if benchmark in ITEM_TASKS],
-        benchmarks=WORLD["benchmarks"],
-    output:
-        scores=directory(ITEMS),
-    log:
-        "logs/{run}/item_scores.log",
-    benchmark:
-        "benchmarks/{run}/item_scores.tsv"
-    resources:
-        **CPU_JOB,
-    params:
-        code=code_digest("dreamllm.evaluate.items"),
-    shell:
-        "python -m dreamllm item-scores --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
-        " --out {output.scores:q} > {log:q} 2>&1"
-
 
 rule tables:
     input:
         metrics=METRICS,
         submissions=SUBMISSIONS,
         human=JUDGED,
-        scores=of_all_runs([ITEMS]),
+        item_scores=ITEMS,
         paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
         figures="results/figures",
     output:
@@ -49,9 +27,10 @@ rule tables:
     params:
         experiment=lambda wildcards: NAME,  # a function, or snakemake --lint takes the name `paper` for a folder's
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
+        item_folders=lambda wildcards: [f"results/items/{run}" for run in RUNS],
         code=code_digest("dreamllm.results.tables"),
     shell:
-        "python -m dreamllm tables --metrics {input.metrics:q} {input.human:q} --items {input.scores:q}"
+        "python -m dreamllm tables --metrics {input.metrics:q} {input.human:q} --items {params.item_folders:q}"
         " --paper {params.paper:q} --out {output.tables:q} > {log:q} 2>&1"
 
 

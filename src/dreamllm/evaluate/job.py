@@ -13,6 +13,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
 from dreamllm.evaluate.prompts import PromptSet, Wording
+from dreamllm.evaluate.tasks import Task
 
 if TYPE_CHECKING:
     from dreamllm.emoji.foundations.scene_classifier import SceneClassifier
@@ -34,7 +35,7 @@ class PredictionJob:
 
     experiment: Experiment
     use: BenchmarkUse
-    wordings: dict[str, Wording]
+    task: Task
     model: str
     foundations: Path
     checkpoints: Sequence[Path]
@@ -62,10 +63,8 @@ class PredictionJob:
 
     @property
     def wording(self) -> Wording:
-        """The words around images and questions; a public set may have its own: vizwiz_test has those of vizwiz."""
-        source = self.use.source or ""
-        own = [name for name in self.wordings if name and (source == name or source.startswith(f"{name}_"))]
-        return Wording() if self.prompts == "emoji" else self.wordings[own[0] if own else ""]
+        """The words around images and questions."""
+        return self.task.wording_of(self.use.source, self.prompts)
 
     def load(self) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
         """The DreamLLM made of the checkpoints, ready for inference."""

@@ -47,6 +47,7 @@ def main(args: argparse.Namespace) -> None:
     Raises ConfigProblem for an unknown benchmark, BenchmarkProblem for a model that cannot take it or a broken file.
     """
     experiment = load(args.config, args.seed)
+    tasks.check(experiment, args.config)
     if args.benchmark not in (*tasks.NAMES, *experiment.benchmarks):
         hint = near(args.benchmark, [*tasks.NAMES, *experiment.benchmarks])
         raise ConfigProblem(f"{args.config}: no benchmark {args.benchmark!r}{hint}")
@@ -65,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     job = PredictionJob(
         experiment,
         use,
-        dict(task.TASK.wording),
+        task.TASK,
         args.model,
         args.foundations,
         args.checkpoints,

@@ -29,7 +29,7 @@ from dreamllm.evaluate.metrics.intervals import RESAMPLES, SEED
 from dreamllm.results.metrics_store import Estimate, Interval, Runs, lookup, widen_by_seeds
 from dreamllm.results.table_spec import Column, Published, Row, Table, read_sections
 
-Items = Mapping[tuple[str, str, str], dict[str, Any]]  # (run, model, benchmark) -> file of `dreamllm item-scores`
+Items = Mapping[tuple[str, str, str], dict[str, Any]]  # (run, model, benchmark) -> file of `dreamllm score --items`
 Outcome = Literal["holds", "open", "opposite", "missing", "external"]
 BY_ITEMS = "paired bootstrap over items"
 BY_CELLS = "from the intervals of the cells"
@@ -149,7 +149,7 @@ def read_claims(path: Path, tables: Mapping[str, Table], published: Published) -
 
 
 def read_items(folders: Sequence[Path]) -> Items:
-    """Scores of single items, RUN/MODEL/BENCHMARK.json of `dreamllm score`. Raises BenchmarkProblem for a malformed file."""
+    """Scores of single items, RUN/MODEL/BENCHMARK.json. Raises BenchmarkProblem for a malformed file."""
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
     for path in (path for folder in folders for path in sorted(folder.glob("*/*.json"))):
         content = read_json(path)

@@ -21,7 +21,7 @@ from dreamllm.results.table_spec import Column, Published, Row, Table, read_publ
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm tables`."""
     parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics files of one or several seeds")
-    parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders of `dreamllm item-scores`, per seed")
+    parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders results/items/RUN, per seed")
     parser.add_argument("--paper", required=True, type=Path, help="folder with the published numbers and the claims")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
 

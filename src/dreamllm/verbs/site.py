@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, default=Path(), help="the repository in which the run was made")
     parser.add_argument("--config", required=True, type=Path, help="the run's configuration")
     parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics files, as for `dreamllm tables`")
-    parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders of `dreamllm item-scores`")
+    parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders of item scores (results/items/RUN)")
     parser.add_argument("--paper", type=Path, default=Path("paper"), help="folder of what was published")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
 

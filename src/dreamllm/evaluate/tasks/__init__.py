@@ -28,7 +28,7 @@ from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.prompts import Wording
+from dreamllm.evaluate.prompts import PromptSet, Wording
 
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 """All benchmarks. The name of a benchmark of the emoji world is also the name of its task."""
@@ -72,6 +72,11 @@ class Task:
     timed: bool = False
     judged: bool = False
     submission: str = ""
+
+    def wording_of(self, source: str | None, prompts: PromptSet) -> Wording:
+        """The words around images and questions of a public set: its own, vizwiz's for vizwiz_test, or all others'."""
+        own = [name for name in self.wording if name and source and (source == name or source.startswith(f"{name}_"))]
+        return Wording() if prompts == "emoji" else self.wording[own[0] if own else ""]
 
 
 def module(name: str) -> ModuleType:

@@ -70,6 +70,12 @@ class MmbenchItem:
         return [self.category, *filter(None, [ABILITIES.get(self.ability, self.ability)])]
 
 
+def rotated(options: Sequence[str], answer: int, by: int) -> tuple[list[str], int]:
+    """Options moved up by `by` places, the first ones to the end, and where the right one is then."""
+    n = len(options)
+    return [options[(place + by) % n] for place in range(n)], (answer - by) % n
+
+
 def read(folder: Path, split: str) -> list[list[MmbenchItem]]:
     """The rotations of each question side by side, questions in the order of the file.
 
@@ -198,13 +204,18 @@ def score(job: ScoringJob, items: Sequence[MmbenchItem], predictions: Prediction
 
 
 def submission(items: Sequence[MmbenchItem], predictions: Predictions, out: Path) -> None:
-    """The workbook that MMBench's server takes: columns index, question, A to D (E), prediction."""
+    """The workbook that MMBench's server takes."""
+    write_xlsx(out, submission_rows(items, predictions))
+
+
+def submission_rows(items: Sequence[MmbenchItem], predictions: Predictions) -> list[list[Any]]:
+    """Its rows, a heading first: columns index, question, A to D (E), prediction."""
     letters = sorted({letter for item in items for letter in item.options} | set("ABCD"))
     rows: list[list[Any]] = [["index", "question", *letters, "prediction"]]
     for item in items:
         options = [item.options.get(letter) for letter in letters]
         rows.append([int(item.id), item.question, *options, predictions.get(item.id, "output", str)])
-    write_xlsx(out, rows)
+    return rows
 
 
 def write_xlsx(path: Path, rows: list[list[Any]]) -> None:
