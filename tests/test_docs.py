@@ -28,6 +28,7 @@ PAGES = list(dict.fromkeys(page for page in PAGES if page.is_file()))
 WITH_COMMENTS = [ROOT / "Snakefile", *sorted(ROOT.glob("workflow/rules/*.smk")), *sorted(ROOT.glob("config/*.yaml"))]
 MODULES = [path for folder in ("src", "workflow", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 EXAMPLES = ("config/mine.yaml", "data/mine", "results/checkpoints/mine", "results/mine", "my_benchmark", "mine.py")
+EXAMPLES += ("object_recall.py",)
 """Names of what a reader makes."""
 FOLDERS = "src|config|workflow|docs|tests|paper|data|results|benchmarks|profiles|scratch|logs|timings"
 SUFFIXES = "py|md|yaml|yml|smk|sh|csv|json|lock|toml|html"

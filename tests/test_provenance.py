@@ -3,6 +3,7 @@
 import pytest
 
 from dreamllm import provenance
+from dreamllm.evaluate import tasks
 from dreamllm.provenance import closure, code_digest
 
 FILES = {
@@ -78,3 +79,21 @@ def test_configuration_classes_and_version_are_left_out():
     modules = closure("dreamllm.train.trainer")
     assert "dreamllm.model.dreamllm" in modules
     assert not {"dreamllm", "dreamllm.config.reading", "dreamllm.config.experiment"} & set(modules)
+
+
+def test_functions_that_are_not_called_are_left_out_with_what_only_they_import(package):
+    used, unused = "def predict():\n    import pack.near\n", "def score():\n    import pack.other\n"
+    (package / "task.py").write_text(used + "\n" + unused)
+    (package / "alone.py").write_text(used)
+    kept = closure("pack.task", package=package, without=("score",))
+    assert set(kept) == {"pack", "pack.task", "pack.near"}
+    assert set(closure("pack.task", package=package)) == {*kept, "pack.other"}
+    assert provenance._tree(package / "task.py", ("score",)) == provenance._tree(package / "alone.py", ())
+
+
+def test_the_code_of_predictions_holds_no_metric_and_that_of_a_benchmark_no_other():
+    for name in tasks.NAMES:
+        modules = closure("dreamllm.evaluate.predict", f"dreamllm.evaluate.tasks.{name}", without=tasks.SCORING)
+        assert not [module for module in modules if module.startswith("dreamllm.evaluate.metrics.")], name
+    modules = closure("dreamllm.evaluate.predict", "dreamllm.evaluate.tasks.pope", without=tasks.SCORING)
+    assert [m for m in modules if m.startswith("dreamllm.evaluate.tasks.")] == ["dreamllm.evaluate.tasks.pope"]

@@ -1,5 +1,4 @@
 # The experiment, its paths, and the digests that decide what is run again. Nothing is written while this is read.
-import sys
 from pathlib import Path
 
 import yaml

@@ -36,10 +36,10 @@ def answer(
 
     wording, settings = job.wording, job.settings
     shown = job.pictures
-    options = {"max_new_tokens": settings.text.max_new_tokens, "num_beams": settings.text.num_beams}
 
     def write(documents: list[Document]) -> list[str]:
-        return generate.write(model, processor, documents, **options) if documents else []
+        most, beams = settings.text.max_new_tokens, settings.text.num_beams
+        return generate.write(model, processor, documents, max_new_tokens=most, num_beams=beams) if documents else []
 
     records = []
     for batch in batches(items, settings.text.batch_size, job.use.task):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,21 +22,38 @@ from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.seeds import seed_of
 
-if TYPE_CHECKING:
-    from dreamllm.evaluate.tasks.vqa import VqaItem
-
 PICTURES_AT_A_TIME = 64
+
+
+class Question(Protocol):
+    """What a question about an image has: also as an example."""
+
+    @property
+    def id(self) -> str:
+        """Its id in the benchmark."""
+
+    @property
+    def picture(self) -> str:
+        """File name of its image."""
+
+    @property
+    def question(self) -> str:
+        """The question itself."""
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Answers of its annotators."""
 
 
 @dataclass(frozen=True)
 class Examples:
     """Worked examples by the id of the question that they stand before, and the images that they are about."""
 
-    of: Mapping[str, Sequence[VqaItem]]
+    of: Mapping[str, Sequence[Question]]
     pictures: Pictures
 
 
-def chosen(job: PredictionJob, items: Sequence[VqaItem]) -> Iterator[tuple[int, Examples]]:
+def chosen(job: PredictionJob, items: Sequence[Question]) -> Iterator[tuple[int, Examples]]:
     """Each number of examples in `shots`, with the examples of every question.
 
     They are from the benchmark files in `job.examples`, or else from the other split of the benchmark's own.
@@ -57,7 +74,7 @@ def chosen(job: PredictionJob, items: Sequence[VqaItem]) -> Iterator[tuple[int, 
         yield number, Examples({item.id: row for item, row in zip(items, rows, strict=True)}, pictures)
 
 
-def at_random(questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int, seed: int) -> list[list[VqaItem]]:
+def at_random(questions: Sequence[Question], pool: Sequence[Question], shots: int, seed: int) -> list[list[Question]]:
     """`shots` examples for each question, a function of the seed and the question's id, none twice."""
     return [
         random.Random(seed_of(seed, "few-shot examples", question.id)).sample(list(pool), shots)
@@ -66,8 +83,8 @@ def at_random(questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int,
 
 
 def by_similarity(
-    questions: Sequence[VqaItem], pool: Sequence[VqaItem], shots: int, alike: np.ndarray
-) -> list[list[VqaItem]]:
+    questions: Sequence[Question], pool: Sequence[Question], shots: int, alike: np.ndarray
+) -> list[list[Question]]:
     """The examples with the most similar images, the most similar last; of equals the earlier one in the pool is last.
 
     alike: similarity (questions, pool)
@@ -77,11 +94,11 @@ def by_similarity(
 
 
 def similarities(
-    questions: Sequence[VqaItem], shown: Pictures, pool: Sequence[VqaItem], shown_pool: Pictures, clip: Path
+    questions: Sequence[Question], shown: Pictures, pool: Sequence[Question], shown_pool: Pictures, clip: Path
 ) -> np.ndarray:
     """Cosine similarity (questions, pool) of the pictures' CLIP embeddings; each picture is embedded once."""
 
-    def of_items(items: Sequence[VqaItem], pictures: Pictures) -> np.ndarray:
+    def of_items(items: Sequence[Question], pictures: Pictures) -> np.ndarray:
         names = list(dict.fromkeys(item.picture for item in items))
         features = dict(zip(names, clip_embeddings(map(pictures.read, names), clip), strict=True))
         return np.stack([features[item.picture] for item in items])
@@ -110,12 +127,12 @@ def item_id(shots: int, id_: str) -> str:
     return f"{shots}-shot-{id_}"
 
 
-def answer_of(example: VqaItem) -> str:
+def answer_of(example: Question) -> str:
     """What is written behind an example's question: its most frequent answer, of equals the first."""
     return Counter(example.answers).most_common(1)[0][0]
 
 
-def check_pool(pool: Sequence[VqaItem], shots: int, folder: Path) -> None:
+def check_pool(pool: Sequence[Question], shots: int, folder: Path) -> None:
     """Raises BenchmarkProblem when there are too few examples, or examples whose answers are not public."""
     if len(pool) < shots:
         raise BenchmarkProblem(folder, "", f"{shots} examples are asked for, there are {len(pool)}")

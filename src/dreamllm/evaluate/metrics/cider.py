@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def _tokenize(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
     # The tokenizer works by lines: an empty caption, or a line break in one, would shift all later captions.
     one_line = {id_: [{"caption": " ".join(text.split()) or "."} for text in group] for id_, group in texts.items()}
-    last = object()  # a caption of ours, by which lines that did not come back cannot pass for an empty caption
+    last: Any = object()  # a caption of ours, by which lines that did not come back cannot pass for an empty caption
     with _standard_error() as said:
         tokens = PTBTokenizer().tokenize({**one_line, last: [{"caption": "end"}]})
         said.seek(0)

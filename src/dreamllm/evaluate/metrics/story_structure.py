@@ -71,7 +71,7 @@ def follow(scene: Scene, sentence: str) -> Scene | None:
             return None
         layout, in_order = RELATIONS[relation]
         pair = ((name, colour), scene.objects[0])
-        return Scene(scene.background, layout, pair if in_order else pair[::-1], 2)  # type: ignore[arg-type]
+        return Scene(scene.background, layout, pair if in_order else pair[::-1], 2)
     if match := re.fullmatch(r"now there are (two|three|four) (\w+)", words):
         count = next(number for number, word in NUMBERS.items() if word == match[1])
         fits = len(names) == 1 and match[2] == plural(names[0])

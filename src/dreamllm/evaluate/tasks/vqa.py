@@ -105,7 +105,8 @@ def read(folder: Path, split: str) -> list[list[VqaItem]]:
         image_id = field(question, "image_id", int, questions_path, place)
         name = shown.name_of(image_id, questions_path, place)
         text = field(question, "question", str, questions_path, place)
-        items.append((id_, VqaItem(id_, name, text, *answered.get(id_, ((), "")), scenes.of(image_id, name, id_))))
+        answers, kind = answered.get(id_, ((), ""))
+        items.append((id_, VqaItem(id_, name, text, answers, kind, scenes.of(image_id, name, id_))))
     asked = keyed(items, questions_path, "question")
     if surplus := next((id_ for id_ in answered if id_ not in asked), None):
         raise BenchmarkProblem(annotations_path, f"question {surplus}", f"is not asked in {questions_path}")
