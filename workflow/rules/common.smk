@@ -65,11 +65,6 @@ def checkpoint(stage, run="{run}"):
     return f"results/checkpoints/{NAME if stage in (RELEASED, 'vae') else run}/{stage}"
 
 
-def task_of(benchmark):
-    """The facts about a benchmark, from its module in src/dreamllm/evaluate/tasks."""
-    return tasks.about(EXPERIMENT.benchmark(benchmark).task)
-
-
 def of_all_runs(patterns):
     """Paths with the wildcard `run`, of every run."""
     return [pattern.format(run=run) for run in RUNS for pattern in patterns]

@@ -2,6 +2,11 @@
 import functools
 
 
+def task_of(benchmark):
+    """The facts about a benchmark, from its module in src/dreamllm/evaluate/tasks."""
+    return tasks.about(EXPERIMENT.benchmark(benchmark).task)
+
+
 def predictions(model, benchmark, run="{run}"):
     return f"results/predictions/{run}/{model}/{benchmark}.{task_of(benchmark).predictions}"
 
