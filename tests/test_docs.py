@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -43,7 +44,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-readme_results = script("readme_results")
+readme_results, readme_picture = script("readme_results"), script("readme_picture")
 
 
 def text_of(path: Path) -> str:
@@ -274,7 +275,20 @@ def test_numbers_of_the_pages_are_those_of_the_results(page: Path) -> None:
     assert readme_results.between_markers(text_of(page), name) == content(), "python workflow/readme_results.py"
 
 
+def test_the_block_of_the_readme_can_be_written_of_any_run() -> None:
+    block = readme_results.default_run(ROOT / "results/study", "study_0")
+    metric = json.loads(text_of(ROOT / "results/study/metrics/study_0/sft/captions.json"))["metrics"]["exact"]
+    assert f"| captions exactly right | {metric['n']} |" in block and f"**{metric['value'] * 100:.1f}**" in block
+
+
 def test_the_tree_in_the_readme_names_every_package() -> None:
     tree = text_of(ROOT / "README.md").partition("## Where things are")[2]
     packages = [file.parent.name for file in (ROOT / "src/dreamllm").glob("**/__init__.py")]
     assert not [name for name in packages if name != "dreamllm" and not re.search(rf"(?m)^ +{name}/ ", tree)]
+
+
+def test_the_picture_of_the_readme_is_made_of_stored_predictions() -> None:
+    assert readme_picture.OUT.stat().st_size < 200_000
+    if not readme_picture.PREDICTIONS.is_dir():
+        pytest.skip("the default run is not here")
+    assert readme_picture.OUT.read_bytes() == readme_picture.picture(), "python workflow/readme_picture.py"

@@ -40,9 +40,9 @@ ROWS = {  # label: benchmark, metric, group, what the number is multiplied by
 }
 
 
-def default_run(root: Path = ROOT) -> str:
-    """README's block: the table and its text, from the metrics and item scores of the default run."""
-    runs = read_runs(sorted((root / "results/metrics" / RUN).rglob("*.json")))
+def default_run(results: Path = ROOT / "results", run: str = RUN) -> str:
+    """README's block: the table and its text, from the metrics and item scores of a run."""
+    runs = read_runs(sorted((results / "metrics" / run).rglob("*.json")))
     lines = [f"| per cent, unseen scenes | n | {' | '.join(MODELS)} |", f"|---|--:|{'--:|' * len(MODELS)}"]
     for label, (benchmark, metric, group, scale) in ROWS.items():
         cells, n = [], 0
@@ -52,7 +52,7 @@ def default_run(root: Path = ROOT) -> str:
             cells.append(f"**{number}**" if number and column == "**final**" else number)
             n = max(n, found.n if found else 0)
         lines.append(f"| {label} | {n} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_limits(runs), "", _synergy(root, runs)])
+    return "\n".join([*lines, "", *_limits(runs), "", _synergy(runs, results / "items" / run)])
 
 
 def _limits(runs: Runs) -> list[str]:
@@ -73,13 +73,13 @@ def _limits(runs: Runs) -> list[str]:
     return ["Known limits of this run:", "", *bullets]
 
 
-def _synergy(root: Path, runs: Runs) -> str:
+def _synergy(runs: Runs, items: Path) -> str:
     """What learning both adds to learning one: the tests of claim C12, each as it stands in claims.md."""
-    tables, published = read_tables(root / "paper/tables.yaml"), read_published(root / "paper")
-    wanted = [claim for claim in claims.read_claims(root / "paper/claims.yaml", tables, published) if claim.id == "C12"]
-    items = claims.read_items([root / "results/items" / RUN])
-    [verdict] = claims.judge(wanted, claims.Evidence(tables, published, runs, items))
-    measured = {one.test.plus[0]: one.ours for one in verdict.findings if one.ours}
+    tables, published = read_tables(ROOT / "paper/tables.yaml"), read_published(ROOT / "paper")
+    wanted = [claim for claim in claims.read_claims(ROOT / "paper/claims.yaml", tables, published) if claim.id == "C12"]
+    numbers = claims.Numbers(tables, published, runs, claims.read_items([items]))
+    [synergy] = claims.evaluate_claims(wanted, numbers)
+    measured = {one.test.plus[0]: one.measured for one in synergy.tests if one.measured}
     words = (
         "Does learning both tasks help each (claim C12)? In this one seed VQA accuracy changes by "
         f"{_interval(measured['table3.joint_learning.vqav2'])} against the arm that only reads, and FID improves by "
@@ -94,11 +94,11 @@ def _interval(ours: tuple[float, float, float]) -> str:
     return f"{value} (95 % interval {low} to {high})"
 
 
-def study(root: Path = ROOT) -> str:
+def study() -> str:
     """The study's block: every claim that has numbers, with its status and tests."""
-    tables, published = read_tables(root / "paper/tables.yaml"), read_published(root / "paper")
-    statements = {one.id: one.statement for one in claims.read_claims(root / "paper/claims.yaml", tables, published)}
-    with (root / "results/study/tables/claims.csv").open(encoding="utf-8", newline="") as file:
+    tables, published = read_tables(ROOT / "paper/tables.yaml"), read_published(ROOT / "paper")
+    statements = {one.id: one.statement for one in claims.read_claims(ROOT / "paper/claims.yaml", tables, published)}
+    with (ROOT / "results/study/tables/claims.csv").open(encoding="utf-8", newline="") as file:
         tests = [line for line in csv.DictReader(file) if line["ours"]]
     lines = ["| claim | | status | tests: difference (interval) outcome |", "|---|---|---|---|"]
     for id_ in dict.fromkeys(test["claim"] for test in tests):
