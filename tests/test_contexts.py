@@ -45,10 +45,10 @@ world = predict_world  # config.yaml, foundations/ and checkpoints of tiny rando
 def scene_of(context: contexts.Context) -> Scene | None:
     """What a reader makes of it, who takes colours from the pictures and all else from the sentence."""
     if context.kind == "edit":
-        return follow(context.shown[0], context.sentence)
+        return follow(context.references[0], context.sentence)
     words = context.sentence
-    for name, colour in {scene.objects[0] for scene in context.shown}:
-        words = words.replace(f"the {name} ", f"{grammar.noun(name, colour)} ")
+    for name, colour in {scene.objects[0] for scene in context.references}:
+        words = words.replace(f"the {name} ", f"{grammar.noun_phrase(name, colour)} ")
         for number in ("two", "three", "four"):
             words = words.replace(f"{number} {grammar.plural(name)} ", f"{number} {colour} {grammar.plural(name)} ")
     return grammar.parse_caption(words)
@@ -57,28 +57,28 @@ def scene_of(context: contexts.Context) -> Scene | None:
 @given(seeds, kinds, st.booleans())
 def test_pictures_and_sentence_together_tell_what_is_wanted(seed, kind, held_out):
     context = contexts.sample(random.Random(seed), kind, "test", held_out)
-    assert scene_of(context) == context.wanted
-    assert context.wanted not in context.shown
+    assert scene_of(context) == context.target
+    assert context.target not in context.references
 
 
 @given(seeds, kinds)
 def test_no_sentence_tells_a_colour_that_is_only_shown(seed, kind):
     context = contexts.sample(random.Random(seed), kind, "test")
     said = set(context.sentence.rstrip(".").split())
-    shown = {colour for scene in context.shown for _, colour in scene.objects}
+    shown = {colour for scene in context.references for _, colour in scene.objects}
     if kind == "compose":
         assert not said & shown
     if kind == "subject":  # another thing may stand beside the subject, in a colour of its own
-        name = context.shown[0].objects[0][0]
-        assert f"{context.shown[0].objects[0][1]} {name}" not in context.sentence
+        name = context.references[0].objects[0][0]
+        assert f"{context.references[0].objects[0][1]} {name}" not in context.sentence
 
 
 @given(seeds, kinds, st.sampled_from(["dev", "test"]), st.booleans())
 def test_what_is_wanted_is_of_its_split_and_shown_is_nothing_of_the_other(seed, kind, split, held_out):
     context = contexts.sample(random.Random(seed), kind, split, held_out)
-    assert split_of(context.wanted) == split and context.wanted.held_out == held_out
-    assert {split_of(scene) for scene in context.shown} <= {"train", split}
-    assert held_out or not any(scene.held_out for scene in context.shown)
+    assert split_of(context.target) == split and context.target.held_out == held_out
+    assert {split_of(scene) for scene in context.references} <= {"train", split}
+    assert held_out or not any(scene.held_out for scene in context.references)
 
 
 @given(seeds)
@@ -91,7 +91,7 @@ def test_training_documents_are_of_training_scenes(seed):
 
 def test_the_language_model_knows_every_word():
     rng = random.Random(0)
-    documents = [corpus._about_seen_things("c", rng, NAMES) for _ in range(2000)]  # before things are renamed
+    documents = [corpus._sample_about_pictograms("c", rng, NAMES) for _ in range(2000)]  # before things are renamed
     known = {
         word
         for document in documents

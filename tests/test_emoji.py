@@ -87,7 +87,7 @@ def test_a_world_shows_and_names_its_own_objects_alone_and_all_of_them(count):
         scene = scenes.sample_scene(rng, names=names)
         shown |= {name for name, _ in scene.objects}
         asked |= {grammar.absent_object(scene, how, rng, names) for how in ("random", "popular", "adversarial")}
-        assert set(scenes.partners(scene.objects[0][0], names)) <= set(names) - {scene.objects[0][0]}
+        assert set(scenes.companions(scene.objects[0][0], names)) <= set(names) - {scene.objects[0][0]}
         _, after = grammar.step(scene, rng, names)
         assert {name for name, _ in after.objects} <= set(names)
     assert shown == asked == set(names)
@@ -105,7 +105,7 @@ def test_a_number_of_pictograms_that_there_are_not_is_refused(count):
 def test_every_object_is_drawn_unlike_every_other_and_has_words_of_its_own():
     glyphs = [scenes.glyph(name, "blue", 20).tobytes() for name in scenes.ALL_NAMES]
     assert len(set(glyphs)) == len(scenes.ALL_NAMES) == 24
-    unseen = {word for words in corpus.UNSEEN.values() for word in words}
+    unseen = {word for words in corpus.TEXT_ONLY_NOUNS.values() for word in words}
     words = {*scenes.ALL_NAMES, *map(grammar.plural, scenes.ALL_NAMES)}
     assert not words & (unseen | {f"{word}s" for word in unseen})
     rng = random.Random(0)
@@ -120,7 +120,7 @@ def test_a_narrative_tells_every_fact_in_words_of_captions_and_nothing_else(seed
     opening, *details = grammar.narrative(scene, rng).rstrip(".").split(". ")
     nouns = [(grammar.plural(name) if scene.kind == "group" else name) for name, _ in scene.objects]
     wanted = [f"there are {scene.objects[0][1]} {nouns[0]}"] if scene.kind == "group" else []
-    wanted = wanted or [f"there is {grammar.noun(*pair)}" for pair in scene.objects]
+    wanted = wanted or [f"there is {grammar.noun_phrase(*pair)}" for pair in scene.objects]
     assert sorted(details) == sorted([*wanted, f"a picture on {scene.background}"])
     relation = {"row": " left of ", "column": " above "}.get(scene.layout)
     assert [part.split()[-1] for part in opening.split(relation)] == nouns if relation else nouns[0] in opening
@@ -212,5 +212,5 @@ def test_benchmark_files_load_with_the_loaders_of_the_real_sets(small, tmp_path)
 
 def test_too_many_benchmark_pictures_are_refused_with_advice(small):
     many = small.model_copy(update={"benchmarks": small.benchmarks.model_copy(update={"pictures": 100_000})})
-    with pytest.raises(ValueError, match=r"world\.benchmarks\.pictures = 100000 is more than .* lower it"):
+    with pytest.raises(ValueError, match=r"world\.benchmarks\.pictures = 100000 is more than .* use a smaller number"):
         list(world.benchmark_scenes(many, "dev"))

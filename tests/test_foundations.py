@@ -12,12 +12,12 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
 
-from dreamllm.config.foundations import JudgeRecipe
+from dreamllm.config.foundations import SceneClassifierRecipe
 from dreamllm.data import shards
 from dreamllm.data.document import Text
 from dreamllm.emoji import corpus, grammar, world
 from dreamllm.emoji.foundations import clip, language, run, scene_classifier, text
-from dreamllm.emoji.foundations.scene_batches import scenes
+from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.scenes import (
     NAMES,
     Scene,
@@ -73,7 +73,7 @@ def test_stable_diffusion_draws_from_words(foundations):
 
 def test_latents_have_unit_scale(foundations):
     vae = AutoencoderKL.from_pretrained(foundations / "vae", dtype=torch.float32)
-    pixels = next(scenes(seed=9, batch=32, side=48))[1]
+    pixels = next(scene_batches(seed=9, batch=32, side=48))[1]
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
     assert 0.8 < latents.std() < 1.2
@@ -122,12 +122,12 @@ def test_near_misses_differ_and_stay_in_training():
     rng = random.Random(0)
     for _ in range(200):
         scene = sample_split(rng, "train")
-        other = clip.near_miss(scene, rng)
+        other = clip.hard_negative(scene, rng)
         assert other != scene and split_of(other) == "train" and not other.held_out
 
 
-def test_the_judge_learns_to_read_scenes():
-    recipe = JudgeRecipe(steps=60, batch_size=64, learning_rate=4e-3, width=8)
+def test_the_scene_classifier_learns_to_read_scenes():
+    recipe = SceneClassifierRecipe(steps=60, batch_size=64, learning_rate=4e-3, width=8)
     trained = scene_classifier.train(recipe, side=48, seed=0)
     rng = random.Random(1)
     scenes = [sample_scene(rng) for _ in range(100)]
@@ -140,7 +140,7 @@ def test_the_judge_learns_to_read_scenes():
 
 def test_a_judge_of_a_larger_world_is_read_back_with_its_names(tmp_path):
     names = names_of(24)
-    recipe = JudgeRecipe(steps=2, batch_size=32, learning_rate=1e-3, width=4)
+    recipe = SceneClassifierRecipe(steps=2, batch_size=32, learning_rate=1e-3, width=4)
     scene_classifier.save(scene_classifier.train(recipe, 48, 0, names), tmp_path / "many")
     scene_classifier.save(scene_classifier.train(recipe, 48, 0), tmp_path / "few")
     assert (
@@ -151,7 +151,7 @@ def test_a_judge_of_a_larger_world_is_read_back_with_its_names(tmp_path):
 
 
 def test_scenes_that_workers_paint_are_those_painted_here():
-    here, there = (scenes(seed=3, batch=4, side=48, workers=workers) for workers in (0, 1))
+    here, there = (scene_batches(seed=3, batch=4, side=48, workers=workers) for workers in (0, 1))
     for _ in range(3):
         (told, pixels), (told_there, pixels_there) = next(here), next(there)
         assert told == told_there and torch.equal(pixels, pixels_there)

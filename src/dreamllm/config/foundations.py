@@ -70,7 +70,7 @@ class SdRecipe(Recipe):
     """Share of training captions replaced by the empty caption, for classifier-free guidance."""
 
 
-class JudgeRecipe(Recipe):
+class SceneClassifierRecipe(Recipe):
     """The classifier that reads a scene off a picture, trained apart from all other models."""
 
     width: Count = 24
@@ -101,7 +101,7 @@ class TrainedFoundations(Section):
     clip: ClipRecipe
     vae: VaeRecipe
     sd: SdRecipe
-    judge: JudgeRecipe
+    judge: SceneClassifierRecipe
 
 
 class HubFoundations(Section):

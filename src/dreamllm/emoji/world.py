@@ -2,8 +2,8 @@
 
     python -m dreamllm make-world --config config/embedded.yaml --out data/emoji
 
-Training documents hold training scenes only; benchmark pictures are unseen scenes, every fourth with an object-colour
-combination that training never shows. Everything follows from `world.seed`: same configuration, same bytes.
+Training documents have training scenes only; benchmark pictures are unseen scenes, every fourth with an object-colour
+combination that training never shows. The same configuration gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KINDS = ["single", "pair", "group"]
 
 
 def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
-    """A scene to learn from: three in five are pairs, which are the hardest both to read and to draw."""
+    """A training scene: 60 % are pairs, which are the most difficult both to read and to draw."""
     return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0], names=names)
 
 
@@ -51,7 +51,7 @@ def pair(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Docume
 
 
 def story(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
-    """Two to four sentences, each followed by the picture of how the scene stands then."""
+    """Two to four sentences, each followed by a picture of the scene at that point."""
     sentences, scenes = grammar.story(rng, "train", rng.choice([2, 3, 3, 4]), names)
     parts: list[Text | Picture] = []
     for sentence, scene in zip(sentences, scenes, strict=True):
@@ -60,16 +60,16 @@ def story(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Docum
 
 
 def instruction(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
-    """Four in five: questions about a picture, a description among them; else a request to draw."""
+    """80 %: questions about a picture, one of which asks for a description; 20 %: a request to draw."""
     scene = training_scene(rng, names)
     picture = render(scene, side, rng)
     meta = {"scene": scene.to_json()}
     if rng.random() < 0.2:
         request = rng.choice(["draw {}.", "please draw {}.", "show me {}."])
-        wanted = f"{grammar.subject(scene)} on {scene.background}"
+        content = f"{grammar.scene_phrase(scene)} on {scene.background}"
         parts = (
-            Text(request.format(wanted), "user"),
-            Text(f"here {'are' if scene.layout == 'group' else 'is'} {wanted}.", "assistant"),
+            Text(request.format(content), "user"),
+            Text(f"here {'are' if scene.layout == 'group' else 'is'} {content}.", "assistant"),
             Picture(picture, "assistant"),
         )
         return Document(id, "conversation", parts, meta)
@@ -87,7 +87,7 @@ def text(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Docume
 
 
 def write_training(world: World, folder: Path) -> None:
-    """Write the shard sets of `world.training` below `folder`; contexts only where some are asked for."""
+    """Write the shard sets of `world.training` below `folder`; contexts only if their number is not 0."""
     makers: dict[str, Callable[[str, random.Random, int, Names], Document]]
     names = names_of(world.pictograms)
     makers = {"pairs": pair, "stories": story, "instructions": instruction, "text": text}
@@ -100,9 +100,9 @@ def write_training(world: World, folder: Path) -> None:
 
 
 def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
-    """Scenes of the split's pictures: kinds in turn, every fourth held out, so that any first n are balanced.
+    """Scenes of a split's pictures: kinds alternate and every fourth is held out, so that the first n are balanced.
 
-    There are few different scenes of a single object: a scene comes up twice at most, shifted differently.
+    A scene occurs twice at most, with different offsets: there are few different scenes of a single object.
     """
     rng = random.Random(seed_of(world.seed, "emoji world benchmarks", split))
     objects = names_of(world.pictograms)
@@ -115,7 +115,7 @@ def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
         else:
             raise ValueError(
                 f"world.benchmarks.pictures = {world.benchmarks.pictures} is more than the {split} split "
-                f"has scenes for (none left for picture {i}); lower it"
+                f"has scenes (none is left for picture {i}); use a smaller number"
             )
         times[scene] += 1
         yield scene
@@ -158,7 +158,7 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
 
 
 def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[Scene], side: int) -> None:
-    """COCO caption format, five references a picture."""
+    """COCO caption format, five references for each picture."""
     images = [{"id": i, "file_name": name, "height": side, "width": side} for i, name in enumerate(names)]
     annotations = [
         {"id": 5 * i + j, "image_id": i, "caption": words}
@@ -169,7 +169,7 @@ def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[S
 
 
 def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random, objects: Names) -> None:
-    """VQAv2 format: one question of each kind about each picture, ten equal answers."""
+    """VQAv2 format: for each picture one question of each kind, with ten equal answers."""
     questions: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):
@@ -188,12 +188,12 @@ def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Rand
 def _pope(
     names: list[str], scenes: list[Scene], subset: str, rng: random.Random, objects: Names
 ) -> list[dict[str, Any]]:
-    """POPE format: about each picture one object that is there and one that is not, absent ones picked by `subset`."""
+    """POPE format: for each picture one object that is there and one that is not, sampled as the subset says."""
     records: list[dict[str, Any]] = []
     for name, scene in zip(names, scenes, strict=True):
-        there, absent = rng.choice(scene.objects)[0], grammar.absent_object(scene, subset, rng, objects)
-        for thing, label in ((there, "yes"), (absent, "no")):
-            question = f"is there {grammar.noun_plain(thing)}?"
+        present, absent = rng.choice(scene.objects)[0], grammar.absent_object(scene, subset, rng, objects)
+        for name_of_object, label in ((present, "yes"), (absent, "no")):
+            question = f"is there {grammar.noun_phrase(name_of_object)}?"
             records.append({"question_id": len(records) + 1, "image": name, "text": question, "label": label})
     return records
 
@@ -202,13 +202,13 @@ def _write_stories(folder: Path, split: Split, count: int, rng: random.Random, o
     records = []
     for i in range(count):
         sentences, scenes = grammar.story(rng, split, 3, objects)
-        told = [scene.to_json() for scene in scenes]
-        records.append({"id": i, "opening": sentences[0], "sentences": sentences, "scenes": told})
+        states = [scene.to_json() for scene in scenes]
+        records.append({"id": i, "opening": sentences[0], "sentences": sentences, "scenes": states})
     _jsonl(folder / f"stories_{split}.jsonl", records)
 
 
 def _write_illustrations(folder: Path, split: Split, world: World) -> None:
-    """The stories of `_write_stories` with a real picture of each sentence; its id follows those of the scenes."""
+    """The stories of `_write_stories` with a real picture for each sentence; picture ids follow those of the scenes."""
     rng = random.Random(seed_of(world.seed, "emoji world illustrations", split))
     records = []
     image_id = world.benchmarks.pictures
@@ -224,17 +224,17 @@ def _write_illustrations(folder: Path, split: Split, world: World) -> None:
 
 
 def _write_narratives(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
-    """The prompts of `draw`, about the same pictures, told at length: the stand-in for Localized Narratives."""
+    """Longer prompts for the pictures of `draw`, which stand in for Localized Narratives."""
     rng = random.Random(seed_of(world.seed, "emoji world narratives", split))
-    told = [
+    prompts = [
         {"id": i, "prompt": grammar.narrative(scene, rng), "image_id": i}
         for i, scene in enumerate(scenes[: world.benchmarks.draw])
     ]
-    _jsonl(folder / f"narratives_{split}.jsonl", told)
+    _jsonl(folder / f"narratives_{split}.jsonl", prompts)
 
 
 def _write_language(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
-    """PIQA and BoolQ formats: how does a story end, and is this so at its end?"""
+    """PIQA and BoolQ formats: how does a story end, and is something there at its end?"""
     piqa, labels, boolq = [], [], []
     for _ in range(count):
         sentences, scenes = grammar.story(rng, split, rng.choice([2, 3]), objects)

@@ -1,4 +1,4 @@
-"""Trains the mini CLIP: transformers' `CLIPModel`, both towers, by contrast within batches that hold near misses."""
+"""Trains the mini CLIP, transformers' `CLIPModel` with both towers, contrastively with hard negatives."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dreamllm.config.foundations import ClipRecipe
-from dreamllm.emoji.foundations.scene_batches import Batch, ahead, batch_of
+from dreamllm.emoji.foundations.scene_batches import Batch, make_batch, prefetch
 from dreamllm.emoji.foundations.text import caption_tokenizer
 from dreamllm.emoji.grammar import sample_caption, step
 from dreamllm.emoji.scenes import NAMES, Names, Scene, sample_split, split_of
 from dreamllm.train.optimise import device, half_precision, optimise
 
 
-def near_miss(scene: Scene, rng: random.Random, names: Names = NAMES) -> Scene:
-    """A training scene that differs in one respect: places or colours swapped, or one step of a story on.
+def hard_negative(scene: Scene, rng: random.Random, names: Names = NAMES) -> Scene:
+    """A training scene that differs in one respect: places or colours are swapped, or one step of a story was made.
 
-    Contrast with such scenes teaches what belongs to what, which random batches do not need.
+    Such negatives teach which colour and place belong to which object; random batches can be told apart without that.
     """
     while True:
         other = step(scene, rng, names)[1]
@@ -41,16 +41,16 @@ def image_processor(side: int) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
-def prepare(drawn: tuple[Batch, list[str]]) -> tuple[np.ndarray, list[str]]:
-    """What CLIP's image processor makes of the pictures of a batch, (N, 3, H, W), and their captions."""
-    batch, captions = drawn
+def prepare(batch_and_captions: tuple[Batch, list[str]]) -> tuple[np.ndarray, list[str]]:
+    """The pictures of a batch after CLIP's image processor, (N, 3, H, W), and their captions."""
+    batch, captions = batch_and_captions
     return image_processor(batch.side)(batch.pictures(), return_tensors="np").pixel_values, captions
 
 
 def train(
     recipe: ClipRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0
 ) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
-    """Symmetric contrastive loss over a batch of scenes, half of them near misses of the other half."""
+    """Symmetric contrastive loss over batches of scenes, half of them hard negatives of the other half."""
     torch.manual_seed(seed)
     tokenizer = caption_tokenizer(recipe.text_length, seed, names)
     tower = {
@@ -76,13 +76,13 @@ def train(
     model = CLIPModel(config).to(device()).train()
     rng = random.Random(seed)
 
-    def drawn() -> Iterator[tuple[Batch, list[str]]]:
+    def batches() -> Iterator[tuple[Batch, list[str]]]:
         while True:
-            told = [sample_split(rng, "train", names=names) for _ in range(recipe.batch_size // 2)]
-            told += [near_miss(scene, rng, names) for scene in told]
-            yield batch_of(told, side, rng), [sample_caption(scene, rng) for scene in told]
+            scenes = [sample_split(rng, "train", names=names) for _ in range(recipe.batch_size // 2)]
+            scenes += [hard_negative(scene, rng, names) for scene in scenes]
+            yield make_batch(scenes, side, rng), [sample_caption(scene, rng) for scene in scenes]
 
-    prepared = ahead(drawn(), prepare, workers)
+    prepared = prefetch(batches(), prepare, workers)
 
     def loss_of_step(_: int) -> torch.Tensor:
         pixels, captions = next(prepared)

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dreamllm.config.foundations import SdRecipe
-from dreamllm.emoji.foundations.scene_batches import scenes
+from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.foundations.text import caption_tokenizer
 from dreamllm.emoji.grammar import sample_caption
 from dreamllm.emoji.scenes import NAMES, Names, Scene
@@ -67,40 +67,40 @@ def build(recipe: SdRecipe, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFa
 def encode_pictures(
     vae: AutoencoderKL, count: int, seed: int, names: Names = NAMES, workers: int = 0
 ) -> tuple[torch.Tensor, list[Scene]]:
-    """Scaled latents (N, C, h, w) of `count` training pictures, and their scenes: the frozen VAE is run once."""
-    stream = scenes(seed, 64, vae.config.sample_size, names, workers)
+    """Scaled latents (N, C, h, w) of `count` training pictures, and their scenes; the VAE encodes each picture once."""
+    stream = scene_batches(seed, 64, vae.config.sample_size, names, workers)
     latents: list[torch.Tensor] = []
-    kept: list[Scene] = []
-    while len(kept) < count:
-        drawn, pixels = next(stream)
+    encoded: list[Scene] = []
+    while len(encoded) < count:
+        scenes, pixels = next(stream)
         with half_precision():
             posterior = vae.encode(pixels.to(device())).latent_dist
         latents.append(posterior.sample().float() * vae.config.scaling_factor)
-        kept += drawn
-    return torch.cat(latents)[:count], kept[:count]
+        encoded += scenes
+    return torch.cat(latents)[:count], encoded[:count]
 
 
 def train(
     recipe: SdRecipe, vae: AutoencoderKL, seed: int, names: Names = NAMES, workers: int = 0
 ) -> StableDiffusionPipeline:
-    """Minimise the diffusion loss over UNet and text encoder on top of a trained VAE.
+    """Train UNet and text encoder with the diffusion loss, on latents of a trained VAE.
 
-    The exponential average of the weights (decay 0.999) is what is kept, as in Stable Diffusion's own training.
+    Returns the exponential moving average of the weights (decay 0.999), as in the training of Stable Diffusion.
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     pipeline = build(recipe, vae, caption_tokenizer(recipe.text_length, seed, names)).to(device())
     unet, text_encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA at 36 positions on a CPU
-    latents, drawn = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
+    latents, scenes = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
     model = torch.nn.ModuleList([unet.train(), text_encoder.train()])
     average = copy.deepcopy(model).eval().requires_grad_(False)
     means: list[torch.Tensor] = list(average.parameters())
     weights = [parameter.detach() for parameter in model.parameters()]
 
     def loss_of_step(step: int) -> torch.Tensor:
-        chosen = torch.randint(len(drawn), (recipe.batch_size,))
-        captions = ["" if rng.random() < recipe.condition_dropout else sample_caption(drawn[i], rng) for i in chosen]
+        chosen = torch.randint(len(scenes), (recipe.batch_size,))
+        captions = ["" if rng.random() < recipe.condition_dropout else sample_caption(scenes[i], rng) for i in chosen]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device())
         clean = latents[chosen]  # (B, C, h, w)
         noise = torch.randn_like(clean)

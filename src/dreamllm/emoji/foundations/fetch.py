@@ -1,8 +1,8 @@
 """Fetches the foundation models by digest from a folder that is a DVC remote.
 
-Such a remote is content-addressed: a file with MD5 `abcd...` lies at `files/md5/ab/cd...`, and a folder is a JSON list
-of {md5, relpath}, whose own name ends in `.dir`. It is read here directly and not by `dvc get`, so that fetching works
-inside `dvc repro` (no lock), in a copy without git history, and follows the configuration alone.
+Such a remote is content-addressed: a file with MD5 `abcd...` is at `files/md5/ab/cd...`, and a folder is a JSON list of
+{md5, relpath}, whose own name ends in `.dir`. It is read directly instead of by `dvc get`, so that fetching works
+inside `dvc repro` (which holds DVC's lock) and in a copy without git history, and depends on the configuration alone.
 
     dreamllm fetch-foundations --store data/store --md5 MD5.dir --sha256 SHA256 --out data/foundations
     dreamllm fetch-foundations --describe data/foundations        prints the two digests for a configuration
@@ -20,7 +20,7 @@ from dreamllm import digests
 
 
 class StoreProblem(ValueError):
-    """Foundations that are not in the store, or are not what the configuration says."""
+    """Foundations that are not in the store, or whose digest is not that of the configuration."""
 
 
 def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:

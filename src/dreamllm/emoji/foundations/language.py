@@ -18,7 +18,7 @@ from dreamllm.train.optimise import device, half_precision, optimise
 
 
 def sentences(count: int, seed: int, names: Names = NAMES) -> Iterator[str]:
-    """Text of the corpus to learn a tokenizer from, with the words of the conversation template."""
+    """Text of the corpus to train the tokenizer on, with the words of the conversation template."""
     rng = random.Random(seed)
     for i in range(count):
         for part in corpus.sample(str(i), rng, names).parts:
@@ -27,7 +27,7 @@ def sentences(count: int, seed: int, names: Names = NAMES) -> Iterator[str]:
 
 
 def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Tokens and labels of a document, user text masked; the template is LLaVA's without a system sentence."""
+    """Tokens and labels of a document, with user text masked; the template is LLaVA's without the system sentence."""
     ids, labels = [tokenizer.bos_token_id], [-100]
     for part in document.parts:
         assert isinstance(part, Text)
@@ -43,7 +43,7 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
 def train(
     recipe: LanguageModelRecipe, seed: int, names: Names = NAMES
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Next-token prediction on freshly drawn documents, loss on what is not the user's."""
+    """Next-token prediction on documents sampled during training; no loss on the user's turns."""
     torch.manual_seed(seed)
     tokenizer = llama_tokenizer(sentences(4000, seed, names), recipe.vocabulary)
     config = LlamaConfig(
@@ -53,7 +53,7 @@ def train(
         num_hidden_layers=recipe.layers,
         num_attention_heads=recipe.heads,
         max_position_embeddings=recipe.context,
-        initializer_range=0.04,  # 0.02 is meant for widths in the thousands and learns slowly here
+        initializer_range=0.04,  # 0.02 is for widths in the thousands, and trains slowly here
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,9 +1,9 @@
-"""Trains one foundation model from nothing and saves it in half precision, in the folder layout of the real one.
+"""Trains one foundation model from scratch and saves it in half precision, in the folder layout of the real one.
 
     python -m dreamllm train-foundation --part clip --config config/foundations.yaml --out data/foundations/clip
 
-The scenes are drawn while training, from the same world as the experiment's documents and from training scenes only; no
-part reads the documents. `sd` needs the trained VAE, which becomes a part of it.
+Scenes are sampled during training, from the training scenes of the experiment's world; the documents are not read. `sd`
+needs the trained VAE and includes it. `judge` is the scene classifier.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ PARTS = ("llm", "clip", "vae", "sd", "judge")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm train-foundation`."""
     parser.add_argument("--part", choices=PARTS, required=True, help="which foundation model to train")
-    parser.add_argument("--config", type=Path, required=True, help="experiment whose foundations.PART is the recipe")
+    parser.add_argument("--config", type=Path, required=True, help="experiment with the recipe foundations.PART")
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folder of the trained vae")
     parser.add_argument("--out", type=Path, required=True, help="folder to save to, replaced when it exists")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train, save to a temporary folder, move into place."""
+    """Entry point of `dreamllm train-foundation`."""
     import torch
     from diffusers import AutoencoderKL
 

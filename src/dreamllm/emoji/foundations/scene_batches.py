@@ -1,4 +1,4 @@
-"""Endless batches of training scenes with their pictures, which every foundation model of the miniature learns from."""
+"""Endless batches of training scenes with their pictures, for the trainings of the miniature foundation models."""
 
 from __future__ import annotations
 
@@ -15,63 +15,63 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dreamllm.emoji.scenes import NAMES, Names, Scene, paint, sample_split, shifts
+from dreamllm.emoji.scenes import NAMES, Names, Scene, paint, sample_offsets, sample_split
 from dreamllm.train.optimise import to_tensor
 
-Drawn = TypeVar("Drawn")
-Made = TypeVar("Made")
+Input = TypeVar("Input")
+Output = TypeVar("Output")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All that is random about a batch of pictures of `side` pixels: scenes, and how far their pictograms are moved."""
+    """The random part of a batch of pictures of `side` pixels: scenes, and the offsets of their pictograms."""
 
     scenes: list[Scene]
-    moved: list[list[tuple[int, int]]]
+    offsets: list[list[tuple[int, int]]]
     side: int
 
     def pictures(self) -> list[Image.Image]:
-        """Its pictures."""
-        return [paint(scene, self.side, moved) for scene, moved in zip(self.scenes, self.moved, strict=True)]
+        """The rendered pictures."""
+        return [paint(scene, self.side, offsets) for scene, offsets in zip(self.scenes, self.offsets, strict=True)]
 
 
-def batch_of(drawn: list[Scene], side: int, rng: random.Random) -> Batch:
-    """A batch of these scenes, as `render` draws them one after the other."""
-    return Batch(drawn, [shifts(scene, side, rng) for scene in drawn], side)
+def make_batch(scenes: list[Scene], side: int, rng: random.Random) -> Batch:
+    """A batch of scenes, with the offsets that `render` would sample for one after the other."""
+    return Batch(scenes, [sample_offsets(scene, side, rng) for scene in scenes], side)
 
 
-def pixels_of(batch: Batch) -> tuple[list[Scene], np.ndarray]:
+def render_batch(batch: Batch) -> tuple[list[Scene], np.ndarray]:
     """The scenes of a batch and `to_tensor` of their pictures: (N, 3, H, W)."""
     return batch.scenes, to_tensor(batch.pictures()).numpy()
 
 
-def scenes(
+def scene_batches(
     seed: int, batch: int, side: int, names: Names = NAMES, workers: int = 0
 ) -> Iterator[tuple[list[Scene], torch.Tensor]]:
-    """Endless batches of training scenes with the pixels of their pictures (N, 3, H, W) in [-1, 1]."""
+    """Endless batches of training scenes with their pixels (N, 3, H, W) in [-1, 1]."""
     rng = random.Random(seed)
 
-    def drawn() -> Iterator[Batch]:
+    def batches() -> Iterator[Batch]:
         while True:
-            yield batch_of([sample_split(rng, "train", names=names) for _ in range(batch)], side, rng)
+            yield make_batch([sample_split(rng, "train", names=names) for _ in range(batch)], side, rng)
 
-    for told, pixels in ahead(drawn(), pixels_of, workers):
-        yield told, torch.from_numpy(pixels)
+    for scenes, pixels in prefetch(batches(), render_batch, workers):
+        yield scenes, torch.from_numpy(pixels)
 
 
-def ahead(drawn: Iterator[Drawn], make: Callable[[Drawn], Made], workers: int) -> Iterator[Made]:
-    """`make` of everything that is drawn, in its order; 0 workers = here, when it is asked for.
+def prefetch(inputs: Iterator[Input], function: Callable[[Input], Output], workers: int) -> Iterator[Output]:
+    """`function` of each input, in order, computed ahead by worker processes; without workers, here and on demand.
 
-    Workers are processes that make the next ones meanwhile: to paint a batch takes longer than a GPU takes to learn
-    from it. What is random is drawn here, one after the other, so that results do not depend on the workers.
+    To render a batch takes longer than a training step on a GPU. The inputs, which are all that is random, are sampled
+    in this process in order, so that the results do not depend on the number of workers.
     """
     if not workers:
-        yield from map(make, drawn)
+        yield from map(function, inputs)
         return
-    # Processes that are started afresh: one that is forked off a process with a GPU may hang.
+    # Spawned processes: a process forked from one that uses a GPU may hang.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = deque(pool.submit(make, one) for one in islice(drawn, 2 * workers))
+        waiting = deque(pool.submit(function, one) for one in islice(inputs, 2 * workers))
         while waiting:
-            made = waiting.popleft().result()
-            waiting.extend(pool.submit(make, one) for one in islice(drawn, 1))
-            yield made
+            output = waiting.popleft().result()
+            waiting.extend(pool.submit(function, one) for one in islice(inputs, 1))
+            yield output

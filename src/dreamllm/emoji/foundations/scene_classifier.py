@@ -1,7 +1,7 @@
-"""The judge: a small convolutional classifier that reads a Scene off a picture, to score drawn pictures.
+"""The scene classifier: a small CNN that predicts the Scene of a picture, to score generated pictures.
 
-A measuring instrument, trained apart from every model it judges. Unlike them it sees all object-colour combinations,
-since it has to recognise those that were held out from them.
+It is trained independently of the models that it scores, on all object-colour combinations, because it has to recognise
+those that are held out from them. Its folder and its key in the configuration are called `judge`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dreamllm.config.foundations import JudgeRecipe
-from dreamllm.emoji.foundations.scene_batches import Batch, ahead, batch_of, pixels_of
+from dreamllm.config.foundations import SceneClassifierRecipe
+from dreamllm.emoji.foundations.scene_batches import Batch, make_batch, prefetch, render_batch
 from dreamllm.emoji.scenes import (
     BACKGROUND_NAMES,
     COLOUR_NAMES,
@@ -41,7 +41,7 @@ ARRANGEMENTS: list[tuple[Layout, int]] = [
 
 
 class SceneClassifier(nn.Module):
-    """Six heads on a plain CNN: arrangement, background, and object and colour in first and second place."""
+    """A CNN with six heads: arrangement, background, and object and colour of the first and the second place."""
 
     def __init__(self, side: int, width: int, names: Names = NAMES):
         super().__init__()
@@ -61,7 +61,7 @@ class SceneClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, pictures: list[Image.Image]) -> list[Scene]:
-        """The scene each picture most likely shows; pictures of another size are resized."""
+        """The most likely scene of each picture; pictures of another size are resized."""
         scenes: list[Scene] = []
         for start in range(0, len(pictures), 256):
             resized = [p.convert("RGB").resize((self.side, self.side)) for p in pictures[start : start + 256]]
@@ -79,7 +79,7 @@ def _scene(
 
 
 def _targets(scenes: list[Scene], names: Names) -> torch.Tensor:
-    """Class of each head for each scene (N, 6); -100 where a head has nothing to say."""
+    """Target class of each head for each scene (N, 6); -100 for heads that do not apply."""
     rows = []
     for scene in scenes:
         first, second = scene.objects[0], scene.objects[-1] if scene.kind == "pair" else None
@@ -90,48 +90,52 @@ def _targets(scenes: list[Scene], names: Names) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def train(recipe: JudgeRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0) -> SceneClassifier:
-    """Train on all scenes with noise and blur, so that a decoder's softness does not count as another object."""
+def train(
+    recipe: SceneClassifierRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0
+) -> SceneClassifier:
+    """Train on scenes of all splits with noise and blur, for robustness to the blur of VAE decoders."""
     torch.manual_seed(seed)
-    judge = SceneClassifier(side, recipe.width, names).to(device()).train()
+    classifier = SceneClassifier(side, recipe.width, names).to(device()).train()
     batch = recipe.batch_size
     rng = random.Random(seed)
 
-    def drawn() -> Iterator[Batch]:
+    def batches() -> Iterator[Batch]:
         while True:
-            yield batch_of([sample_scene(rng, names=names) for _ in range(batch)], side, rng)
+            yield make_batch([sample_scene(rng, names=names) for _ in range(batch)], side, rng)
 
-    painted = ahead(drawn(), pixels_of, workers)
+    rendered = prefetch(batches(), render_batch, workers)
 
     def loss_of_step(step: int) -> torch.Tensor:
-        scenes, array = next(painted)
+        scenes, array = next(rendered)
         pixels = torch.from_numpy(array).to(device())
         blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         mix = torch.rand(batch, 1, 1, 1, device=device())
         pixels = pixels + mix * (blurred - pixels)
         pixels = pixels + 0.15 * torch.rand(batch, 1, 1, 1, device=device()) * torch.randn_like(pixels)
         with half_precision():
-            logits = judge(pixels)
+            logits = classifier(pixels)
         targets = _targets(scenes, names).to(device())
-        losses = [  # summed, since a small batch may hold no pair and the mean over nothing is not a number
+        losses = [  # summed, since the mean is NaN for a batch without pairs
             F.cross_entropy(head.float(), targets[:, i], reduction="sum") for i, head in enumerate(logits)
         ]
         return torch.stack(losses).sum() / batch
 
-    optimise("judge", list(judge.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
-    return judge.eval()
+    optimise("judge", list(classifier.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
+    return classifier.eval()
 
 
-def save(judge: SceneClassifier, folder: Path) -> None:
-    """Write config.json, with the names of what it tells apart unless they are `emoji.NAMES`, and model.safetensors."""
+def save(classifier: SceneClassifier, folder: Path) -> None:
+    """Write model.safetensors and config.json, which has the names of the objects unless they are `scenes.NAMES`."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = {"names": judge.names} if judge.names != NAMES else {}
-    (folder / "config.json").write_text(json.dumps({"side": judge.side, "width": judge.width} | named) + "\n")
-    save_file({name: tensor.contiguous() for name, tensor in judge.state_dict().items()}, folder / "model.safetensors")
+    named = {"names": classifier.names} if classifier.names != NAMES else {}
+    (folder / "config.json").write_text(json.dumps({"side": classifier.side, "width": classifier.width} | named) + "\n")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, folder / "model.safetensors"
+    )
 
 
 def load(folder: Path) -> SceneClassifier:
     """Read what `save` wrote, whatever its precision, as fp32 in evaluation mode."""
-    judge = SceneClassifier(**json.loads((Path(folder) / "config.json").read_text()))
-    judge.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return judge.float().eval()
+    classifier = SceneClassifier(**json.loads((Path(folder) / "config.json").read_text()))
+    classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    return classifier.float().eval()

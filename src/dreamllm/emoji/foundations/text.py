@@ -1,4 +1,4 @@
-"""Tokenizers of the mini foundations: BPE with `▁` pieces and byte fallback, learnt from the emoji world."""
+"""Tokenizers of the mini foundations: BPE with `▁` pieces and byte fallback, trained on the emoji world."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dreamllm.emoji.scenes import NAMES, Names, sample_split
 
 
 def llama_tokenizer(sentences: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer in LLaMA's manner: `<unk>` 0, `<s>` 1, `</s>` 2, `<s>` put in front, any text encodable by bytes."""
+    """A tokenizer like LLaMA's: `<unk>` 0, `<s>` 1, `</s>` 2, `<s>` is prepended, byte fallback encodes any text."""
     tokenizer = _byte_fallback_bpe(sentences, vocabulary, ["<unk>", "<s>", "</s>"])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
@@ -27,7 +27,7 @@ def llama_tokenizer(sentences: Iterable[str], vocabulary: int) -> PreTrainedToke
 
 
 def clip_tokenizer(sentences: Iterable[str], vocabulary: int, length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer in CLIP's manner: text between `<|startoftext|>` and `<|endoftext|>`, padded with the latter."""
+    """A tokenizer like CLIP's: text between `<|startoftext|>` and `<|endoftext|>`, padded with the latter."""
     special = ["<|startoftext|>", "<|endoftext|>"]
     tokenizer = _byte_fallback_bpe(sentences, vocabulary, special)
     start, end = special
@@ -53,12 +53,12 @@ def caption_tokenizer(length: int, seed: int, names: Names = NAMES) -> PreTraine
 
 
 def _byte_fallback_bpe(sentences: Iterable[str], vocabulary: int, special: list[str]) -> Tokenizer:
-    """BPE that learns `vocabulary` pieces and adds one for each byte; words and punctuation are never joined."""
+    """BPE trained to `vocabulary` pieces, plus one for each byte; words and punctuation are never merged."""
     learner = Tokenizer(models.BPE(unk_token=special[0]))
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
     learner.train_from_iterator(sentences, trainers.BpeTrainer(vocab_size=vocabulary, show_progress=False))
     learnt = json.loads(learner.to_str())["model"]
-    # Trainers know bytes only as special tokens, which decoding would drop: so the vocabulary is put together here.
+    # Trainers can add bytes only as special tokens, which decoding would drop, so they are added here.
     pieces = special + [f"<0x{byte:02X}>" for byte in range(256)] + sorted(learnt["vocab"], key=learnt["vocab"].get)
     tokenizer = Tokenizer(
         models.BPE(

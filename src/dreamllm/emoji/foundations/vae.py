@@ -6,13 +6,13 @@ import torch
 from diffusers import AutoencoderKL
 
 from dreamllm.config.foundations import VaeRecipe
-from dreamllm.emoji.foundations.scene_batches import scenes
+from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.scenes import NAMES, Names
 from dreamllm.train.optimise import device, half_precision, optimise
 
 
 def build(recipe: VaeRecipe, side: int) -> AutoencoderKL:
-    """A VAE that halves the side once per entry of `recipe.channels` but the first."""
+    """An untrained VAE, which halves the side once for each entry of `recipe.channels` except the first."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(recipe.channels),
         up_block_types=("UpDecoderBlock2D",) * len(recipe.channels),
@@ -21,19 +21,19 @@ def build(recipe: VaeRecipe, side: int) -> AutoencoderKL:
         latent_channels=recipe.latent_channels,
         norm_num_groups=8,
         sample_size=side,
-        mid_block_add_attention=False,  # at this size the attention costs time and gains nothing
+        mid_block_add_attention=False,  # attention costs time and does not help at this size
         scaling_factor=1.0,
     )
 
 
 def train(recipe: VaeRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0) -> AutoencoderKL:
-    """Reconstruct pictures (L1 + L2) with a slight pull of the posterior to N(0, 1), then set the scaling factor.
+    """Train on reconstruction (L1 + L2) with a small KL term to N(0, 1), then set the scaling factor.
 
     The scaling factor makes the latents' standard deviation 1, as in latent diffusion (Rombach et al., 2022).
     """
     torch.manual_seed(seed)
     vae = build(recipe, side).to(device())
-    stream = scenes(seed, recipe.batch_size, side, names, workers)
+    stream = scene_batches(seed, recipe.batch_size, side, names, workers)
 
     def loss_of_step(step: int) -> torch.Tensor:
         pixels = next(stream)[1].to(device())  # (B, 3, H, W)
