@@ -1,4 +1,4 @@
-"""The alignment loss, and the arms that have it: what is regressed onto what, who learns from it, and who does not."""
+"""The alignment loss: its inputs and targets, and which parameters get gradients from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about pictures of public sets: prompts with and without their slips, two passes, worked examples."""
+"""Questions about images of public sets: prompts with and without the authors' mistakes, two passes, examples."""
 
 from __future__ import annotations
 

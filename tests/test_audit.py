@@ -1,4 +1,4 @@
-"""The audit passes what is sound, and each planted fault is caught by the check that is there for it."""
+"""The audit passes a sound repository, and each planted fault is found by its own check."""
 
 from __future__ import annotations
 

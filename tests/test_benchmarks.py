@@ -1,4 +1,4 @@
-"""Benchmark loaders on small files in the native formats, whole and broken."""
+"""Benchmark loaders on small files in the native formats, valid and damaged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Public formats become Documents: what is right is kept exactly, what is wrong is counted by reason, nothing else."""
+"""Public formats become Documents: valid records are kept exactly, invalid ones are counted by reason."""
 
 from __future__ import annotations
 

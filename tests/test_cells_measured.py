@@ -1,4 +1,4 @@
-"""Every cell of paper/tables.yaml is measured by config/paper.yaml, or its row says why not; nothing else is run."""
+"""config/paper.yaml measures every cell of paper/tables.yaml, except where the row says why not, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint holds what was trained, comes back exactly, and is refused where it does not fit."""
+"""A checkpoint holds the trained parameters, loads exactly, and is rejected by a model that it does not fit."""
 
 import json
 

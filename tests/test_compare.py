@@ -1,4 +1,4 @@
-"""Levels of reproduction: each number gets one, in whichever order, and never a better one for a larger difference."""
+"""Levels of reproduction: every number has one, in either order, and a larger difference never has a better one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiment files: what is refused, how it is said, and what follows from them."""
+"""Experiment files: what is rejected, with which message, and what is derived from them."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Drawing in context: what is shown, said and wanted; the benchmark, its predictions and scores; maps of attention."""
+"""In-context generation: the contexts, the benchmark, its predictions and scores; attention maps."""
 
 from __future__ import annotations
 

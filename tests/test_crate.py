@@ -1,4 +1,4 @@
-"""What a run is handed on as: RO-Crate, CODECHECK manifest, REPORT.md, model and data cards."""
+"""The files that describe a run to others: RO-Crate, CODECHECK manifest, REPORT.md, model and data cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""dvc.yaml and the Snakemake DAG describe the same work, and nothing is made behind DVC's back."""
+"""dvc.yaml and the Snakemake DAG describe the same work, and DVC knows every output."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Drawing for benchmarks: going on after a kill, rewritten prompts, time per picture, the pictures of whole documents,
+"""Image generation for benchmarks: resuming after a kill, rewritten prompts, latency, images of whole documents,
 other numbers of dream queries.
 """
 

@@ -1,4 +1,4 @@
-"""Snakemake and DVC agree, in every order in which people use them. The verbs are stand-ins; all else is real."""
+"""Snakemake and DVC agree, in every order in which people use them. Only the verbs are stubs (stub_verbs.py)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The real DAG in miniature: from nothing, foundations included, to tables and figures."""
+"""The real DAG in the smoke configuration: from nothing, with foundations, to tables and figures."""
 
 import json
 from pathlib import Path

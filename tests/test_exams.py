@@ -1,4 +1,4 @@
-"""MMBench, MM-Vet and what servers are sent: worked examples, properties, and judges that misbehave."""
+"""MMBench, MM-Vet and the files for their servers: worked examples, properties, and invalid answers of the judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foundations come out of the store exactly as they were put in by DVC, or not at all."""
+"""Foundations are fetched from the DVC store exactly as they were pushed, or not at all."""
 
 import shutil
 import subprocess

@@ -1,4 +1,4 @@
-"""Data sets are fetched whole and right, or not at all, whatever the line and the server do."""
+"""Data sets are fetched complete and correct, or not at all, whatever the network and the server do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures from hand-made predictions: drawn from what is there, by rule, and otherwise a reason."""
+"""Figures from hand-made predictions: items are chosen by rule, and a figure without data is left out with a reason."""
 
 from __future__ import annotations
 

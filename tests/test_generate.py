@@ -1,4 +1,4 @@
-"""Generation: pictures do not depend on batch mates; free interleaving keeps to the layout and stops cleanly."""
+"""Generation: an image does not depend on its batch; free interleaving keeps the layout and stops cleanly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness on small files in the real sets' own form, through its own tasks, offline."""
+"""lm-evaluation-harness on small files in the real sets' formats, with its own tasks, offline."""
 
 from __future__ import annotations
 

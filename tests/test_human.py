@@ -1,4 +1,4 @@
-"""The page on which people judge documents, and the scores of their judgements."""
+"""The form on which people rate documents, and the scores of their ratings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Instructions for documents: by templates the same everywhere, by a service paid for once, its key never shown."""
+"""Instructions for documents: templates are deterministic, a paid service is asked once, its key is never shown."""
 
 from __future__ import annotations
 

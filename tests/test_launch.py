@@ -1,4 +1,4 @@
-"""workflow/launch.sh with stand-ins for what it starts; test_scale.py and test_slurm.py start the real programs."""
+"""workflow/launch.sh with stubs for the programs it starts; test_scale.py and test_slurm.py start the real ones."""
 
 from __future__ import annotations
 

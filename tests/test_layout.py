@@ -1,4 +1,4 @@
-"""Layout: what is a target, where pictures sit, and that splitting loses and cuts nothing."""
+"""Layout: which tokens are targets, where images are, and splitting, which loses no token and cuts no image."""
 
 from __future__ import annotations
 

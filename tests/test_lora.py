@@ -1,4 +1,4 @@
-"""Low-rank adapters: what is trained, what a checkpoint holds, and that it makes the model that was trained."""
+"""Low-rank adapters: what is trained, what a checkpoint holds, and that it restores the trained model."""
 
 from __future__ import annotations
 

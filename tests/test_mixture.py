@@ -1,4 +1,4 @@
-"""The order of documents follows from seed and position; batches lose nothing, double nothing, and can be taken up."""
+"""The order of documents follows from seed and position; batches lose and repeat no document, and can be resumed."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The model: any causal language model fits, packing changes nothing, losses are what they say, saving is exact."""
+"""The model: it takes any causal language model, packing keeps the losses, losses are as defined, saving is exact."""
 
 from __future__ import annotations
 

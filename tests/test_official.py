@@ -1,4 +1,4 @@
-"""Released checkpoints are read and written back without a loss, and what is wrong with one is said, not guessed."""
+"""Released checkpoints are imported and exported without loss, and a damaged one is rejected with the reason."""
 
 from __future__ import annotations
 

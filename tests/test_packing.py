@@ -1,4 +1,4 @@
-"""Packing: nothing is lost, nothing overflows, and documents in a row know nothing of each other."""
+"""Packing: no document is lost, no row overflows, and documents in one row do not attend to each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""config/paper.yaml and those beside it: the whole DAG without a network, and foundations from the hub."""
+"""config/paper.yaml and its variants: the whole DAG without network, and foundations from the Hub."""
 
 from __future__ import annotations
 

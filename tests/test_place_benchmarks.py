@@ -1,4 +1,4 @@
-"""Evaluation sets in their publishers' formats come out as what the benchmark readers read, nothing lost."""
+"""Evaluation sets in their publishers' formats are converted to what the benchmark readers read, without loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a GPU models compute in bfloat16; here that is asked for on the CPU. On a CPU nothing changes."""
+"""Models compute in bfloat16 on a GPU (here requested on the CPU) and in fp32 on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The code digest changes when, and only when, code that a module runs changes."""
+"""The code digest of a module changes if and only if code that it runs changes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Released weights are fetched at a pinned revision and checked; config/released.yaml scores them, training nothing."""
+"""Released weights are fetched at a pinned revision and checked; config/released.yaml scores them without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong around a run: full and closed disks, two runs at once, a clock that jumps. docs/reliability.md.
+"""Failures around a run: full and read-only disks, two runs at once, a clock that jumps. docs/reliability.md.
 
 Cut lines are in test_fetch_sources.py, killed trainings in test_train.py, kills of everything in benchmarks/soak.py.
 """

@@ -1,4 +1,4 @@
-"""However many processes train and however a batch is cut: the same losses, gradients and order of documents.
+"""Losses, gradients and order of documents do not depend on the number of processes or on micro-batches.
 
 Processes are forked and talk through gloo on this machine; one test goes through `accelerate launch`.
 """

@@ -1,4 +1,4 @@
-"""What configuration, checkpoints, data and hubs bring is read and never run. docs/threat-model.md says it in words."""
+"""Configuration, checkpoints, data and downloads are read and never executed, as docs/threat-model.md says."""
 
 import ast
 import base64

@@ -1,4 +1,4 @@
-"""Every list of versions says the same, and the licence of the pictures is told."""
+"""Lists of versions and of linters agree, a clone has the same bytes everywhere, and pictures are credited."""
 
 import re
 import shutil

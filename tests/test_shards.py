@@ -1,4 +1,4 @@
-"""Documents come out of shards as they went in, and damage costs exactly the damaged document."""
+"""Documents are read from shards as they were written, and damage loses only the damaged document."""
 
 import hashlib
 import io

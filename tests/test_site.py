@@ -1,4 +1,4 @@
-"""The report site: every number with its way, nothing from elsewhere, nothing that a model wrote taken for markup."""
+"""The report site: every number links to its origin, nothing is loaded from elsewhere, models' text is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Slurm profile on a Slurm cluster of two nodes that this machine plays: from nothing to tables and figures.
+"""The Slurm profile on a cluster of two simulated nodes: from nothing to tables and figures.
 
 Skipped where Debian's packages of Slurm or Snakemake's plugin for it are not installed.
 """

@@ -1,4 +1,4 @@
-"""The rules for public data sets: the plan of an experiment that names them, and a whole run against this machine."""
+"""The rules for public data sets: the plan of an experiment that uses them, and a whole run against a local server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package makes torchvision importable beside CPU torch, and with it everything that looks for torchvision."""
+"""After `import dreamllm`, torchvision and libraries that use it can be imported beside CPU torch."""
 
 from __future__ import annotations
 

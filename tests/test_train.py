@@ -1,4 +1,4 @@
-"""A stage trains exactly what it says, gives the same bytes again, and goes on bit-equal after a kill.
+"""A stage trains the parameters that it names, is reproducible to the byte, and resumes bit-equal after a kill.
 
 Where the golden losses are missing, their test writes them and fails; a change of them needs a line in CHANGELOG.md.
 """
