@@ -32,7 +32,7 @@ def attend(function, tensors):
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=4), st.booleans())
-def test_blocks_of_the_lower_triangle_are_sdpa_with_its_gradients(lengths, whole):
+def test_blockwise_causal_attention_has_outputs_and_gradients_of_sdpa(lengths, whole):
     length = sum(lengths)
     generator = torch.Generator().manual_seed(length)
     tensors = [torch.randn(2, 3, length, 8, generator=generator) for _ in range(3)]
@@ -53,7 +53,7 @@ def gradients(model, loss):
 
 
 @pytest.mark.parametrize("workload", ["joint", "creation", "text", "mixed"])
-def test_a_last_layer_where_it_is_needed_gives_the_same_loss_and_gradients(model, workload):
+def test_a_partial_last_layer_gives_the_same_loss_and_gradients(model, workload):
     packed, _, noise = speed.prepare(model, workload)
     calls = []
     mlp = model.language_model.base_model.layers[-1].mlp
@@ -71,7 +71,7 @@ def test_a_last_layer_where_it_is_needed_gives_the_same_loss_and_gradients(model
             torch.testing.assert_close(other, gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_alternatives_lose_nothing_and_leave_the_model_as_it_was(model):
+def test_the_variants_keep_the_loss_and_restore_the_model(model):
     before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
     packed, _, noise = speed.prepare(model, "mixed")
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_the_alternatives_lose_nothing_and_leave_the_model_as_it_was(model):
     assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
 
 
-def test_a_table_says_what_each_costs_and_how_far_the_loss_moves():
+def test_the_table_has_time_and_change_of_loss_of_each_variant():
     rows = alternatives.alternatives("tiny", "mixed", repeats=1).splitlines()[2:]
     cells = [[cell.strip() for cell in row.strip("| ").split("|")] for row in rows]
     assert len(cells) >= 6 and cells[0][0] == "tiny, mixed: ours" and cells[0][2] == "1.00"

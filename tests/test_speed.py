@@ -47,7 +47,7 @@ def test_a_wrong_loss_is_noticed(model, monkeypatch):
         speed.check_losses(model, packed, padded, noise)
 
 
-def test_both_ways_of_decoding_write_what_naive_decoding_writes(model):
+def test_both_ways_of_decoding_give_the_tokens_of_naive_decoding(model):
     model.eval()
     prompt = 3 + torch.arange(20)[None]
     with speed.attention_set_to(model, "eager"), naive.clip_at_every_token(model):
@@ -78,13 +78,13 @@ def test_losses_of_the_naive_code_are_those_recorded_of_the_authors(name):
     assert drawn.item() == pytest.approx(case["head.loss"].item(), abs=official.TOLERANCE)
 
 
-def test_the_gpu_harness_builds_models_of_the_papers_sizes():
+def test_the_gpu_benchmark_builds_models_of_the_papers_sizes():
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in gpu.build("meta").named_children()}
     assert sizes["language_model"] == 6_738_481_152  # LLaMA-7B with 32008 tokens
     assert sizes["unet"] == 865_910_724 and sizes["vae"] == 83_653_863  # Stable Diffusion 2.1
 
 
-def test_the_gpu_harness_counts_the_operations_that_are_executed(model):
+def test_the_flops_for_the_mfu_are_those_that_torch_counts(model):
     packed, _, noise = speed.prepare(model, "joint")
     # the counter counts eager attention, with the masked half
     with speed.FlopCounterMode(display=False) as counter, speed.attention_set_to(model, "eager"):
@@ -94,12 +94,12 @@ def test_the_gpu_harness_counts_the_operations_that_are_executed(model):
     assert operations == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
-def test_the_gpu_harness_draws_by_plain_diffusers_too():
+def test_the_gpu_benchmark_samples_with_diffusers_alone_too():
     line = gpu.sampling(miniature.build("tiny"), 1)
     assert re.fullmatch(r"pictures per second: ours [\d.]+, plain diffusers [\d.]+", line)
 
 
-def test_the_harness_prints_all_tables():
+def test_speed_py_prints_all_tables():
     command = [sys.executable, FOLDER / "speed.py", "--sizes", "tiny", "--repeats", "1"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     for words in ("tiny, joint | 196", "all off (naive)", "**floor**", "ms per token"):

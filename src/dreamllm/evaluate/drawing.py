@@ -134,8 +134,9 @@ def rewrite(
         documents = [
             prompts.rewriting(item.id, item.prompt, wording) for item in items[start : start + sampling.batch_size]
         ]
-        options = {"max_new_tokens": sampling.max_new_tokens, "num_beams": sampling.num_beams}
-        texts += generate.write(model, processor, documents, **options)
+        texts += generate.write(
+            model, processor, documents, max_new_tokens=sampling.max_new_tokens, num_beams=sampling.num_beams
+        )
     return texts
 
 

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from PIL import Image
 
@@ -65,11 +65,11 @@ class Member:
     def open(self) -> BinaryIO:
         """Open it for reading, decompressed. Raises RecordProblem for a damaged archive."""
         try:
-            file: BinaryIO = self.path.open("rb")
+            file: IO[bytes] = self.path.open("rb")
             for name in self.inside:
-                file = zipfile.ZipFile(file).open(name)  # type: ignore[assignment]  # noqa: SIM115
+                file = zipfile.ZipFile(file).open(name)  # noqa: SIM115
             last = self.inside[-1] if self.inside else self.path.name
-            return gzip.open(file) if last.endswith(".gz") else file  # type: ignore[return-value]
+            return cast(BinaryIO, gzip.open(file) if last.endswith(".gz") else file)
         except (zipfile.BadZipFile, KeyError) as error:
             raise RecordProblem(f"{self}: {error}") from None
 
