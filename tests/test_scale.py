@@ -268,7 +268,7 @@ def test_the_first_process_alone_reads_weights(world, tmp_path, machine, tied):
 
     def child(rank: int) -> None:
         if rank:
-            build._read = checkpoint.load_model = None  # not to be called
+            build._load_parts = checkpoint.load_model = None  # not to be called
         test_train.run(tmp_path, tmp_path / "two", experiment(machine))
 
     assert train(tmp_path, tmp_path / "alone", experiment()) == [""]

@@ -1,7 +1,7 @@
 """The one data type of the project: an interleaved document of texts and pictures (paper section 3.1).
 
 A caption pair, an MMC4 page, a chat with pictures, a VQA item and a text-to-image prompt are all Documents.
-This module knows nothing of tokens (`layout.py`), of files (`shards.py`) or of models.
+Elsewhere: tokens (`layout.py`), files (`shards.py`), models.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Role = Literal["", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Text:
-    """A run of text. `role` is "" outside conversations; user text is prompt, all other text is target."""
+    """A text. `role` is "" outside conversations. The user's text is prompt, all other text is a training target."""
 
     text: str
     role: Role = ""
@@ -25,7 +25,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in RGB. Whether it is read, drawn or both is decided by the layout, not by the data."""
+    """An RGB picture. The layout decides whether it is read, drawn or both."""
 
     image: Image.Image
     role: Role = ""
@@ -43,9 +43,9 @@ class Document:
         pair          exactly one Text and one Picture: read as picture -> text, drawn as text -> picture
         interleaved   any order; a picture illustrates the text on its left
         conversation  every part has a role; an instruction is a conversation of one turn
-    meta: whatever the source knows (scene, url, similarity); carried along, never used for training.
+    meta: further data of the source (scene, url, similarity); stored, but never used for training.
 
-    Raises ValueError, naming the document, when the parts do not fit the kind.
+    Raises ValueError naming the document when its parts do not fit its kind.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Document:
 
 
 def _misfit(kind: str, parts: tuple[Part, ...]) -> str | None:
-    """Say what is wrong with these parts for this kind, or None."""
+    """What is wrong with these parts for this kind; None if nothing is."""
     texts = [part for part in parts if isinstance(part, Text)]
     pictures = [part for part in parts if isinstance(part, Picture)]
     roles = {part.role for part in parts}

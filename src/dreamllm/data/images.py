@@ -1,7 +1,4 @@
-"""Bytes of a picture file to an RGB picture and back.
-
-Knows colour modes, transparency and damaged files. Does not know Documents, shards or the model's image processors.
-"""
+"""Decode picture files to RGB and encode pictures; handles colour modes, transparency and damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +24,7 @@ def decode(data: bytes) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any colour mode to RGB: transparency over white, 16-bit grey by its high byte, CMYK by its inks.
 
-    `Image.convert("RGB")` alone would show whatever lies under transparent pixels, and clip 16-bit grey to white.
+    `Image.convert("RGB")` alone would show the colour of transparent pixels, and clip 16-bit grey to white.
     Raises ValueError for modes without a defined range (32-bit integers beyond 16 bits, floats).
     """
     if image.mode == "RGB" and "transparency" not in image.info:

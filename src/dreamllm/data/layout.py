@@ -1,8 +1,8 @@
-"""From a Document to tokens, labels and picture slots: the only place that knows tokens, templates and label masks.
+"""Convert a Document to tokens, labels and picture slots. All templates and label masks are here.
 
 A picture that is read is IMG = <im_start> <im_patch>*P <im_end>, one that is drawn DREAM = <dream_start> <im_patch>*Q
-<dream_end>. In joint mode DREAM is directly followed by IMG of the same picture: it is drawn from the text on its left,
-then read by the text on its right (paper section 3.2; official code, builder_dreamllm.py).
+<dream_end>. In joint mode a picture is DREAM followed by IMG: it is drawn from the text before it, then read by the
+text after it (paper section 3.2; official code, builder_dreamllm.py).
 
     text           <s> text </s>
     pair           comprehension: <s> IMG text </s>       creation: <s> text DREAM </s>, without any language target
@@ -10,10 +10,10 @@ then read by the text on its right (paper section 3.2; official code, builder_dr
     conversation   <s> system USER: ... ASSISTANT: answer </s> USER: ... ; user pictures are only read
 
 Targets of the language loss are text, </s> and <dream_start>; the user's words, patches, queries and the other picture
-tokens are masked. Unlike the official code, <dream_start> is a target in conversations too, so that they teach when to
-draw, documents longer than the context are split instead of cut off, and text that spells a special token stays text.
+tokens are masked. Unlike in the official code, <dream_start> is a target in conversations too, so that they teach when
+to draw; documents longer than the context are split instead of truncated; text that spells a special token stays text.
 
-This module packs nothing (`packing.py`), and knows neither torch nor the tokenizer library.
+`packing.py` packs the sequences. This module imports neither torch nor a tokenizer library.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ Mode = Literal["comprehension", "creation", "joint"]
 
 
 class LayoutProblem(ValueError):
-    """A document that cannot be laid out: names the document and what does not fit."""
+    """A document that cannot be laid out: names the document and the reason."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """The words around the turns of a conversation."""
+    """The system prompt and the role markers of a conversation."""
 
     system: str
     user: str
@@ -57,7 +57,7 @@ TEMPLATES = {
 class Vocabulary:
     """What the layout needs to know of a tokenizer and a model; `DreamLLMProcessor.vocabulary` builds it.
 
-    encode: token ids of a text on its own, without <s>, never yielding a special token
+    encode: text -> token ids, without <s> and without special tokens
     """
 
     encode: Callable[[str], list[int]]
@@ -76,7 +76,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a picture sits: its first patch or query is at `start`; `picture` indexes document.pictures."""
+    """Position of a picture: its first patch or query is at `start`; `picture` is an index of document.pictures."""
 
     start: int
     picture: int
@@ -84,7 +84,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """A document, or a piece of a long one, as tokens. `labels` are aligned with `input_ids`, not shifted."""
+    """A document, or a part of a long one, as tokens. `labels` are aligned with `input_ids`, not shifted."""
 
     document: Document
     input_ids: tuple[int, ...]
@@ -98,7 +98,7 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class _Piece:
-    """Some neighbouring tokens; slots count from the piece's start. Only text may be cut."""
+    """Consecutive tokens; slot positions are relative to the piece. Only text may be split."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -109,27 +109,27 @@ class _Piece:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def cut(self, length: int) -> tuple[_Piece, _Piece]:
+    def split(self, length: int) -> tuple[_Piece, _Piece]:
         """The first `length` tokens of a text and the rest."""
         head = _Piece(self.input_ids[:length], self.labels[:length], is_text=True)
         return head, _Piece(self.input_ids[length:], self.labels[length:], is_text=True)
 
 
-# A group is what is kept together when a document is split: a text with the pictures that follow it, or an exchange.
+# Pieces that stay together when a document is split: a text with the pictures after it, or a user and assistant turn.
 _Group = list[_Piece]
 
 
 def lay_out(document: Document, vocabulary: Vocabulary, mode: Mode, context: int) -> list[TokenSequence]:
-    """Tokens of a training document, in order, split into several sequences only where it exceeds `context` tokens.
+    """Token sequences of a training document, in order: one, or several of at most `context` tokens if it is longer.
 
-    A pair is either read or drawn: pass "comprehension" or "creation" (the data loader tosses the coin).
-    A split keeps a text and its pictures together where it can, and cuts text only if it is too long on its own. Every
-    sequence begins with <s>, the last one ends with </s>, and no token is lost or doubled.
+    mode: a pair needs "comprehension" or "creation" (`mixture.pair_mode` chooses).
+    A text stays with its pictures where possible, and is split only if it exceeds the context on its own. Every
+    sequence begins with <s>, the last one ends with </s>, and no token is lost or duplicated.
 
     Raises LayoutProblem for a pair in joint mode, and for a picture block that is longer than the context.
     """
     groups = _groups(document, vocabulary, mode)
-    if document.parts[-1].role != "user":  # the user's last words await an answer
+    if document.parts[-1].role != "user":  # no </s> after a user's turn without an answer
         is_drawn_pair = document.kind == "pair" and mode == "creation"
         _close(groups[-1], vocabulary, target=not is_drawn_pair)
     return [_sequence(document, vocabulary, pieces) for pieces in _split(document, groups, context)]
@@ -138,13 +138,13 @@ def lay_out(document: Document, vocabulary: Vocabulary, mode: Mode, context: int
 def lay_out_prompt(
     document: Document, vocabulary: Vocabulary, mode: Mode, context: int, *, draw: bool = False
 ) -> TokenSequence:
-    """Tokens of a document that the model shall continue: nothing is a target and no </s> closes it.
+    """Tokens of a document for the model to continue, without targets and without </s>.
 
-    Of a pair only the given half is laid out: the picture to be described, or the text to be drawn. A conversation ends
-    with the assistant's marker, or with the beginning of its answer. With `draw`, a DREAM block follows, whose slot has
-    the picture index len(document.pictures).
+    Of a pair, only the input is laid out: the picture to describe, or the text to draw. A conversation ends with the
+    assistant's marker, or with the beginning of its answer. With `draw`, a DREAM block is appended, whose slot has the
+    picture index len(document.pictures).
 
-    Raises LayoutProblem where the prompt exceeds `context` tokens: a prompt is never cut.
+    Raises LayoutProblem for a prompt longer than `context` tokens: prompts are never truncated.
     """
     groups = _groups(document, vocabulary, mode)
     pieces = [piece for group in groups for piece in group]
@@ -160,7 +160,7 @@ def lay_out_prompt(
 
 
 def _groups(document: Document, vocabulary: Vocabulary, mode: Mode) -> list[_Group]:
-    """The document as pieces, without <s> at its beginning and </s> at its end; at least one piece, none else empty."""
+    """The document as pieces, without its first <s> and last </s>; a document without tokens gives one empty piece."""
     lay_out_kind = {"pair": _pair, "conversation": _conversation}.get(document.kind, _interleaved)
     groups = [[piece for piece in group if len(piece)] for group in lay_out_kind(document, vocabulary, mode)]
     return [group for group in groups if group] or [[_Piece((), ())]]
@@ -223,13 +223,13 @@ def _conversation(document: Document, vocabulary: Vocabulary, mode: Mode) -> lis
 
 
 def _close(group: _Group, vocabulary: Vocabulary, *, target: bool) -> None:
-    """End a group with </s>, as part of its last piece, so that a split can never leave </s> alone."""
+    """Append </s> to the last piece of a group, so that a split never makes a sequence of </s> alone."""
     last, eos = group[-1], vocabulary.eos
     group[-1] = replace(last, input_ids=(*last.input_ids, eos), labels=(*last.labels, eos if target else IGNORE))
 
 
 def _runs(parts: Iterable[Text | Picture]) -> Iterable[tuple[str, Picture | None]]:
-    """Join neighbouring texts with spaces: (words, the picture after them), the last with None."""
+    """Join adjacent texts with spaces: yields (text, the picture after it), at the end (text, None)."""
     words: list[str] = []
     for part in parts:
         if isinstance(part, Text):
@@ -250,7 +250,7 @@ def _picture_by_mode(index: int, vocabulary: Vocabulary, mode: Mode) -> _Piece:
 
 
 def _picture(index: int, vocabulary: Vocabulary, *, draw: bool, read: bool, target: bool) -> _Piece:
-    """DREAM, IMG or DREAM IMG of a picture; with `target`, <dream_start> is one."""
+    """DREAM, IMG or DREAM IMG of a picture; with `target`, <dream_start> is a target."""
     ids: list[int] = []
     labels: list[int] = []
     draw_slots = (Slot(1, index),) if draw else ()
@@ -265,12 +265,12 @@ def _picture(index: int, vocabulary: Vocabulary, *, draw: bool, read: bool, targ
 
 
 def _split(document: Document, groups: list[_Group], context: int) -> list[list[_Piece]]:
-    """Fill sequences of at most `context` tokens, <s> included, by groups, or by pieces where a group is too long."""
+    """Distribute groups over sequences of at most `context` tokens, with <s>; splits groups that are longer."""
     capacity = context - 1
     filled: list[list[_Piece]] = []
-    room = 0  # tokens left in the last of them
+    room = 0  # tokens left in the last sequence
 
-    def place(pieces: list[_Piece]) -> None:
+    def append(pieces: list[_Piece]) -> None:
         nonlocal room
         length = sum(map(len, pieces))
         if length > room or not filled:
@@ -281,7 +281,7 @@ def _split(document: Document, groups: list[_Group], context: int) -> list[list[
 
     for group in groups:
         if sum(map(len, group)) <= capacity:
-            place(group)
+            append(group)
             continue
         for piece in group:
             while len(piece) > capacity:
@@ -290,14 +290,14 @@ def _split(document: Document, groups: list[_Group], context: int) -> list[list[
                         f"document {document.id!r}: a picture takes {len(piece)} tokens, "
                         f"the context of {context} holds {capacity} after <s>"
                     )
-                head, piece = piece.cut(max(1, min(room or capacity, len(piece) - 2)))  # not before a last </s>
-                place([head])
-            place([piece])
+                head, piece = piece.split(max(1, min(room or capacity, len(piece) - 2)))  # not before a last </s>
+                append([head])
+            append([piece])
     return filled
 
 
 def _sequence(document: Document, vocabulary: Vocabulary, pieces: list[_Piece]) -> TokenSequence:
-    """Put <s> and the pieces in a row."""
+    """Concatenate <s> and the pieces."""
     ids, labels = [vocabulary.bos], [IGNORE]
     read_slots: list[Slot] = []
     draw_slots: list[Slot] = []

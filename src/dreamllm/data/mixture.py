@@ -1,8 +1,8 @@
-"""In which order the documents of a stage come: a function of seed and position, nothing else.
+"""The order of a stage's documents: a function of seed and position only.
 
-A stage draws from several shard sets by weight. Each set is gone through epoch by epoch, every document once per epoch.
-The position in the stream is how many documents were drawn from each set; it says everything that is needed to go on,
-whatever number of processes reads. Tokens and batches are not known here (`stream.py`).
+A stage draws from several shard sets by weight. In each set, every document comes once per epoch. The position is the
+number of documents drawn from each set, which is enough to resume, with any number of processes. `stream.py` makes
+batches.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ WINDOW = 100_000  # documents shuffled together: all of a small set, some shards
 
 
 def next_set(weights: Mapping[str, float], drawn: Mapping[str, int]) -> str:
-    """The set to draw from next: the one furthest behind its share, so that shares hold at every length of the stream.
+    """The set to draw from next: the one furthest behind its share, so that shares hold at every length.
 
     weights: name -> weight, any positive scale, in any order.  drawn: name -> documents drawn so far.
     """
-    names = sorted(weights)  # ties go by name: the order in a configuration file changes nothing
+    names = sorted(weights)  # ties are broken by name, not by the order in the configuration
     total = sum(weights[name] for name in names)
     count = sum(drawn[name] for name in names) + 1
     return max(names, key=lambda name: weights[name] / total * count - drawn[name])
 
 
 def epoch_order(shard_sizes: Sequence[int], seed: int, window: int = WINDOW) -> np.ndarray:
-    """A shuffled order of all documents of a set that stays kind to disks.
+    """A shuffled order of all documents of a set, which reads from few shards at a time.
 
-    Shards are shuffled; consecutive ones are gathered until they hold `window` documents, which are shuffled together.
+    Shards are shuffled and grouped until a group has `window` documents, which are then shuffled together.
     Returns document numbers (N,), each of 0 .. sum(shard_sizes) - 1 exactly once.
     """
     generator = np.random.default_rng(seed)
@@ -94,10 +94,10 @@ class Mixture:
 
 
 def pair_mode(mode: Mode, document: Document, epoch: int, seed: int, read_share: float = 0.5) -> Mode:
-    """How a document is laid out in a stage of this mode: a pair in joint mode is read or drawn, by a coin.
+    """The mode to lay out a document in: that of the stage, but a pair in joint mode is read or drawn at random.
 
-    The coin, which says "read" with chance `read_share` (official code, ImageTextPair: a fair one), is a function of
-    seed, document and epoch, so over the epochs a pair comes both ways.
+    It is read with probability `read_share` (official code, ImageTextPair: 0.5). The choice depends on seed, document
+    and epoch, so that over the epochs a pair comes in both modes.
     """
     if document.kind != "pair" or mode != "joint":
         return mode

@@ -1,10 +1,8 @@
-"""Several sequences in one row, and rows as a batch of tensors with the pictures tied to their places.
+"""Pack several sequences into one row, and collate rows into a batch of tensors.
 
-Documents in a row see nothing of each other: `position_ids` restart with each of them, and transformers builds the
-attention mask of packed documents from these restarts (masking_utils.py), so that any causal language model of the
-library fits. Padding is a run of its own at the end of a row.
-
-This module draws no random numbers and decides nothing about the order of documents.
+Documents in a row do not attend to each other: `position_ids` restart with each document, and transformers builds the
+attention mask from these restarts (masking_utils.py), which works with any of its causal language models. Padding at
+the end of a row has position_ids of its own, like a document.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ Row = list[TokenSequence]
 class Batch:
     """A packed batch of B rows with N pictures to read and M pictures to draw, listed row by row, left to right.
 
-    A slot is (row, first position) of P patches or Q queries. Without pictures, the pixels are None; so they are where
-    pictures come as what the frozen encoders make of them (`train/feature_cache.py`).
+    A slot is (row, first position) of P patches or Q queries. Pixels are None without pictures, and where the batch has
+    cached encoder outputs in place of pixels (`train/feature_cache.py`).
     """
 
     input_ids: torch.Tensor  # (B, T)
@@ -57,7 +55,7 @@ class Batch:
 
 
 def pack(sequences: list[TokenSequence], context: int) -> list[Row]:
-    """Put each sequence into the first row that has room for it (first fit), opening rows as needed.
+    """Put each sequence into the first row with enough room (first fit), adding rows as needed.
 
     Deterministic; keeps the order inside a row. Raises ValueError for a sequence longer than `context`.
     """
@@ -87,9 +85,8 @@ def collate(
 ) -> Batch:
     """Tensors of some packed rows, padded to the longest of them.
 
-    `read_pixels` and `draw_pixels` prepare pictures for CLIP and for the VAE (`DreamLLMProcessor` has both). For
-    prompts, whose last picture does not exist yet, pass None for `draw_pixels`: the queries are placed all the same.
-    align: prepare pictures that are drawn for CLIP, too.
+    read_pixels, draw_pixels: prepare pictures for CLIP and for the VAE, as those of `DreamLLMProcessor`. Pass None for
+    `draw_pixels` with prompts, whose last picture does not exist yet.  align: prepare pictures to draw for CLIP too.
     """
     length = max(sum(map(len, row)) for row in rows)
     input_ids = torch.full((len(rows), length), vocabulary.pad)

@@ -3,11 +3,9 @@
     {"id": "story-17", "kind": "interleaved", "meta": {},
      "parts": [{"text": "A red fish.", "role": ""}, {"image": "0.png", "role": ""}]}
 
-Writing goes through webdataset. Reading does not: its reader takes a truncated shard for a short one and cannot go to a
-document directly, so shards are indexed from their tar headers here and documents are loaded by offset. The shards stay
-readable by webdataset (tested). Order, mixing and shuffling live in `mixture.py`.
-
-A problem always costs exactly its own document: documents are read whole or not at all.
+Shards are written by webdataset and can be read by it (tested), but are read here by an index of their tar headers and
+byte offsets: webdataset's reader does not notice a truncated shard and has no random access. `mixture.py` decides the
+order. A damaged document loses no other: documents are read whole or not at all.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from dreamllm.data import images
 from dreamllm.data.document import Document, Part, Picture, Text
 
 MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # webdataset's rule: a key ends at the file name's first dot
-STAND_IN = Image.new("RGB", (1, 1))  # in place of a picture that is not decoded
+PLACEHOLDER = Image.new("RGB", (1, 1))  # in place of a picture that is not decoded
 EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)  # closes every tar archive
 
 
@@ -45,13 +43,13 @@ class ShardProblem(ValueError):
 
 
 def stop(problem: ShardProblem) -> NoReturn:
-    """The strict reading policy: raise the first problem. The other one is a list's `append`: skip, count, report."""
+    """Default for `on_problem`: raise the first problem. Pass a list's `append` to skip damaged documents instead."""
     raise problem
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a document lies: the shard and the byte ranges of its members."""
+    """Location of a document: its shard and the byte ranges of its members."""
 
     file: Path
     key: str
@@ -208,7 +206,7 @@ def load(record: Record, *, decode: bool = True) -> Document:
     except ValueError as error:  # also UnicodeDecodeError
         raise problem(f"malformed JSON ({error})") from error
     try:
-        parts = _parse_parts(header, members, images.decode if decode else lambda _: STAND_IN)
+        parts = _parse_parts(header, members, images.decode if decode else lambda _: PLACEHOLDER)
         return Document(header["id"], header["kind"], parts, header.get("meta", {}))
     except ValueError as error:
         raise problem(str(error)) from error

@@ -1,1 +1,1 @@
-"""DreamLLM itself: the model, its processor, sampling and generation. Only `build` reads files."""
+"""The DreamLLM model, its processor, sampling and generation. Only `build` reads files."""

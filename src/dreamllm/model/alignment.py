@@ -1,9 +1,9 @@
-"""The alignment loss as pure functions: conditions regressed onto what CLIP sees in the picture to be drawn.
+"""The alignment loss as pure functions: regresses the UNet's conditions onto CLIP features of the picture to draw.
 
-The paper compares with such a loss (Table 3, last row) and with models that have nothing else, GILL and Emu (Figure 1);
-neither the paper nor the official code defines it. This one is Emu's, the squared error of continuous image embeddings
-(arXiv 2307.05222), on the embeddings of Emu2, CLIP's patches averaged to a small grid (arXiv 2312.13286): each dream
-query has one of them to reach. GILL's, on the states of Stable Diffusion's text encoder for the caption (arXiv
+The paper compares with such a loss (Table 3, last row), and with models that train on it instead of the diffusion loss,
+GILL and Emu (Figure 1); neither the paper nor the official code defines it. This one is Emu's squared error of image
+embeddings (arXiv 2307.05222), on the embeddings of Emu2: CLIP's patch features averaged to a small grid (arXiv
+2312.13286), one target for each dream query. GILL's loss, on the text encoder's states of the caption (arXiv
 2305.17216), needs a caption for each picture, which interleaved documents do not have.
 """
 
@@ -16,18 +16,18 @@ import torch.nn.functional as F
 
 
 def grid_shape(number: int) -> tuple[int, int]:
-    """Rows and columns, as nearly a square as the number allows: 64 is 8 x 8, 32 is 4 x 8, a prime is one row."""
+    """Rows and columns of the grid of `number` cells closest to a square: 64 is 8 x 8, 32 is 4 x 8, a prime one row."""
     rows = max(divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0)
     return rows, number // rows
 
 
 def alignment_targets(features: torch.Tensor, num_queries: int) -> torch.Tensor:
-    """What the conditions of M pictures shall be: CLIP's patch features, averaged to one vector per dream query.
+    """Targets for the conditions of M pictures: CLIP's patch features, averaged to one vector per dream query.
 
-    Each vector is normalised to mean 0 and variance 1 (without weights), so that conditions of 0 have a loss of 1
-    whatever the scale of a CLIP's features: a weight means the same for all of them.
+    Each vector is normalised to mean 0 and variance 1 (a layer norm without weights), so that conditions of 0 have a
+    loss of 1 for any CLIP, and a loss weight means the same for all of them.
 
-    features (M, P, Dv) of a square picture in raster order -> (M, Q, Dv) in fp32, in raster order
+    features (M, P, Dv) of square pictures in raster order -> (M, Q, Dv) in fp32, in raster order
     """
     side = math.isqrt(features.shape[1])
     patches = features.float().transpose(1, 2).unflatten(2, (side, side))  # (M, Dv, side, side)

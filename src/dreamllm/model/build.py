@@ -1,10 +1,10 @@
-"""A DreamLLM from its foundations: a causal language model, CLIP and Stable Diffusion, in their usual folder layouts.
+"""Build a DreamLLM from its foundations: a causal language model, CLIP and Stable Diffusion, in their usual layouts.
 
     llm/    config.json, model.safetensors, tokenizer files                       (transformers)
     clip/   config.json, model.safetensors, preprocessor_config.json              (transformers; one tower or both)
     sd/     vae/ unet/ scheduler/, each with its config.json and weights          (diffusers)
 
-Nothing is trained or downloaded here.
+Nothing is trained or downloaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
 
 
 class FoundationProblem(ValueError):
-    """A foundation that is missing or cannot be built on."""
+    """A foundation that is missing, or that DreamLLM cannot use: names the folder or class, and the reason."""
 
 
 def build_from_foundations(
@@ -40,13 +40,13 @@ def build_from_foundations(
     template: str = "vicuna_v1.1",
     weights: bool = True,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """Put the foundations together in fp32; what is new (special tokens, queries, projectors) is random by `seed`.
+    """Combine the foundations in fp32. New parts (special tokens, dream queries, projectors) are random by `seed`.
 
-    The same folders and seed give the same model, bit by bit. Without `weights` it is that model on the meta device,
-    which takes no memory: for processes that are sent the weights (`train/distributed.py`).
+    The same folders and seed give the same model, bit for bit. Without `weights` the model is on the meta device and
+    takes no memory, for processes that receive the weights from another one (`train/distributed.py`).
 
-    Raises FoundationProblem for a missing folder and for a language model that does not fit: its logits must be its
-    head applied to its last hidden states, it must keep packed documents apart, and its tokenizer must have an
+    Raises FoundationProblem for a missing folder, and for a language model that does not fit: its logits must be its
+    head applied to its last hidden states, it must not mix packed documents, and its tokenizer must have an
     end-of-text token.
     """
     for folder in (llm_dir, clip_dir, sd_dir):
@@ -54,10 +54,10 @@ def build_from_foundations(
             raise FoundationProblem(f"{folder}: no such foundation folder")
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     add_special_tokens(tokenizer)
-    language_model, clip, vae, unet = (_read if weights else _outline)(llm_dir, clip_dir, sd_dir)
+    language_model, clip, vae, unet = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
     vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
     for part in (language_model, vision_model):
-        part.config.name_or_path = ""  # a saved model shall not tell where its foundations lay
+        part.config.name_or_path = ""  # no local paths in a saved model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -96,7 +96,7 @@ def build_from_foundations(
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add SPECIAL_TOKENS that are not there yet, in their order, and make [PAD] the padding token.
+    """Add the missing SPECIAL_TOKENS in their order, and make [PAD] the padding token.
 
     Raises FoundationProblem for a tokenizer without an end-of-text token.
     """
@@ -111,7 +111,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
 Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionModel]
 
 
-def _read(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
+def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
     """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
     language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
     _check_language_model(language_model)
@@ -121,8 +121,8 @@ def _read(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Part
     return language_model, clip, vae, unet
 
 
-def _outline(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
-    """The same on the meta device, from their configurations alone."""
+def _parts_on_meta(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
+    """Language model, CLIP, VAE and UNet on the meta device, from their configurations only."""
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_dir), dtype=torch.float32)
         clip = AutoModel.from_config(AutoConfig.from_pretrained(clip_dir), dtype=torch.float32)
@@ -132,13 +132,13 @@ def _outline(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> P
 
 
 def _plain(model: ModelMixin) -> dict[str, Any]:
-    """The configuration of a diffusers model as plain JSON, without the path it came from."""
+    """The configuration of a diffusers model as plain JSON, without its local path."""
     return {key: value for key, value in json.loads(model.to_json_string()).items() if key != "_name_or_path"}
 
 
 @torch.no_grad()
 def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
-    """Give the queries and the projectors, built without storage, their random values."""
+    """Initialise the dream queries and the projectors, which are on the meta device."""
     for projector in (model.visual_projector, model.condition_projector):
         projector.to_empty(device="cpu").reset_parameters()
     model.dream_queries = torch.nn.Parameter(torch.empty_like(model.dream_queries, device="cpu"))
@@ -147,7 +147,7 @@ def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def _check_language_model(language_model: PreTrainedModel) -> None:
-    """Find out whether the two things that DreamLLM does with its language model hold for this one."""
+    """Check on a few tokens that logits are the head of the last hidden states, and that packing mixes no documents."""
     name, ids = type(language_model).__name__, torch.arange(4)[None]
     alone = language_model.base_model(ids, use_cache=False).last_hidden_state  # (1, 4, D)
     head = language_model.get_output_embeddings()
@@ -160,4 +160,4 @@ def _check_language_model(language_model: PreTrainedModel) -> None:
         inputs_embeds=embeds, position_ids=positions, attention_mask=mask, use_cache=False
     ).last_hidden_state
     if not torch.allclose(packed, alone.repeat(1, 2, 1), atol=1e-4):
-        raise FoundationProblem(f"{name} does not fit: it does not keep documents apart that are packed into one row")
+        raise FoundationProblem(f"{name} does not fit: it mixes documents that are packed into one row")

@@ -1,4 +1,4 @@
-"""The configuration of a DreamLLM model: its parts, its special tokens, and how its losses are made."""
+"""The configuration of a DreamLLM model: its parts, special tokens and losses."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class DreamLLMConfig(PreTrainedConfig):
     vision_feature_layer: index into CLIP's hidden states, as in transformers (-2: the output of the last layer but one)
     bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
     language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
-    alignment_loss_weight: of the regression of conditions onto CLIP (`alignment.py`); 0 but in arms of comparison
-    noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: of the diffusion loss, all off in
-        the paper
-    condition_dropout: share of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
+    alignment_loss_weight: of the loss in `alignment.py`; 0 except in arms of comparison
+    noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: options of the diffusion loss,
+        all off in the paper
+    condition_dropout: fraction of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
     vae_config, unet_config, scheduler_config: as in the config.json files of a Stable Diffusion folder
     """
 
@@ -52,16 +52,16 @@ class DreamLLMConfig(PreTrainedConfig):
     timestep_shift: float = 1.0
     snr_gamma: float | None = None
     condition_dropout: float = 0.0
-    tie_word_embeddings: bool = False  # the language model's own affair: see text_config
+    tie_word_embeddings: bool = False  # that of the language model is in text_config
 
     @property
     def num_patches(self) -> int:
-        """P, patches of a picture that is read."""
+        """P, the number of CLIP patches of a picture that is read."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
     @property
     def draw_size(self) -> int:
-        """Side in pixels of a drawn picture: latent side times the VAE's factor."""
+        """Side of a drawn picture in pixels: side of the latents times the VAE's scale factor."""
         return self.unet_config["sample_size"] * 2 ** (len(self.vae_config["block_out_channels"]) - 1)
 
 

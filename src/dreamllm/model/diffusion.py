@@ -1,7 +1,7 @@
 """The diffusion loss as pure functions of tensors (paper section 3.1; official code, modeling_plugins.py).
 
-Latents, noise and noisy latents stay in fp32 whatever the precision of the networks: in bf16 only a fifth of the noise
-levels would differ from each other. Random numbers come in one explicit `DiffusionNoise`.
+Latents, noise and noisy latents are fp32 in every precision of the networks, because in bf16 only a fifth of the noise
+levels would differ. All random numbers are passed in explicitly, as a `DiffusionNoise`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def draw_noise(
 ) -> DiffusionNoise:
     """Draw the random numbers for latents of `shape` (M, C, h, w), in fp32 on the generator's device (default CPU).
 
-    noise_offset adds noise that is constant over a channel, so that the mean brightness is learnt too; it is part of
-    what the UNet predicts. input_perturbation makes the input noisier than the target says. Timesteps are uniform;
-    stratified, one falls into each of M equal parts of the schedule, in random order: the same loss on average, with
-    less noise from step to step (a low-discrepancy sampler, as in Variational Diffusion Models, arXiv 2107.00630).
-    timestep_shift above 1 moves them towards the noisy end, where a picture depends most on its condition.
+    noise_offset adds noise that is constant over each channel, so that the model learns mean brightness; the UNet
+    predicts it too. input_perturbation adds noise to the input only. Timesteps are uniform. If stratified, one falls
+    into each of M equal parts of the schedule, in random order: the same expected loss with less variance (a
+    low-discrepancy sampler, as in Variational Diffusion Models, arXiv 2107.00630). timestep_shift above 1 moves
+    timesteps towards the noisy end, where a picture depends most on its condition.
     """
     device = "cpu" if generator is None else generator.device
 
@@ -77,20 +77,20 @@ def draw_noise(
 
 
 def shift_timesteps(timesteps: torch.Tensor, num_timesteps: int, shift: float) -> torch.Tensor:
-    """Timesteps t as fractions of the schedule become s t / (1 + (s - 1) t) (Stable Diffusion 3, arXiv 2403.03206)."""
+    """Map timesteps t, as fractions of the schedule, to s t / (1 + (s - 1) t) (SD 3, arXiv 2403.03206)."""
     fractions = (timesteps.double() + 0.5) / num_timesteps
     return (num_timesteps * shift * fractions / (1 + (shift - 1) * fractions)).long()
 
 
 def cumulative_alphas(scheduler_config: Mapping[str, Any]) -> torch.Tensor:
-    """The share of signal variance that is left at each training timestep, (num_train_timesteps,) in fp32."""
+    """The cumulative product of alphas at each training timestep, (num_train_timesteps,) in fp32."""
     return DDPMScheduler.from_config(scheduler_config).alphas_cumprod
 
 
 def drop_conditions(
     conditions: torch.Tensor, null_condition: torch.Tensor, dropped: torch.Tensor | None
 ) -> torch.Tensor:
-    """Replace the dropped pictures' conditions (M, Q, D) by the null condition (1 or M, Q, D)."""
+    """Replace the conditions (M, Q, D) of the dropped pictures (M,) by the null condition (1 or M, Q, D)."""
     if dropped is None:
         return conditions
     return torch.where(dropped[:, None, None], null_condition.to(conditions.dtype), conditions)
@@ -105,7 +105,7 @@ def add_noise(latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor) 
 def prediction_target(
     latents: torch.Tensor, noise: torch.Tensor, alphas: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:
-    """What the UNet shall predict: the noise ("epsilon") or the velocity ("v_prediction", Salimans and Ho 2022)."""
+    """The UNet's target: the noise ("epsilon") or the velocity ("v_prediction", arXiv 2202.00512), (M, C, h, w)."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "v_prediction":
@@ -114,7 +114,7 @@ def prediction_target(
 
 
 def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> torch.Tensor:
-    """Min-SNR weights per picture (Hang et al. 2023), (M,); for v_prediction with SNR + 1 in both places."""
+    """Min-SNR weight of each picture (arXiv 2303.09556), (M,); v_prediction uses SNR + 1 in place of SNR."""
     snr = alphas / (1 - alphas)
     if prediction_type == "v_prediction":
         snr = snr + 1
@@ -127,9 +127,9 @@ def squared_error(
     weights: torch.Tensor | None = None,
     count: int | None = None,
 ) -> torch.Tensor:
-    """Mean squared error in fp32, over everything or as the mean of weighted means per picture; a scalar.
+    """Mean squared error of M pictures in fp32, optionally with a weight (M,) for each picture; a scalar.
 
-    count: number of pictures to divide by, where these are only some of a batch; the parts' losses then add up.
+    count: number of pictures of the whole batch to divide by, if these are some of them; the losses then add up.
     """
     errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # (M,)
     if weights is not None:

@@ -1,10 +1,10 @@
 """DreamLLM: a causal language model that reads pictures through CLIP and draws them through Stable Diffusion.
 
-One forward pass over a packed batch gives both losses (paper section 3): patches and dream queries are ordinary
-positions under the causal mask; the last hidden states at the queries, through the condition projector, take the place
-of the text encoder's output in the UNet. The parts are those of transformers and diffusers, as they are.
+One forward pass over a packed batch gives both losses (paper section 3). Patches and dream queries are ordinary
+positions under the causal mask. The last hidden states of the queries, projected by the condition projector, replace
+the text encoder's output in the UNet. The parts are unchanged models of transformers and diffusers.
 
-This module tokenises nothing (`data/layout.py`), samples nothing (`generate.py`), reads no foundations (`build.py`).
+Elsewhere: tokens (`data/layout.py`), generation (`generate.py`), loading of foundations (`build.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ TRAINABLE = (*UNFROZEN, "unet")
 
 @dataclass
 class DreamLLMOutput(ModelOutput):
-    """Losses (scalars; the parts unweighted), or logits where no loss was asked for. Hidden states are post-norm."""
+    """`loss` is the weighted sum of the others. Without labels and pictures: logits. Hidden states are post-norm."""
 
     loss: torch.Tensor | None = None
     language_loss: torch.Tensor | None = None
@@ -51,7 +51,7 @@ class DreamLLMOutput(ModelOutput):
 
 
 class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """See the module. Text generation is transformers' own `generate`, with the pictures of the prompt as arguments."""
+    """DreamLLM. Its `generate` is that of transformers, for text; `DreamLLMProcessor.prompts` makes the inputs."""
 
     config: DreamLLMConfig
     config_class = DreamLLMConfig
@@ -73,13 +73,13 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.visual_projector = nn.Linear(config.vision_config.hidden_size, width)
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, width))
         self.condition_projector = nn.Linear(width, config.unet_config["cross_attention_dim"], bias=False)
-        self.pictures_at_a_time: int | None = None  # through CLIP, VAE and UNet; None = all. Saves memory, costs time
+        self.pictures_at_a_time: int | None = None  # in CLIP, VAE and UNet; None: all. Fewer save memory, cost time
         self.post_init()
         self.train_only(UNFROZEN)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any):
-        """As in transformers; what the paper freezes is frozen."""
+        """As in transformers; CLIP, VAE and UNet are frozen, as in the paper."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         model.train_only(UNFROZEN)
@@ -111,18 +111,16 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> DreamLLMOutput:
         """Losses of a packed batch (`packing.Batch.inputs`) or, without labels and pictures to draw, logits.
 
-        input_ids, labels, position_ids (B, T); attention_mask only for padded, unpacked prompts. read_pixels
-        (N, 3, Hc, Wc) go to the P positions from each of read_slots (N, 2), the dream queries to the Q positions from
-        each of draw_slots (M, 2); draw_pixels (M, 3, Hd, Wd) in [-1, 1] is what the diffusion loss compares with. Its
-        random numbers are `noise`, or else drawn from `generator`. Where CLIP and the VAE have already been at the
-        pictures, `patch_features` (N, P, Dv) and `latent_moments` (M, 2C, h, w) take the place of their pixels.
-        target_pixels (M, 3, Hc, Wc), or their `patch_features`, are the pictures to draw as CLIP sees them, which the
-        alignment loss alone needs.
+        input_ids, labels, position_ids (B, T).  attention_mask: for padded, unpacked prompts only.  read_pixels
+        (N, 3, Hc, Wc): embedded at the P positions from each of read_slots (N, 2).  draw_slots (M, 2): the dream
+        queries are at the Q positions from each.  draw_pixels (M, 3, Hd, Wd) in [-1, 1]: targets of the diffusion loss.
+        noise: its random numbers; drawn from `generator` if None.  read_features (N, P, Dv), draw_moments
+        (M, 2C, h, w): `patch_features` and `latent_moments`, in place of the pixels.  target_pixels (M, 3, Hc, Wc) or
+        target_features: the pictures to draw, prepared for CLIP; needed by the alignment loss only.
 
-        num_targets, num_pictures: what the losses are divided by when this is a part of a larger batch, of which other
-        parts are computed elsewhere or later: the whole batch's numbers. The parts' losses then add up to the batch's,
-        however it is cut. (The official code averages each process's part by itself, so that pictures and words weigh
-        more where there are few of them.)
+        num_targets, num_pictures: numbers of the whole batch, if this is a micro-batch of it. The losses are divided by
+        them, so that those of micro-batches add up to the batch's, however it is split. (The official code averages
+        within each process, which gives targets and pictures more weight where there are few of them.)
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -171,7 +169,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         draw_slots: torch.Tensor | None = None,
         read_features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Embeddings (B, T, D) of the tokens, with pictures and dream queries in their slots."""
+        """Embeddings (B, T, D) of tokens, with pictures and dream queries in their slots; arguments as in `forward`."""
         embeds = self.get_input_embeddings()(input_ids)
         if read_slots is not None:
             embeds = fill_slots(embeds, read_slots, self.read(read_pixels, read_features))
@@ -180,10 +178,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return embeds
 
     def read(self, pixels: torch.Tensor | None, features: torch.Tensor | None = None) -> torch.Tensor:
-        """Pictures (N, 3, Hc, Wc) as embeddings (N, P, D) for the language model; of no pictures, an empty tensor.
+        """Embed pictures (N, 3, Hc, Wc) for the language model, (N, P, D); an empty tensor for None.
 
-        Even then the projector is called, so that every process of a distributed training has gradients for it.
-        features: `patch_features` of the pictures, where these are known.
+        The projector is called in any case, so that it has gradients in every process of a distributed training.
+        features: `patch_features` of the pictures, in place of pixels.
         """
         if features is None and pixels is not None:
             features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
@@ -194,11 +192,11 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()  # CLIP is frozen throughout
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """CLIP's features (N, P, Dv) of pictures (N, 3, Hc, Wc), as the visual projector takes them."""
+        """CLIP's features (N, P, Dv) of pictures (N, 3, Hc, Wc): the visual projector's input."""
         return patch_features(self.vision_model, pixels, self.config.vision_feature_layer)
 
     def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor, num_targets: int | None = None) -> torch.Tensor:
-        """Cross entropy of the next token, averaged over the targets; logits are computed at these positions only."""
+        """Cross entropy of the next token, averaged over the targets. Computes their logits only, to save memory."""
         targets = labels[:, 1:]
         is_target = targets != IGNORE
         logits = self.language_model.get_output_embeddings()(hidden[:, :-1][is_target])  # (number of targets, V)
@@ -215,18 +213,18 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_pictures: int | None = None,
         moments: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Loss of denoising M pictures (M, 3, Hd, Wd) under their query states (M, Q, D); zero for no pictures.
+        """Loss of denoising M pictures (M, 3, Hd, Wd), conditioned on query states (M, Q, D); zero for no pictures.
 
-        Conditions are dropped in training mode only, for `null_states` (1, Q, D), which are computed here unless given.
-        moments: `latent_moments` of the pictures, where these are known.
+        Conditions are dropped in training mode only, and replaced by `null_states` (1, Q, D), computed if None.
+        moments: `latent_moments` of the pictures, in place of pixels.
         """
         config = self.config
         drops = self.training and config.condition_dropout > 0
-        if drops and null_states is None:  # also for no pictures: where parameters are sharded, all processes must
-            null_states = self.null_states()  # go through the language model equally often
+        if drops and null_states is None:  # also without pictures: with sharded parameters, all
+            null_states = self.null_states()  # processes must call the language model equally often
         if moments is None and pixels is not None:
             moments = in_chunks(self.latent_moments, self.pictures_at_a_time, pixels)
-        if moments is None:  # zero, with all in the graph that a picture trains
+        if moments is None:  # zero, with all trained parameters in the graph
             unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
             unused += [] if null_states is None else [null_states]
             return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
@@ -258,10 +256,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_pictures: int | None = None,
         features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Mean squared error of the conditions from query states (M, Q, D) as CLIP's features of the pictures to draw.
+        """Mean squared error of the conditions, from query states (M, Q, D), to CLIP features of the pictures to draw.
 
-        pixels (M, 3, Hc, Wc), or their `patch_features`; zero for no pictures. The conditions are the pictures' own,
-        also where the diffusion loss drops them. Raises ValueError where pictures are missing.
+        pixels (M, 3, Hc, Wc), or `features`, their `patch_features`; zero for no pictures. Condition dropout does not
+        apply. Raises ValueError if both are None.
         """
         conditions = self.condition_projector(states)  # (M, Q, Dc)
         if not len(states):
@@ -274,7 +272,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return diffusion.squared_error(conditions, targets, count=num_pictures)
 
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
-        """The random numbers of the diffusion loss of `count` pictures, as this model's options want them."""
+        """Draw the random numbers of the diffusion loss of `count` pictures, with the options of the configuration."""
         config = self.config
         side = config.unet_config["sample_size"]
         return diffusion.draw_noise(
@@ -295,12 +293,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return torch.cat([posterior.mean.float(), posterior.std.float()], dim=1)
 
     def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
-        """The UNet's prediction for noisy latents (M, C, h, w) under projected conditions (M, Q, Dc), in fp32."""
+        """The UNet's prediction for noisy latents (M, C, h, w) and conditions (M, Q, Dc): (M, C, h, w) in fp32."""
         dtype = self.unet.dtype
         return self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=conditions.to(dtype)).sample.float()
 
     def null_states(self) -> torch.Tensor:
-        """Query states (1, Q, D) of a picture of nothing, `<s> DREAM`: the same in dropout and in sampling."""
+        """Query states (1, Q, D) of an empty prompt, `<s> DREAM`, for condition dropout and guidance."""
         config = self.config
         ids = [config.bos_token_id, config.dream_start_token_id, *[config.im_patch_token_id] * config.num_dream_queries]
         slots = torch.tensor([[0, 2]], device=self.device)
@@ -319,7 +317,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return diffusion.cumulative_alphas(self.config.scheduler_config)
 
     def train_only(self, parts: Iterable[str]) -> None:
-        """Let these parts take gradients, and no others. CLIP and the VAE cannot be trained.
+        """Make exactly these parts require gradients. CLIP and the VAE cannot be trained.
 
         Raises ValueError for a part that is not in TRAINABLE.
         """
@@ -330,7 +328,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             parameter.requires_grad_(name.split(".")[0] in parts)
 
     def train(self, mode: bool = True) -> DreamLLMForConditionalGeneration:
-        """Switch dropout on or off, never in the parts that are always frozen."""
+        """As in torch, but CLIP and the VAE stay in evaluation mode."""
         super().train(mode)
         self.vision_model.eval()
         self.vae.eval()
@@ -345,7 +343,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return self.language_model.get_output_embeddings()
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs: Any):
-        """As in transformers; the pictures go in with the prompt, later steps find them in the cache."""
+        """As in transformers; pictures are passed with the prompt only, later steps have them in the cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("read_pixels", "read_slots", "draw_slots"):
@@ -353,7 +351,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return inputs
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any):
-        """As in transformers, for beams and several answers; slots name their row, so they move with it."""
+        """As in transformers, for beams and several sequences; updates the row numbers in the slots."""
         slots = {name: kwargs.pop(name) for name in ("read_slots", "draw_slots") if kwargs.get(name) is not None}
         input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)  # repeats read_pixels too
         for name, slot in slots.items():
@@ -363,7 +361,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return input_ids, kwargs
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise what is ours. Projectors keep torch's initialisation, with which the official runs started too."""
+        """Initialise the dream queries and the projectors; the latter as torch does, like the official runs."""
         if module is self:
             init.normal_(self.dream_queries, std=getattr(self.config.text_config, "initializer_range", 0.02))
         elif module in (self.visual_projector, self.condition_projector):

@@ -1,4 +1,4 @@
-"""Pure functions on packed batches: what keeps documents of a row apart, and the slots of pictures in their rows."""
+"""Pure functions on packed batches: attention masks that separate documents, and the slots of pictures in rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from transformers.masking_utils import create_causal_mask
 def packed_attention_mask(
     config: PreTrainedConfig, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor | None:
-    """The mask (B, 1, T, T) that keeps packed documents apart, by transformers, which finds them by their position_ids.
+    """The mask (B, 1, T, T) that separates packed documents, made by transformers from their position_ids (B, T).
 
-    None where it needs no mask, or makes its own: for flash attention, and for sliding windows, which this mask would
-    undo. It is made here because older models of the library do not hand their position_ids on to the mask.
+    Made here because older models of transformers do not pass position_ids to their mask. None where the model makes
+    its own: with flash attention (see `packed_lengths`), and with sliding windows, which this mask would override.
     """
     if getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
         return None
@@ -32,23 +32,23 @@ def packed_attention_mask(
 
 
 def packed_lengths(position_ids: torch.Tensor) -> dict[str, Any]:
-    """Where the documents of position_ids (B, T) begin and end, as flash attention wants it: rows one after another.
+    """Boundaries of the documents of position_ids (B, T) as arguments of flash attention, over the concatenated rows.
 
-    Without these transformers finds packed documents by itself only in a batch of one row.
+    Without them, transformers separates packed documents in batches of one row only.
     """
     flat = position_ids.flatten()
     starts = (flat == 0).nonzero().flatten().to(torch.int32)
     ends = F.pad(starts, (0, 1), value=len(flat))  # (number of documents + 1,)
-    longest = position_ids.shape[1]  # an upper bound will do, and the true one would have to be waited for
+    longest = position_ids.shape[1]  # an upper bound; the exact length would have to be fetched from the GPU
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def in_chunks(
     function: Callable[..., torch.Tensor], size: int | None, *tensors: torch.Tensor, recompute: bool = False
 ) -> torch.Tensor:
-    """function(*tensors) for at most `size` entries at a time (None: all at once), joined again.
+    """Apply a function to chunks of at most `size` entries of the tensors (None: all at once), and concatenate.
 
-    recompute: keep no activations of a part; the backward pass computes the part once more.
+    recompute: store no activations of a chunk; the backward pass computes them again.
     """
     if size is None or len(tensors[0]) <= size:
         return function(*tensors)

@@ -1,7 +1,6 @@
-"""In which numbers a model is kept: bfloat16 on a GPU, but fp32 on a CPU and for everything that is trained.
+"""Precision of a model's parameters: bfloat16 on a GPU; fp32 on a CPU, and for everything that is trained.
 
-Only parameters are cast. Buffers stay as they are: rotary frequencies that are rounded to 8 bits put words in wrong
-places.
+Buffers are never cast, because rotary frequencies rounded to bfloat16 would shift the positions of tokens.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ import torch
 
 
 def compute_dtype(device: torch.device | str) -> torch.dtype:
-    """What is computed in on this device: bfloat16 on a GPU, fp32 elsewhere."""
+    """The dtype to compute in on a device: bfloat16 on a GPU, fp32 elsewhere."""
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
 @torch.no_grad()
 def cast(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
-    """Keep these parameters, and what is tied to them, in `dtype` from now on; a frozen one is half as large then."""
+    """Cast parameters in place, so that tied ones stay tied."""
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)
 
 
 def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-    """Put a model onto a device to be used there, in `dtype`, by default the device's; an autoencoder stays in fp32.
+    """Move a model to a device in evaluation mode and cast it to `dtype` (default: `compute_dtype`), except the VAE.
 
-    The autoencoder is small, and rounding shows in the pictures that it decodes.
+    The VAE stays in fp32: it is small, and rounding is visible in the pictures that it decodes.
     """
     vae = getattr(model, "vae", None)
     kept = set() if vae is None else set(vae.parameters())
@@ -35,9 +34,9 @@ def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: tor
 
 
 def cast_unet(unet: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Keep a diffusers UNet in `dtype` while latents go in and predictions come out in fp32, as in DreamLLM.denoise.
+    """Cast a diffusers UNet to `dtype`; its inputs and outputs stay fp32, as in `DreamLLM...denoise`.
 
-    For diffusers' pipelines, which would otherwise round the latents at each step.
+    For diffusers' pipelines, which otherwise round the latents at each step.
     """
     if dtype == torch.float32:
         return
@@ -47,5 +46,5 @@ def cast_unet(unet: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 def for_training(model: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Keep what is frozen in `dtype`; what takes gradients stays in fp32, and is what the optimiser works on."""
+    """Cast frozen parameters to `dtype`; trained ones stay fp32, for the optimiser."""
     cast([parameter for parameter in model.parameters() if not parameter.requires_grad], dtype)

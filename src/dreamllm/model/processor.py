@@ -1,8 +1,8 @@
-"""The processor: tokenizer and picture preparation, from Documents (or strings with `<image>`) to model inputs.
+"""The processor: turns Documents, or strings with `<image>`, into model inputs, by transformers' processor interface.
 
-Follows transformers' processor interface. CLIP's side of a picture goes through the CLIP image processor on its PIL
-backend, whose numbers do not depend on whether torchvision is installed; the VAE's side is resized by its shorter side
-and cropped. Neither is mirrored (the official code mirrors only the latter: the model draws what it does not read).
+Pictures to read go through the CLIP image processor on its PIL backend, whose values do not depend on torchvision.
+Pictures to draw are resized by their shorter side and cropped. Neither are flipped (the official code flips pictures to
+draw only, so that the model draws another picture than it reads).
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ SPECIAL_TOKENS = (PAD, IMAGE, IM_PATCH, IM_START, IM_END, DREAM, DREAM_START, DR
 
 
 class PromptProblem(ValueError):
-    """A prompt that cannot be used."""
+    """A prompt that the model cannot continue: says why."""
 
 
 class DreamLLMProcessor(ProcessorMixin):
     """Documents to inputs of DreamLLM.
 
     image_processor: CLIP's.  tokenizer: of the language model, with SPECIAL_TOKENS added.
-    num_patches, num_dream_queries, draw_size: as in DreamLLMConfig.  context: tokens the language model can hold
+    num_patches, num_dream_queries, draw_size: as in DreamLLMConfig.  context: the language model's context length
     template: name of the conversation template, in `layout.TEMPLATES`
     """
 
@@ -72,7 +72,7 @@ class DreamLLMProcessor(ProcessorMixin):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What `layout` needs to know."""
+        """What `layout` needs to know of tokenizer and model."""
         ids = self.tokenizer.convert_tokens_to_ids
         tokenizer = self.tokenizer
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
@@ -104,10 +104,10 @@ class DreamLLMProcessor(ProcessorMixin):
         return lay_out_prompt(document, self.vocabulary, mode, self.context, draw=draw)
 
     def prompts(self, documents: Sequence[Document], mode: Mode = "joint") -> BatchFeature:
-        """Inputs of stock `generate` for documents to be continued, padded on the left.
+        """Inputs of transformers' `generate` for documents to continue, padded on the left.
 
-        mode is that of the layout: in "joint", a picture of an interleaved prompt stands there as in I-GPT training, as
-        DREAM IMG; in "comprehension" it is only read. Raises LayoutProblem for a prompt longer than the context.
+        mode: of the layout. In "joint", a picture of an interleaved prompt is DREAM IMG, as in I-GPT training; in
+        "comprehension" it is IMG. Raises LayoutProblem for a prompt longer than the context.
         """
         sequences = [self.lay_out_prompt(document, mode) for document in documents]
         batch = collate([[sequence] for sequence in sequences], self.vocabulary, self.read_pixels, None)
@@ -131,9 +131,9 @@ class DreamLLMProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Inputs of `generate` for strings in which `<image>` stands for the next of `images`, as usual.
+        """Inputs of `generate` for one or more strings; each `<image>` in them is replaced by the next of `images`.
 
-        Raises PromptProblem where placeholders and pictures differ in number.
+        Raises PromptProblem if the numbers of placeholders and pictures differ.
         """
         if text is None or return_tensors != "pt":
             raise ValueError("pass text, with <image> where the pictures are; only return_tensors='pt' is supported")
@@ -145,27 +145,27 @@ class DreamLLMProcessor(ProcessorMixin):
         return self.prompts(documents, mode="comprehension")
 
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures as CLIP wants them, (N, 3, Hc, Wc)."""
+        """Prepare pictures for CLIP: (N, 3, Hc, Wc), normalised."""
         images = [picture.convert("RGB") for picture in pictures]
         return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
 
     def draw_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Pictures as the VAE wants them, (M, 3, draw_size, draw_size) in [-1, 1]: resized, then cropped."""
+        """Prepare pictures for the VAE: (M, 3, draw_size, draw_size) in [-1, 1], resized, then cropped."""
         return torch.stack([_to_pixels(picture, self.draw_size) for picture in pictures])
 
     def batch_decode(self, *args, **kwargs) -> list[str]:
-        """The tokenizer's."""
+        """The tokenizer's `batch_decode`."""
         return self.tokenizer.batch_decode(*args, **kwargs)
 
     def decode(self, *args, **kwargs) -> str:
-        """The tokenizer's."""
+        """The tokenizer's `decode`."""
         return self.tokenizer.decode(*args, **kwargs)
 
 
 def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = "") -> list[tuple[Part, ...]]:
-    """Texts in which `<image>` stands for the next of the pictures, as parts of documents.
+    """Split texts into parts of documents; each `<image>` is replaced by the next of the pictures.
 
-    Raises PromptProblem where placeholders and pictures differ in number.
+    Raises PromptProblem if the numbers of placeholders and pictures differ.
     """
     wanted = sum(text.count(IMAGE) for text in texts)
     if wanted != len(pictures):

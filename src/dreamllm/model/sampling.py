@@ -1,6 +1,6 @@
-"""Pictures from conditions: classifier-free guidance, any diffusers scheduler, one seed per picture.
+"""Diffusion sampling: classifier-free guidance, any diffusers scheduler, one seed per picture.
 
-A picture depends on its condition and its seed, not on the pictures that are drawn beside it.
+A picture depends on its condition and its seed, not on the other pictures of its batch.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 
 @dataclass(frozen=True)
 class PictureSampling:
-    """How pictures are drawn.
+    """Settings of diffusion sampling.
 
-    scheduler: name of a diffusers scheduler class.  guidance: of the condition over the null condition; 1 is none
+    scheduler: name of a diffusers scheduler class.  guidance: scale of classifier-free guidance; 1 is none
     """
 
     scheduler: str = "DPMSolverMultistepScheduler"
@@ -31,19 +31,20 @@ class PictureSampling:
 
 
 class SchedulerProblem(ValueError):
-    """A name that is no scheduler of diffusers."""
+    """A name that is not a scheduler class of diffusers."""
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
-    """The diffusers scheduler of this class name for the noise schedule that the UNet was trained with.
+    """The diffusers scheduler of this class name, with the noise schedule that the UNet was trained with.
 
-    Timesteps are spaced from the last one down ("trailing"): the "leading" spacing of Stable Diffusion's configuration
-    starts 150 steps at timestep 895, where training never saw pure noise. Raises SchedulerProblem for an unknown name.
+    Timesteps are spaced from the last one down ("trailing"). The "leading" spacing of Stable Diffusion's configuration
+    starts at timestep 895 with 150 steps, where training never saw pure noise. Raises SchedulerProblem for an unknown
+    name.
     """
     scheduler_class: Any = getattr(diffusers, name, None)
     is_scheduler = inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)
     if not is_scheduler:
-        raise SchedulerProblem(f"{name!r} is no scheduler class of diffusers {diffusers.__version__}")
+        raise SchedulerProblem(f"{name!r} is not a scheduler class of diffusers {diffusers.__version__}")
     return scheduler_class.from_config(scheduler_config, timestep_spacing="trailing")
 
 
@@ -54,7 +55,7 @@ def draw_from_states(
     seeds: Sequence[int],
     sampling: PictureSampling,
 ) -> list[Image.Image]:
-    """Draw M pictures from their query states (M, Q, D), with null states (1, Q, D) and a seed for each."""
+    """Draw M pictures from query states (M, Q, D) and null states (1, Q, D), with one seed for each picture."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     side = model.unet.config.sample_size
     shape = (model.unet.config.in_channels, side, side)
@@ -79,7 +80,7 @@ def sample_latents(
 ) -> torch.Tensor:
     """Denoise standard normal noise (M, C, h, w) along the timesteps set in `scheduler`; fp32 throughout.
 
-    `generators`, one per picture, serve the schedulers that draw fresh noise at each step.
+    generators: one per picture, for schedulers that draw noise at each step.
     """
     conditions = model.condition_projector(states)  # (M, Q, Dc)
     null_conditions = model.condition_projector(null_states).expand_as(conditions)
@@ -101,7 +102,7 @@ def guided_prediction(
     null_conditions: torch.Tensor,
     guidance: float,
 ) -> torch.Tensor:
-    """Classifier-free guidance (Ho and Salimans 2022): null + guidance * (conditional - null); one call of the UNet."""
+    """Classifier-free guidance (arXiv 2207.12598): null + guidance * (conditional - null); one call of the UNet."""
     if guidance == 1:
         return model.denoise(latents, timestep, conditions)
     both = model.denoise(torch.cat([latents, latents]), timestep, torch.cat([null_conditions, conditions]))
@@ -111,7 +112,7 @@ def guided_prediction(
 
 @torch.no_grad()
 def decode_latents(model: DreamLLMForConditionalGeneration, latents: torch.Tensor) -> list[Image.Image]:
-    """Latents (M, C, h, w) as RGB pictures."""
+    """Decode latents (M, C, h, w) to M RGB pictures with the VAE."""
     vae = model.vae
     pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (M, 3, H, W) in [-1, 1]
     levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Patch features of CLIP, as the language model reads them."""
+"""Patch features of CLIP, the input of the visual projector."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from transformers import CLIPVisionModel
 
 
 def patch_features(vision_model: CLIPVisionModel, pixels: torch.Tensor, layer: int) -> torch.Tensor:
-    """Hidden states of one CLIP layer without CLS, in raster order, without the final layer norm.
+    """Hidden states of one CLIP layer, without the class token and the final layer norm, in raster order.
 
-    `layer` counts as in transformers' `hidden_states`: 0 is the embedding, -1 the last layer, -2 (the official code's
-    choice, modeling_plugins.py) the one before, whose successors are not computed.
+    layer: index as in transformers' `hidden_states`: 0 is the embedding, -1 the last layer, -2 the one before (the
+    official code's choice, modeling_plugins.py). Later layers are not computed.
 
     pixels (N, 3, H, W) normalised for CLIP -> (N, P, Dv)
     """

@@ -1,4 +1,4 @@
-"""The authors' released checkpoints as ours, and ours as theirs: names of tensors and configurations, nothing else.
+"""Convert between the authors' released checkpoints and ours: tensor names and configurations.
 
 A released checkpoint is a folder (official code, modeling_dreamllm.py and modeling_plugins.py):
 
@@ -77,7 +77,7 @@ LLAMA_OPTIONAL += ("attention_bias",)
 
 
 class OfficialProblem(ValueError):
-    """An official checkpoint that cannot be read, or a model that cannot be written as one: says what and where."""
+    """An official checkpoint that cannot be read, or a model that cannot be written as one: names file and reason."""
 
 
 # ---- configuration -------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class OfficialProblem(ValueError):
 
 @dataclass(frozen=True)
 class OfficialConfig:
-    """What a model needs to know from an official config.json."""
+    """The parts of an official config.json that define the model."""
 
     llm: LlamaConfig
     ids: dict[str, int]  # of <s>, </s> and SPECIAL_TOKENS
@@ -96,13 +96,13 @@ class OfficialConfig:
 def read_config(content: Mapping[str, Any], where: str) -> OfficialConfig:
     """Read an official config.json; `where` is named in errors.
 
-    `_target_`, a class that the official code imports and calls, is only compared with the three that are known. Raises
-    OfficialProblem, with everything that is wrong, also for a setting that would make another model than ours.
+    `_target_`, a class that the official code imports and calls, is compared with the three known ones, never imported.
+    Raises OfficialProblem listing everything that is wrong, including settings that would define another model.
     """
     problems = []
     if (kind := content.get("model_type")) != "dreamllm":
         raise OfficialProblem(
-            f"{where}: model_type is {kind!r}, not 'dreamllm': this is no official DreamLLM checkpoint"
+            f"{where}: model_type is {kind!r}, not 'dreamllm': this is not an official DreamLLM checkpoint"
         )
     for names, type_ in ((LLAMA, int), (("special_tokens2ids_dict", "plugins_init_kwargs"), dict)):
         problems += [f"{name} is no {type_.__name__}" for name in names if not isinstance(content.get(name), type_)]
@@ -258,7 +258,7 @@ _DEFAULTS = {  # of an official config.json, as far as it is not about the langu
 
 @dataclass(frozen=True)
 class Key:
-    """What became of one tensor of an official checkpoint.
+    """How one tensor of an official checkpoint was used.
 
     use: "used"; "recomputed", for a buffer that follows from the configuration and agrees with it; "duplicate", for a
     plugin's tensor in the language model's file, where the plugin's own file counts; "differs", for such a one whose
@@ -317,9 +317,9 @@ def convert(
 
 
 def split(ours: Tensors, llm: LlamaConfig) -> dict[str, dict[str, torch.Tensor]]:
-    """Our tensors under official names by file: each plugin's, PLUGIN.bin, and the language model's, "model".
+    """Our tensors by file under official names: PLUGIN.bin for each plugin, "model" for the language model.
 
-    The inverse of `convert`; the buffers of the rotary embeddings, which the official code saves, are put in again.
+    The inverse of `convert`; adds the buffers of the rotary embeddings, which the official code saves.
     """
     files: dict[str, dict[str, torch.Tensor]] = {
         name: {} for name in ("model", *(f"{plugin}.bin" for plugin in PLUGINS))

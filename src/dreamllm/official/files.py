@@ -1,6 +1,6 @@
 """Reads and writes the folder of an official checkpoint (`convert.py` says what is in it).
 
-Pickled files are read with `weights_only=True`: a pickle that holds anything but tensors is refused, not run.
+Pickles are read with `weights_only=True`, which refuses to run code in them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """All tensors of an official checkpoint by file name, mapped into memory and not loaded.
+    """All tensors of an official checkpoint by file name, memory-mapped.
 
     Raises OfficialProblem for a plugin's file or a shard that is missing, truncated, or holds anything but tensors.
     """
@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
     ):
-        raise OfficialProblem(f"{path}: holds something else than tensors by name")
+        raise OfficialProblem(f"{path}: is not a dict of tensors by name")
     return dict(content)
 
 

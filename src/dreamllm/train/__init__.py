@@ -1,1 +1,1 @@
-"""Training of a stage: the loop, optimisation, several processes, checkpoints and resuming."""
+"""Training of a stage: the loop, learning-rate schedule, several processes, checkpoints and resuming."""

@@ -13,9 +13,9 @@ from dreamllm.atomic import new_folder
 
 
 def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
-    """Put foundations and checkpoints together in the folder `out`, whole or not at all; replaces an earlier one.
+    """Write the model of foundations and checkpoints to the folder `out` atomically, replacing an existing one.
 
-    Raises CheckpointProblem where they do not fit.
+    checkpoints: folders in loading order.  Raises CheckpointProblem where they do not fit.
     """
     from dreamllm.train.checkpoint import load_model  # torch, only when it is needed
 

@@ -2,8 +2,8 @@
 
     python -m dreamllm finetune-sd --config FILE --foundations data/foundations --data data/emoji/train --out DIR
 
-Pairs are those that stage I trains on; VAE and text encoder stay frozen, so each picture is encoded once. The folder
-has unet/, losses.csv and, as those of the stages, a checkpoint.json that says what it was made from.
+It trains on the same pairs as stage I. VAE and text encoder are frozen, so each picture is encoded once. The output
+folder has unet/, losses.csv and, like a stage's checkpoint, a checkpoint.json that records what it was made from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Fine-tune and save the UNet to `out`/unet, by way of a temporary folder."""
+    """Fine-tune the UNet and write the folder `out` atomically."""
     import torch
     import torch.nn.functional as F
     from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -44,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     experiment = load(args.config, args.seed)
     recipe = experiment.sd_finetuned
     if recipe is None:
-        raise SystemExit(f"{args.config}: there is no section sd_finetuned, so nothing to fine-tune")
+        raise SystemExit(f"{args.config}: has no section sd_finetuned; add it to fine-tune Stable Diffusion")
     if not (files := shards.find(args.data / "pairs")):
         raise SystemExit(f"{args.data}: no shards pairs-*.tar; make them with `dreamllm make-world`")
     pipeline = StableDiffusionPipeline.from_pretrained(args.foundations / "sd", dtype=torch.float32).to(device())

@@ -1,7 +1,6 @@
-"""What small trainings share: the device, its half precision, pictures as tensors, and one plain optimisation loop.
+"""A plain optimisation loop for small trainings, with their device, autocast and conversion of pictures to tensors.
 
-The foundation models of the miniature and the fine-tuned Stable Diffusion are trained by it; DreamLLM's stages have a
-loop of their own (`trainer.py`).
+It trains the miniature's foundation models and the fine-tuned Stable Diffusion. DreamLLM's stages have `trainer.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 
 def device() -> torch.device:
-    """The GPU when there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -45,7 +44,7 @@ def optimise(
 
     Raises FloatingPointError when the loss is not finite.
     """
-    fused = device().type == "cuda" or None  # on a CPU as it has always been, to the same bytes
+    fused = device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
     optimiser = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused
     )
