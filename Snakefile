@@ -1,23 +1,23 @@
 # DreamLLM as a runnable experiment.
 #
 #   snakemake --cores all results/tables                                    config/embedded.yaml, on a laptop
-#   snakemake --cores all --configfile=config/mine.yaml results/tables      another experiment instead
+#   snakemake --cores all --configfile=config/other.yaml results/tables     another experiment instead
 #   snakemake --cores all --dry-run                                         what would run, and why
 #
-# Rules are in workflow/rules, paths and digests in common.smk and measure.smk there. docs/workflow.md explains the house.
+# Rules: workflow/rules. Paths of all files: src/dreamllm/paths.py. Explanations: docs/workflow.md.
 from snakemake.utils import min_version
 
 from dreamllm.snakemake_records import refusal_under_dvc, sweep
 
 min_version("9.27")
 
-# DVC takes what a stage leaves for its result, so a stage does not begin on files of which nobody knows how they came.
+# DVC records whatever a stage leaves in its folders as its result, so no stage may start on files of unknown origin.
 if workflow.is_main_process and (reason := refusal_under_dvc("dvc.yaml")):
     raise WorkflowError(reason)
 
 
 onstart:
-    sweep("results")  # unfinished files of jobs that were killed; this run holds the lock
+    sweep("results")  # remove unfinished files of killed jobs; this run holds the lock, so no other job is writing
 
 
 report: "workflow/report/workflow.rst"
@@ -42,11 +42,11 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        "results/tables",
-        "results/figures",
+        TABLES,
+        FIGURES,
 
 
-# Names for groups of results; each is also a stage of dvc.yaml.
+# Names for groups of results; dvc.yaml uses some of them as targets.
 
 
 rule foundations:
@@ -61,14 +61,14 @@ rule data:
 
 rule checkpoints:
     input:
-        of_all_runs([checkpoint(stage) for stage in TRAINED]),
+        of_all_runs([PATHS.checkpoint(stage) for stage in TRAINED]),
 
 
 rule report:
     input:
-        "results/report",
-        "ro-crate-metadata.json",
-        "codecheck.yml",
+        REPORT,
+        CRATE,
+        CODECHECK,
 
 
 rule evaluate:

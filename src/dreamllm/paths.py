@@ -97,6 +97,10 @@ class Paths:
         """FID and CLIP score over all samples of a benchmark."""
         return self.metrics(model, f"pictures/{benchmark}")
 
+    def items(self, model: str, benchmark: str) -> str:
+        """The scores of a model on each item of a benchmark."""
+        return f"{self.results('items')}/{model}/{benchmark}.json"
+
     def features(self, model: str, benchmark: str, number: int | str) -> str:
         """Features of the generated pictures of one sample."""
         return f"{self.results('features')}/{model}/{benchmark}-{number}.safetensors"

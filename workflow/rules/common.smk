@@ -1,15 +1,16 @@
-# The experiment, its paths, and the digests that decide what is run again. Nothing is written while this is read.
+# The experiment, its paths, and what the rules share. Reading this writes no files.
 from pathlib import Path
 
 import yaml
 
+from dreamllm.config.experiment import RELEASED
 from dreamllm.config.reading import ConfigProblem, digest, load
-from dreamllm.config.experiment import FOUNDATION_MODELS, RELEASED
+from dreamllm.config.sources import SourceSettings
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.evaluate import tasks
+from dreamllm.paths import CODECHECK, CRATE, FIGURES, REPORT, TABLES, Paths
 from dreamllm.provenance import code_digest
 from dreamllm.results.figure_captions import CAPTIONS
-from dreamllm.config.sources import SourceSettings
 
 # One file is one whole experiment: --configfile replaces the default, nothing is merged or overridden.
 if len(workflow.configfiles) > 1:
@@ -29,89 +30,80 @@ except ConfigProblem as problem:
     raise WorkflowError(str(problem))
 config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # with all defaults; workflow/report reads it
 
-# Big tensors come and go at every step; told not to give their memory back each time, glibc spends 1 % of a CPU job in
-# page faults instead of 28 %. Other C libraries ignore these.
+# By default glibc returns the memory of big tensors to the system at every step, and a CPU job spends 28 % of its time
+# in page faults; with these settings 1 %. Other C libraries ignore them.
 shell.prefix("export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=268435456; ")
 
 NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
-RUNS = EXPERIMENT.runs()  # by name: the wildcard `run` of everything that is trained, predicted and scored
-FIRST = next(iter(RUNS))
+RUNS = EXPERIMENT.runs()  # by name, one per seed; the wildcard `run` of all that is trained, predicted and scored
+PATHS = Paths(EXPERIMENT, "{run}")
+FIRST = Paths(EXPERIMENT, next(iter(RUNS)))
 
-WORLD = {part: f"{EXPERIMENT.world.folder}/{part}" for part in ("train", "benchmarks")}
+WORLD = {part: PATHS.world(part) for part in ("train", "benchmarks")}
 IMPORTED = EXPERIMENT.foundations.source == "import"
-OWN = EXPERIMENT.foundations.source in ("fetch", "train")  # the emoji world's: they measure as well
-FETCHED = EXPERIMENT.foundations if OWN else EXPERIMENT.foundations.instruments  # or trained, in the same folders
-MEASURING = {part: f"{FETCHED.folder}/{part}" for part in ("llm", "clip", "sd", "judge")}
-FOUNDATIONS = MEASURING if OWN else {part: f"{EXPERIMENT.foundations.folder}/{part}" for part in ("llm", "clip", "sd")}
+OWN = EXPERIMENT.foundations.source in ("fetch", "train")  # foundations of the emoji world; they also measure
+FETCHED = EXPERIMENT.foundations if OWN else EXPERIMENT.foundations.instruments  # fetched or trained, same folders
+MEASURING = {part: PATHS.instrument(part) for part in ("llm", "clip", "sd", "judge")}
+FOUNDATIONS = MEASURING if OWN else {part: PATHS.foundation(part) for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
 
 
-def source_folder(name, part):
-    """Where a public data set is made. part: urls, pictures or shards."""
-    folder = EXPERIMENT.sources.get(name, SourceSettings()).folder
-    return f"{folder or f'data/sources/{name}'}/{part}"
-
-
 def shard_folders(stage):
-    """The folders with the shard sets of a stage's mixture."""
-    sets = list(EXPERIMENT.stages[stage].mixture)
-    world = [WORLD["train"]] if set(sets) & set(WORLD_SETS) else []
-    return world + [source_folder(name, "shards") for name in sets if name not in WORLD_SETS]
-
-
-def checkpoint(stage, run="{run}"):
-    """A checkpoint of a run. What is no run's own, a released model or the mini autoencoder, is the experiment's."""
-    return f"results/checkpoints/{NAME if stage in (RELEASED, 'vae') else run}/{stage}"
+    """The folders with the shard sets of a stage's mixture, the emoji world first."""
+    sets = sorted(EXPERIMENT.stages[stage].mixture, key=lambda name: name not in WORLD_SETS)
+    return list(dict.fromkeys(PATHS.shards(name) for name in sets))
 
 
 def of_all_runs(patterns):
-    """Paths with the wildcard `run`, of every run."""
+    """Fill in the wildcard `run` of these paths with every run."""
     return [pattern.format(run=run) for run in RUNS for pattern in patterns]
 
 
 def seed_flag(wildcards):
-    """Says to a job which run it belongs to, where there are several."""
+    """Tell a job which run it belongs to, where an experiment has several."""
     return ["--seed", str(RUNS[wildcards.run].seed)] if EXPERIMENT.seeds else []
 
 
 def stage_settings(stage):
-    """Digest of what a stage is trained by, as a function of the run."""
+    """Digest of the settings that a stage is trained with, as a function of the run."""
     return lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.model, EXPERIMENT.stages[stage])
 
 
-def configfile(wildcards, output):
-    """The path of the configuration: a function of the output, so that renaming the file runs nothing again.
+# Snakemake runs a job again when a param changes, unless the param is a function of the output (or input). So what must
+# not cause a rerun, such as the section `machine`, is written as a function with the argument `output`.
 
-    What a job reads in the file stands as a digest in its params, and a change of that does run it again.
-    """
+
+def configfile(wildcards, output):
+    """The path of the configuration. Renaming the file runs nothing again: the settings that a job reads there are
+    digests in its params."""
     return CONFIGFILE
 
 
 def launch(wildcards, output):
-    """How training processes are started: a function of the output, so that another machine trains nothing again."""
+    """The command that starts the processes of a training, from `machine`."""
     if MACHINE.gpus * MACHINE.nodes == 0:
         return "python -m dreamllm"
     return f"JOBS_PER_GPU={MACHINE.jobs_per_gpu} bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
 
 
 def is_timed(wildcards):
-    """Whether a prediction measures time: nothing else may run beside it."""
+    """Whether a prediction measures time, so that no other job may run beside it."""
     return "benchmark" in wildcards.keys() and task_of(wildcards.benchmark).timed
 
 
 def launch_one(wildcards, output):
-    """The same for jobs that use one GPU at most; what times pictures has it for itself."""
+    """The command that starts a job on at most one GPU, from `machine`; a timed job shares its GPU with no other."""
     timed = is_timed(wildcards)
     if MACHINE.gpus:
         return f"JOBS_PER_GPU={1 if timed else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 1"
-    if timed:  # it keeps all cores, and computes with its own; torch listens to both variables
+    if timed:  # it reserves all cores but computes with `machine.threads` of them; torch reads both variables
         return f"OMP_NUM_THREADS={MACHINE.threads} MKL_NUM_THREADS={MACHINE.threads} python -m dreamllm"
     return "python -m dreamllm"
 
 
 def cores(wildcards):
-    """Cores that a prediction asks for; without a GPU, what times pictures keeps all of them from other jobs."""
+    """Cores that a prediction reserves: all of them for a timed job without a GPU, so that nothing runs beside it."""
     alone = is_timed(wildcards) and not MACHINE.gpus
     return max(MACHINE.threads, workflow.resource_settings.cores or 0) if alone else MACHINE.threads
 
@@ -134,7 +126,8 @@ if MACHINE.gpus and MACHINE.nodes > 1:
 
 
 def release(name):
-    """Digest of what is downloaded; a sha256 that was only added to the manifest downloads nothing again."""
+    """Digest of what is downloaded of a release. The sha256 values of the manifest are left out, so that adding one
+    downloads nothing again."""
     entry = yaml.safe_load(Path(RELEASES).read_text(encoding="utf-8")).get(name, {})
     return digest({key: entry.get(key) for key in ("repo", "revision", "patterns")})
 

@@ -1,4 +1,4 @@
-# The emoji world: training shards and benchmarks, a function of the seed.
+# The emoji world: training shards and benchmarks, generated from a seed.
 
 
 rule make_world:

@@ -1,5 +1,4 @@
-# Public data sets of the section `sources`: fetched, their pictures fetched where they are only addresses, built into
-# shards; instructions written, evaluation sets placed. Without that section there are no rules here.
+# The public data sets that an experiment uses (sections `sources` and `benchmarks`), grouped by what is made from them.
 from dreamllm.sources import manifest
 
 try:
@@ -22,30 +21,23 @@ for STAGE, SETTINGS in EXPERIMENT.stages.items():
     if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
         raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
 
-
 EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
-SUBMISSIONS = [
-    f"results/submissions/{run}/{model}/{name}.{task_of(name).submission}"
-    for run in RUNS
-    for model, name in EVALUATED
-    if name in EXTERNAL
-]
-
-
-def raw(name):
-    return f"data/raw/{name}"
+SUBMISSIONS = of_all_runs(
+    [PATHS.submission(model, name, task_of(name).submission) for model, name in EVALUATED if name in EXTERNAL]
+)
 
 
 def use(name):
+    """The settings of a data set. Its folder is left out, so that renaming the folder runs nothing again."""
     return EXPERIMENT.sources.get(name, SourceSettings()).model_copy(update={"folder": None})
 
 
 def pictures_from(name):
-    """Flags that name the other sets which hold a set's pictures."""
+    """Flags that name the other data sets which hold a data set's pictures."""
     others = PUBLIC[name].pictures_from.items()
-    return ["--pictures-from", *(f"{prefix}={raw(other)}" for other, prefix in others)] if others else []
+    return ["--pictures-from", *(f"{prefix}={PATHS.raw(other)}" for other, prefix in others)] if others else []
 
 
 def distributor(wildcards, output):
-    """A function of the output, as configfile: it makes nothing again."""
+    """How img2dataset spreads its work, from `machine`; a function of the output (see common.smk)."""
     return MACHINE.distributor

@@ -1,4 +1,4 @@
-# What is made of the fetched sets of sources.smk: shards of documents, instructions, benchmarks.
+# What is made from the data sets that sources.smk fetches: shards of documents, instructions, benchmark files.
 
 for SET in BUILT:
 
@@ -6,12 +6,12 @@ for SET in BUILT:
         name:
             f"build_{SET}"
         input:
-            raw=raw(SET),
-            others=[raw(other) for other in PUBLIC[SET].pictures_from],
-            urls=[source_folder(SET, "urls")] if PUBLIC[SET].holds_addresses else [],
-            pictures=[source_folder(SET, "pictures")] if PUBLIC[SET].holds_addresses else [],
+            raw=PATHS.raw(SET),
+            others=[PATHS.raw(other) for other in PUBLIC[SET].pictures_from],
+            urls=[PATHS.source(SET, "urls")] if PUBLIC[SET].holds_addresses else [],
+            pictures=[PATHS.source(SET, "pictures")] if PUBLIC[SET].holds_addresses else [],
         output:
-            shards=directory(source_folder(SET, "shards")),
+            shards=directory(PATHS.source(SET, "shards")),
         log:
             f"logs/{NAME}/build_{SET}.log",
         benchmark:
@@ -41,9 +41,9 @@ for SET in WRITTEN:
         name:
             f"write_{SET}"
         input:
-            shards=source_folder(PUBLIC[SET].written_from, "shards"),
+            shards=PATHS.source(PUBLIC[SET].written_from, "shards"),
         output:
-            shards=directory(source_folder(SET, "shards")),
+            shards=directory(PATHS.source(SET, "shards")),
         log:
             f"logs/{NAME}/write_{SET}.log",
         benchmark:
@@ -70,10 +70,10 @@ for SET in WRITTEN:
 
 rule place_benchmark:
     input:
-        raw=raw("{source}"),
-        others=lambda wildcards: [raw(other) for other in PUBLIC[wildcards.source].pictures_from],
+        raw=PATHS.raw("{source}"),
+        others=lambda wildcards: [PATHS.raw(other) for other in PUBLIC[wildcards.source].pictures_from],
     output:
-        benchmark=directory(placed("{source}")),
+        benchmark=directory(PATHS.placed("{source}")),
     log:
         f"logs/{NAME}/place_{{source}}.log",
     benchmark:
@@ -96,5 +96,5 @@ if USED:
 
     rule sources:
         input:
-            [source_folder(name, "shards") for name in [*BUILT, *WRITTEN]],
-            [f"data/benchmarks/{name}" for name in PLACED],
+            [PATHS.source(name, "shards") for name in [*BUILT, *WRITTEN]],
+            [PATHS.placed(name) for name in PLACED],

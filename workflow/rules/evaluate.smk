@@ -1,4 +1,4 @@
-# Raw predictions first, then metrics: a metric can be made again from its predictions without a model or a GPU.
+# Predictions first, then metrics from them: computing a metric again needs neither the model nor a GPU.
 
 
 rule predict_text:
@@ -6,15 +6,15 @@ rule predict_text:
         llm=FOUNDATIONS["llm"],
         clip=FOUNDATIONS["clip"],
         sd=FOUNDATIONS["sd"],
-        checkpoints=lambda wildcards: checkpoints_of(wildcards.model, wildcards.run),
-        benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+        checkpoints=checkpoints_of,
+        benchmarks=benchmark_files,
         examples=lambda wildcards: examples_of(wildcards.benchmark),
     output:
-        predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.jsonl",
+        predictions=PATHS.predictions("{model}", "{benchmark}", "jsonl"),
     log:
-        f"logs/{{run}}/predict_{{model}}_{{benchmark}}.log",
+        "logs/{run}/predict_{model}_{benchmark}.log",
     benchmark:
-        f"benchmarks/{{run}}/predict_{{model}}_{{benchmark}}.tsv"
+        "benchmarks/{run}/predict_{model}_{benchmark}.tsv"
     threads: cores
     resources:
         **GPU_JOB,
@@ -39,27 +39,27 @@ rule predict_text:
 
 use rule predict_text as predict_pictures with:
     output:
-        predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.tar",
+        predictions=PATHS.predictions("{model}", "{benchmark}", "tar"),
 
 
 use rule predict_text as predict_attention with:
     output:
-        predictions=f"results/predictions/{{run}}/{{model}}/{{benchmark}}.safetensors",
+        predictions=PATHS.predictions("{model}", "{benchmark}", "safetensors"),
 
 
 rule score:
     input:
         predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark, wildcards.run),
-        benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+        benchmarks=benchmark_files,
         clip=MEASURING["clip"],
         judge=MEASURING["judge"],
     output:
-        metrics=f"results/metrics/{{run}}/{{model}}/{{benchmark}}.json",
-        item_scores=f"results/items/{{run}}/{{model}}/{{benchmark}}.json",
+        metrics=PATHS.metrics("{model}", "{benchmark}"),
+        item_scores=PATHS.items("{model}", "{benchmark}"),
     log:
-        f"logs/{{run}}/score_{{model}}_{{benchmark}}.log",
+        "logs/{run}/score_{model}_{benchmark}.log",
     benchmark:
-        f"benchmarks/{{run}}/score_{{model}}_{{benchmark}}.tsv"
+        "benchmarks/{run}/score_{model}_{benchmark}.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -75,17 +75,17 @@ rule score:
         " --items {output.item_scores:q} > {log:q} 2>&1"
 
 
-# Where a server alone has the answers, the cell is empty, and this is the file that the server takes.
+# For a benchmark whose answers only a server has: its cell stays empty, and this is the file to submit there.
 rule submission:
     input:
         predictions=lambda wildcards: predictions(wildcards.model, wildcards.benchmark, wildcards.run),
-        benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
+        benchmarks=benchmark_files,
     output:
-        submission=f"results/submissions/{{run}}/{{model}}/{{benchmark}}.{{suffix}}",
+        submission=PATHS.submission("{model}", "{benchmark}", "{suffix}"),
     log:
-        f"logs/{{run}}/submission_{{model}}_{{benchmark}}.{{suffix}}.log",
+        "logs/{run}/submission_{model}_{benchmark}.{suffix}.log",
     benchmark:
-        f"benchmarks/{{run}}/submission_{{model}}_{{benchmark}}.{{suffix}}.tsv"
+        "benchmarks/{run}/submission_{model}_{benchmark}.{suffix}.tsv"
     wildcard_constraints:
         suffix="json|xlsx",
     resources:

@@ -1,6 +1,6 @@
-# Language model, CLIP, Stable Diffusion and the judge: fetched by digest, or trained from nothing.
-# Both ways make the same folders; `foundations.source` in the configuration says which of them is there. Where a released
-# checkpoint is imported (released.smk), the fetched ones measure only.
+# The emoji world's language model, CLIP, Stable Diffusion and judge: fetched by digest, or trained from scratch, as
+# `foundations.source` of the configuration says. Both make the same folders. Where DreamLLM is built from other
+# foundations (released.smk), these are used for measuring only.
 
 if FETCHED.source == "fetch":
 
@@ -23,8 +23,9 @@ if FETCHED.source == "fetch":
             " --out {params.out:q} > {log:q} 2>&1"
 
 else:
-    # Where each part goes and the module that trains it; sd/ takes over the autoencoder, vae, which is of no use alone.
-    FOLDERS = {**FOUNDATIONS, "vae": checkpoint("vae")}
+    # Folder and module of each part. The autoencoder (vae) is trained before Stable Diffusion and copied into sd/. Its
+    # own folder is among the checkpoints, so this is one rule per part instead of one with a wildcard.
+    FOLDERS = {**FOUNDATIONS, "vae": PATHS.checkpoint("vae")}
     MODULES = {"llm": "language", "clip": "clip", "vae": "vae", "sd": "diffusion", "judge": "scene_classifier"}
     for PART in FOLDERS:
 

@@ -1,17 +1,17 @@
-# What people say of the model's documents (docs/human.md): a page to judge on, and the scores of what came back.
-# Not part of results/tables until there are judgements in data/human/NAME/MODEL/.
+# People's judgements of the model's documents (docs/human.md): the form that they fill in, and the scores of the files
+# that they send back. Part of results/tables once data/human/NAME/MODEL/ has such files.
 
 
 rule human_page:
     input:
-        predictions=f"results/predictions/{{run}}/{{model}}/stories.tar",
+        predictions=PATHS.predictions("{model}", "stories", "tar"),
         benchmarks=WORLD["benchmarks"],
     output:
-        page=directory(f"results/human/{{run}}/{{model}}"),
+        page=directory(PATHS.rating_form("{model}")),
     log:
-        f"logs/{{run}}/human_page_{{model}}.log",
+        "logs/{run}/human_page_{model}.log",
     benchmark:
-        f"benchmarks/{{run}}/human_page_{{model}}.tsv"
+        "benchmarks/{run}/human_page_{model}.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -22,19 +22,19 @@ rule human_page:
         " --seed {params.seed} --out {output.page:q} > {log:q} 2>&1"
 
 
-ruleorder: human_score > score
+ruleorder: human_score > score  # both could make human.json
 
 
 rule human_score:
     input:
-        page=f"results/human/{{run}}/{{model}}",
+        page=PATHS.rating_form("{model}"),
         judgements=lambda wildcards: judgements(wildcards.model, wildcards.run),
     output:
-        metrics=f"results/metrics/{{run}}/{{model}}/human.json",
+        metrics=PATHS.metrics("{model}", "human"),
     log:
-        f"logs/{{run}}/human_score_{{model}}.log",
+        "logs/{run}/human_score_{model}.log",
     benchmark:
-        f"benchmarks/{{run}}/human_score_{{model}}.tsv"
+        "benchmarks/{run}/human_score_{model}.tsv"
     resources:
         **CPU_JOB,
     params:

@@ -1,4 +1,4 @@
-# What is evaluated: models, benchmarks, their files, and the digests of the settings that they depend on.
+# What is evaluated: models and benchmarks, their files, and the digests of the settings that they depend on.
 import functools
 
 
@@ -8,32 +8,28 @@ def task_of(benchmark):
 
 
 def predictions(model, benchmark, run="{run}"):
-    return f"results/predictions/{run}/{model}/{benchmark}.{task_of(benchmark).predictions}"
+    """The prediction file of a model on a benchmark."""
+    return Paths(EXPERIMENT, run).predictions(model, benchmark, task_of(benchmark).predictions)
 
 
-def placed(source):
-    """Where the benchmark files of a public set are, or of the emoji world (None)."""
-    return f"data/benchmarks/{source}" if source else WORLD["benchmarks"]
+def benchmark_files(wildcards):
+    """The files of the benchmark of a job."""
+    return PATHS.benchmark_files(wildcards.benchmark)
 
 
 def examples_of(benchmark):
-    """The folder with the worked examples of a few-shot benchmark, where it is not that of its questions."""
+    """The folder with the worked examples of a few-shot benchmark, if it is not the folder of its questions."""
     source = EXPERIMENT.benchmark(benchmark).shots_from
-    return [placed(source)] if source else []
+    return [PATHS.placed(source)] if source else []
 
 
-def checkpoints_of(model, run):
-    """Checkpoints that make up an evaluated model, in loading order."""
-    stages = next(e.stages for e in EXPERIMENT.evaluations if e.model == model) or [model]
-    if stages == ["sd_finetuned"]:
-        return [checkpoint("sd_finetuned", run)]
-    if stages[0] in FOUNDATION_MODELS:
-        return []
-    return [checkpoint(stage, run) for stage in EXPERIMENT.lineage(*stages)]
+def checkpoints_of(wildcards):
+    """Checkpoints that make up the evaluated model of a job, in loading order."""
+    return [PATHS.checkpoint(stage) for stage in EXPERIMENT.stages_of(wildcards.model)]
 
 
 def learnt_in_context(*stages):
-    """Whether one of the stages, or of those that they start from, learns from documents with pictures in context."""
+    """Whether one of these stages or their ancestors trains on documents with pictures in context."""
     return any(
         "contexts" in EXPERIMENT.stages[stage].mixture or learnt_in_context(*EXPERIMENT.stages[stage].init)
         for stage in stages
@@ -42,7 +38,7 @@ def learnt_in_context(*stages):
 
 
 def evaluation_settings(wildcards):
-    """Digest of the settings that one benchmark sees."""
+    """Digest of the settings that the predictions of one benchmark depend on."""
     rewrite = any(e.rewrite for e in EXPERIMENT.evaluations if e.model == wildcards.model)
     seen = {"split", "limit", "prompts", "seed", *task_of(wildcards.benchmark).settings, *(["text"] if rewrite else [])}
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
@@ -67,47 +63,35 @@ def scoring_code(wildcards):
 
 
 def judge_settings(wildcards):
-    """Digest of what a score depends on besides the predictions: whoever judges free answers."""
+    """Digest of the language model that judges free answers; empty for benchmarks that are scored without one."""
     judge = EXPERIMENT.answer_judge
     return digest(judge.endpoint, judge.model, judge.judgings) if task_of(wildcards.benchmark).judged else ""
 
 
-def sample(model, benchmark, number, run):
-    """The predictions of a sample of several per prompt."""
-    if number == 0:
-        return predictions(model, benchmark, run)
-    return f"results/predictions/{run}/{model}/samples/{benchmark}-{number}.tar"
-
-
-def what_looks(wildcards):
-    """Digest of what looks at pictures; Inception's own digest stands in each file of features."""
+def features_settings(wildcards):
+    """Digest of the settings of picture features; each file of features holds the digest of Inception itself."""
     return digest(EXPERIMENT.evaluation.pictures.features)
 
 
 def inception_folder(wildcards, output):
-    """A function of the output: the folder's name makes nothing again."""
+    """The folder of Inception, as a function of the output: renaming it runs nothing again."""
     return EXPERIMENT.evaluation.pictures.inception
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
-METRICS = [f"results/metrics/{run}/{model}/{benchmark}.json" for run in RUNS for model, benchmark in EVALUATED]
-ITEMS = [f"results/items/{run}/{model}/{benchmark}.json" for run in RUNS for model, benchmark in EVALUATED]
+METRICS = of_all_runs([PATHS.metrics(model, benchmark) for model, benchmark in EVALUATED])
+ITEMS = of_all_runs([PATHS.items(model, benchmark) for model, benchmark in EVALUATED])
 if EXPERIMENT.evaluation.pictures:
-    METRICS += [
-        f"results/metrics/{run}/{model}/pictures/{name}.json"
-        for run in RUNS
-        for model, name in EVALUATED
-        if task_of(name).image_metrics
-    ]
+    METRICS += of_all_runs([PATHS.picture_metrics(*one) for one in EVALUATED if task_of(one[1]).image_metrics])
 
 
 def judgements(model, run):
-    """What people said of a model's documents: files that they sent back."""
-    return sorted(str(path) for path in Path(f"data/human/{run}/{model}").glob("*.json"))
+    """People's judgements of a model's documents: the files that they sent back."""
+    return sorted(str(path) for path in Path(Paths(EXPERIMENT, run).ratings(model)).glob("*.json"))
 
 
 JUDGED = [
-    f"results/metrics/{run}/{model}/human.json"
+    Paths(EXPERIMENT, run).metrics(model, "human")
     for run in RUNS
     for model, benchmark in EVALUATED
     if benchmark == "stories" and judgements(model, run)

@@ -1,29 +1,27 @@
-# Several pictures per prompt, FID and CLIP score (docs/pictures.md). Sample 0 is what `predict_pictures` draws. Without
-# the section `evaluation.pictures` there are no rules here.
+# Several pictures per prompt, FID and CLIP score (docs/pictures.md), if the configuration has a section
+# `evaluation.pictures`. Sample 0 is the prediction of `predict_pictures`.
 if EXPERIMENT.evaluation.pictures:
-    LOOKING = EXPERIMENT.evaluation.pictures.clip or MEASURING["clip"]
+    CLIP = EXPERIMENT.evaluation.pictures.clip or MEASURING["clip"]
 
     use rule predict_text as predict_sample with:
         output:
-            predictions=f"results/predictions/{{run}}/{{model}}/samples/{{benchmark}}-{{sample}}.tar",
+            predictions=PATHS.sample("{model}", "{benchmark}", "{sample}"),
         log:
-            f"logs/{{run}}/predict_{{model}}_{{benchmark}}_{{sample}}.log",
+            "logs/{run}/predict_{model}_{benchmark}_{sample}.log",
         benchmark:
-            f"benchmarks/{{run}}/predict_{{model}}_{{benchmark}}_{{sample}}.tsv"
+            "benchmarks/{run}/predict_{model}_{benchmark}_{sample}.tsv"
 
     rule features:
         input:
-            predictions=lambda wildcards: sample(
-                wildcards.model, wildcards.benchmark, int(wildcards.sample), wildcards.run
-            ),
-            benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
-            clip=LOOKING,
+            predictions=lambda wildcards: PATHS.sample(wildcards.model, wildcards.benchmark, wildcards.sample),
+            benchmarks=benchmark_files,
+            clip=CLIP,
         output:
-            features=f"results/features/{{run}}/{{model}}/{{benchmark}}-{{sample}}.safetensors",
+            features=PATHS.features("{model}", "{benchmark}", "{sample}"),
         log:
-            f"logs/{{run}}/features_{{model}}_{{benchmark}}_{{sample}}.log",
+            "logs/{run}/features_{model}_{benchmark}_{sample}.log",
         benchmark:
-            f"benchmarks/{{run}}/features_{{model}}_{{benchmark}}_{{sample}}.tsv"
+            "benchmarks/{run}/features_{model}_{benchmark}_{sample}.tsv"
         threads: MACHINE.threads
         resources:
             **GPU_JOB,
@@ -31,7 +29,7 @@ if EXPERIMENT.evaluation.pictures:
             experiment=configfile,
             inception=inception_folder,
             code=code_digest("dreamllm.evaluate.features"),
-            config=what_looks,
+            config=features_settings,
         shell:
             "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
             " --predictions {input.predictions:q} --benchmarks {input.benchmarks:q} --clip {input.clip:q}"
@@ -39,14 +37,14 @@ if EXPERIMENT.evaluation.pictures:
 
     rule real_statistics:
         input:
-            benchmarks=lambda wildcards: placed(EXPERIMENT.benchmark(wildcards.benchmark).source),
-            clip=LOOKING,
+            benchmarks=benchmark_files,
+            clip=CLIP,
         output:
-            statistics=f"results/features/{{run}}/real_{{benchmark}}.safetensors",
+            statistics=PATHS.real_features("{benchmark}"),
         log:
-            f"logs/{{run}}/real_statistics_{{benchmark}}.log",
+            "logs/{run}/real_statistics_{benchmark}.log",
         benchmark:
-            f"benchmarks/{{run}}/real_statistics_{{benchmark}}.tsv"
+            "benchmarks/{run}/real_statistics_{benchmark}.tsv"
         threads: MACHINE.threads
         resources:
             **GPU_JOB,
@@ -67,16 +65,16 @@ if EXPERIMENT.evaluation.pictures:
     rule score_pictures:
         input:
             features=[
-                f"results/features/{{run}}/{{model}}/{{benchmark}}-{number}.safetensors"
+                PATHS.features("{model}", "{benchmark}", number)
                 for number in range(EXPERIMENT.evaluation.pictures.samples)
             ],
-            statistics=f"results/features/{{run}}/real_{{benchmark}}.safetensors",
+            statistics=PATHS.real_features("{benchmark}"),
         output:
-            metrics=f"results/metrics/{{run}}/{{model}}/pictures/{{benchmark}}.json",
+            metrics=PATHS.picture_metrics("{model}", "{benchmark}"),
         log:
-            f"logs/{{run}}/score_pictures_{{model}}_{{benchmark}}.log",
+            "logs/{run}/score_pictures_{model}_{benchmark}.log",
         benchmark:
-            f"benchmarks/{{run}}/score_pictures_{{model}}_{{benchmark}}.tsv"
+            "benchmarks/{run}/score_pictures_{model}_{benchmark}.tsv"
         resources:
             **CPU_JOB,
         params:

@@ -1,10 +1,10 @@
-# Models of paper/released.yaml, fetched at their pinned revisions: public foundations, or a checkpoint that the authors
-# released, as foundations and the checkpoint `released`, which evaluations and stages name.
+# Models of paper/released.yaml, downloaded at pinned revisions: the public foundation models, or a checkpoint that the
+# authors released, which is converted into foundations and the checkpoint `released` for evaluations and stages.
 if EXPERIMENT.foundations.source == "hub":
 
     rule fetch_foundation:
         output:
-            folder=directory(f"{EXPERIMENT.foundations.folder}/{{part}}"),
+            folder=directory(PATHS.foundation("{part}")),
         log:
             f"logs/{NAME}/fetch_foundation_{{part}}.log",
         benchmark:
@@ -23,11 +23,10 @@ if EXPERIMENT.foundations.source == "hub":
 
 
 if IMPORTED:
-    DOWNLOADS = "data/released"
 
     rule fetch_released:
         output:
-            folder=directory(f"{DOWNLOADS}/{{name}}"),
+            folder=directory(PATHS.released("{name}")),
         log:
             f"logs/{NAME}/fetch_released_{{name}}.log",
         benchmark:
@@ -45,12 +44,12 @@ if IMPORTED:
 
     rule import_released:
         input:
-            source=f"{DOWNLOADS}/{EXPERIMENT.foundations.checkpoint}",
-            clip=f"{DOWNLOADS}/{EXPERIMENT.foundations.clip}",
-            sd=f"{DOWNLOADS}/{EXPERIMENT.foundations.sd}",
+            source=PATHS.released(EXPERIMENT.foundations.checkpoint),
+            clip=PATHS.released(EXPERIMENT.foundations.clip),
+            sd=PATHS.released(EXPERIMENT.foundations.sd),
         output:
             **{part: directory(folder) for part, folder in FOUNDATIONS.items()},
-            checkpoint=directory(checkpoint(RELEASED)),
+            checkpoint=directory(PATHS.checkpoint(RELEASED)),
         log:
             f"logs/{NAME}/import_released.log",
         benchmark:

@@ -1,9 +1,6 @@
-# What a run is shown and handed on as (docs/report.md). No part of results/tables, and no stage of dvc.yaml: it holds times
-# and memory, which differ from run to run, and says nothing that is not in what DVC records.
+# The report of a run and its RO-Crate (docs/report.md). Neither is an output of dvc.yaml: they hold times and memory,
+# which differ from run to run, and otherwise repeat what DVC records.
 from dreamllm.digests import sha256_of_file
-
-STORIES = [predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "stories"]
-DRAWINGS = [predictions(model, benchmark, FIRST) for model, benchmark in EVALUATED if benchmark == "draw"]
 
 
 rule site:
@@ -11,15 +8,15 @@ rule site:
         metrics=METRICS,
         human=JUDGED,
         item_scores=ITEMS,
-        checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
-        drawings=DRAWINGS,
-        stories=STORIES,
+        checkpoints=[FIRST.checkpoint(stage) for stage in TRAINED],
+        drawings=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "draw"],
+        stories=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "stories"],
         benchmarks=WORLD["benchmarks"],
-        tables="results/tables",
-        figures="results/figures",
+        tables=TABLES,
+        figures=FIGURES,
         paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
     output:
-        report=directory("results/report"),
+        report=directory(REPORT),
     log:
         f"logs/{NAME}/site.log",
     benchmark:
@@ -39,12 +36,12 @@ rule site:
 
 rule crate:
     input:
-        tables="results/tables",
-        figures="results/figures",
-        report="results/report",
+        tables=TABLES,
+        figures=FIGURES,
+        report=REPORT,
     output:
-        crate="ro-crate-metadata.json",
-        manifest="codecheck.yml",
+        crate=CRATE,
+        manifest=CODECHECK,
     log:
         f"logs/{NAME}/crate.log",
     benchmark:

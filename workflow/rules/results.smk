@@ -1,5 +1,5 @@
-# Tables and figures of the active experiment. Another --configfile makes them again from its own metrics.
-# `results/tables` is what is asked for everywhere, so it waits for the figures and brings them along.
+# Tables and figures of the experiment of --configfile; running another experiment replaces them.
+# The target that everybody asks for is `results/tables`, so the figures are an input of it and are made as well.
 
 
 rule tables:
@@ -9,10 +9,10 @@ rule tables:
         human=JUDGED,
         item_scores=ITEMS,
         paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
-        figures="results/figures",
+        figures=FIGURES,
     output:
         tables=report(
-            directory("results/tables"),
+            directory(TABLES),
             patterns=["{name}.csv"],
             caption="../report/tables.rst",
             category="Tables",
@@ -36,16 +36,16 @@ rule tables:
 
 rule figures:
     input:
-        checkpoints=[checkpoint(stage, FIRST) for stage in TRAINED],
-        drawings=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "draw"],
-        stories=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "stories"][-1:],
-        answers=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "vqa"],
-        in_context=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "in_context"],
-        attention=[predictions(*one, FIRST) for one in EVALUATED if one[1] == "attention"][-1:],
+        checkpoints=[FIRST.checkpoint(stage) for stage in TRAINED],
+        drawings=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "draw"],
+        stories=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "stories"][-1:],
+        answers=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "vqa"],
+        in_context=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "in_context"],
+        attention=[predictions(*one, FIRST.run) for one in EVALUATED if one[1] == "attention"][-1:],
         benchmarks=WORLD["benchmarks"],
     output:
         figures=report(
-            directory("results/figures"),
+            directory(FIGURES),
             patterns=["{name}.png"],
             caption="../report/figures.rst",
             category="Figures",
@@ -65,4 +65,5 @@ rule figures:
     shell:
         "python -m dreamllm figures --losses {params.losses:q} --drawings {input.drawings:q}"
         " --stories {input.stories:q} --answers {input.answers:q} --in-context {input.in_context:q}"
-        " --trained {params.trained:q} --attention {input.attention:q} --benchmarks {input.benchmarks:q} --out {output.figures:q} > {log:q} 2>&1"
+        " --trained {params.trained:q} --attention {input.attention:q} --benchmarks {input.benchmarks:q}"
+        " --out {output.figures:q} > {log:q} 2>&1"

@@ -3,7 +3,7 @@
 
 rule fetch_source:
     output:
-        raw=directory(raw("{source}")),
+        raw=directory(PATHS.raw("{source}")),
     log:
         f"logs/{NAME}/fetch_{{source}}.log",
     benchmark:
@@ -28,9 +28,9 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
         name:
             f"list_urls_{SET}"
         input:
-            raw=raw(SET),
+            raw=PATHS.raw(SET),
         output:
-            urls=directory(source_folder(SET, "urls")),
+            urls=directory(PATHS.source(SET, "urls")),
         log:
             f"logs/{NAME}/list_urls_{SET}.log",
         benchmark:
@@ -47,14 +47,14 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
             "python -m dreamllm list-urls --source {params.source} --manifest {params.manifest:q}"
             " --config {params.experiment:q} --raw {input.raw:q} --out {output.urls:q} > {log:q} 2>&1"
 
-    # img2dataset goes on with the shards that are not there yet, so it works beside its output and moves it in the end.
+    # img2dataset resumes from the shards that it finds, so it works in another folder and renames that at the end.
     rule:
         name:
             f"fetch_pictures_{SET}"
         input:
-            urls=source_folder(SET, "urls"),
+            urls=PATHS.source(SET, "urls"),
         output:
-            pictures=directory(source_folder(SET, "pictures")),
+            pictures=directory(PATHS.source(SET, "pictures")),
         log:
             f"logs/{NAME}/fetch_pictures_{SET}.log",
         benchmark:
@@ -63,7 +63,7 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
         resources:
             **CPU_JOB,
         params:
-            partial=source_folder(SET, f"fetching-{digest(use(SET), PUBLIC[SET].format)}"),
+            partial=PATHS.source(SET, f"fetching-{digest(use(SET), PUBLIC[SET].format)}"),
             captions=["--caption_col", "caption"] if PUBLIC[SET].has_captions else [],
             side=use(SET).picture_side,
             distributor=distributor,

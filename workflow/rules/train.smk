@@ -1,5 +1,8 @@
-# DreamLLM's stages, one rule each, and the fine-tuned Stable Diffusion of Table 2.
-# Resume state is in scratch/, which neither Snakemake nor DVC looks at: a killed training goes on where it was.
+# DreamLLM's training stages, and the fine-tuned Stable Diffusion of Table 2. A killed training continues from its last
+# save in scratch/, which neither Snakemake nor DVC tracks.
+#
+# Each stage is a rule of its own and not a wildcard of one: dvc.yaml limits every DVC stage to its rules by
+# --allowed-rules. With one rule, a missing checkpoint of another stage would be trained without DVC's knowledge.
 
 for STAGE in EXPERIMENT.stages:
 
@@ -11,14 +14,14 @@ for STAGE in EXPERIMENT.stages:
             llm=FOUNDATIONS["llm"],
             clip=FOUNDATIONS["clip"],
             sd=FOUNDATIONS["sd"],
-            init=[checkpoint(stage) for stage in EXPERIMENT.lineage(*EXPERIMENT.stages[STAGE].init)],
+            init=[PATHS.checkpoint(stage) for stage in EXPERIMENT.lineage(*EXPERIMENT.stages[STAGE].init)],
         output:
-            checkpoint=directory(checkpoint(STAGE)),
+            checkpoint=directory(PATHS.checkpoint(STAGE)),
         log:
             f"logs/{{run}}/train_{STAGE}.log",
         benchmark:
             f"benchmarks/{{run}}/train_{STAGE}.tsv"
-        priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: the long chain first
+        priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: longest chain first
         threads: MACHINE.threads
         resources:
             **TRAINING_JOB,
@@ -45,11 +48,11 @@ if EXPERIMENT.sd_finetuned:
             shards=WORLD["train"],
             sd=FOUNDATIONS["sd"],
         output:
-            checkpoint=directory(checkpoint("sd_finetuned")),
+            checkpoint=directory(PATHS.checkpoint("sd_finetuned")),
         log:
-            f"logs/{{run}}/train_sd_finetuned.log",
+            "logs/{run}/train_sd_finetuned.log",
         benchmark:
-            f"benchmarks/{{run}}/train_sd_finetuned.tsv"
+            "benchmarks/{run}/train_sd_finetuned.tsv"
         threads: MACHINE.threads
         resources:
             **GPU_JOB,
@@ -61,5 +64,5 @@ if EXPERIMENT.sd_finetuned:
             code=code_digest("dreamllm.train.finetune_sd"),
             config=lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.sd_finetuned),
         shell:
-            "{params.launch} finetune-sd --config {params.experiment:q} {params.seed} --foundations {params.foundations:q}"
-            " --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"
+            "{params.launch} finetune-sd --config {params.experiment:q} {params.seed}"
+            " --foundations {params.foundations:q} --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"
