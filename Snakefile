@@ -1,7 +1,7 @@
 # DreamLLM as a runnable experiment.
 #
 #   snakemake --cores all results/tables                                    config/embedded.yaml, on a laptop
-#   snakemake --cores all --configfile=config/other.yaml results/tables     another experiment instead
+#   snakemake --cores all --configfile=config/mine.yaml results/tables      another experiment instead
 #   snakemake --cores all --dry-run                                         what would run, and why
 #
 # Rules: workflow/rules. Paths of all files: src/dreamllm/paths.py. Explanations: docs/workflow.md.
