@@ -86,7 +86,7 @@ def test_few_steps_start_at_the_last_timestep():
 
 @pytest.mark.parametrize("name", ["NoSuchScheduler", "UNet2DConditionModel"])
 def test_an_unknown_scheduler_is_an_error(name):
-    with pytest.raises(ValueError, match=f"'{name}' is no scheduler class of diffusers"):
+    with pytest.raises(ValueError, match=f"'{name}' is not a scheduler class of diffusers"):
         make_scheduler(name, MODEL.config.scheduler_config)
 
 

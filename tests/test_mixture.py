@@ -172,7 +172,7 @@ def test_batches_are_full(mixture):
     assert tokens > 0.9 * 40 * 4 * CONTEXT
 
 
-def test_no_sequence_waits_for_ever(mixture):
+def test_the_oldest_pending_sequence_is_always_packed_next(mixture):
     previous: tuple = ()
     for item in take(stream(mixture), 60):
         assert not previous or previous[0] not in item.position.pending  # the oldest is always served
@@ -181,7 +181,7 @@ def test_no_sequence_waits_for_ever(mixture):
 
 @settings(max_examples=10)
 @given(stop=st.integers(1, 25))
-def test_taking_up_at_any_batch_goes_on_the_same(tmp_path_factory, stop):
+def test_resuming_after_any_batch_gives_the_same_batches(tmp_path_factory, stop):
     folder = tmp_path_factory.mktemp("sets")
     sets = {"pairs": write_set(folder, "pairs", 10), "text": write_set(folder, "text", 7)}
 
@@ -202,7 +202,7 @@ def test_prefetching_changes_nothing(mixture):
     ahead.close()
 
 
-def test_prefetching_passes_errors_on(tmp_path):
+def test_prefetching_raises_the_errors_of_the_stream(tmp_path):
     sets = {"text": write_set(tmp_path, "text", 5)}
 
     def failing(document, epoch):

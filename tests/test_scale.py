@@ -172,7 +172,7 @@ def test_a_stage_with_one_loss_trains_in_two_processes_although_parameters_stay_
         assert_same_training(folder, folders[0])
 
 
-def test_processes_without_pictures_wait_for_nobody(world, tmp_path):
+def test_processes_without_pictures_do_not_deadlock(world, tmp_path):
     """Text beside few pictures: most parts draw nothing, and yet go through the sharded model equally often."""
     settings = {"mixture": {"text": 8.0, "pairs": 1.0}, "context": 64, "condition_dropout": 0.9}
     machine = {"sharding": "full_shard", "rows_at_a_time": 1}
@@ -351,7 +351,7 @@ def test_each_document_comes_once_an_epoch_while_the_number_of_processes_changes
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
-def test_a_killed_training_goes_on_with_another_number_of_processes(world, alone, tmp_path, before, after):
+def test_a_killed_training_resumes_with_another_number_of_processes(world, alone, tmp_path, before, after):
     save = resume.save
 
     def killed(rank: int) -> None:

@@ -115,7 +115,7 @@ def test_losses_are_the_golden_ones(trained):
         ("joint", EVERYTHING, (1.0, 10.0)),
     ],
 )
-def test_gradients_reach_exactly_the_parts_of_the_stage(world, mode, trains, weights):
+def test_exactly_the_trained_parts_have_gradients(world, mode, trains, weights):
     settings = experiment(mode=mode, trains=trains, loss_weights={"language": weights[0], "diffusion": weights[1]})
     model, processor = load_model(world / "foundations", [], {"num_dream_queries": 4, "template": "plain", "seed": 0})
     trainer.apply_stage(model, settings.stages["igpt"])
@@ -202,7 +202,7 @@ def test_logs_can_be_read_by_tensorboard(trained):
 # ---- resume --------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_goes_on_bit_equal(world, tmp_path):
+def test_a_killed_run_resumes_bit_equal(world, tmp_path):
     settings = experiment(steps=30)
     whole = run(world, tmp_path / "whole", settings)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
@@ -233,7 +233,7 @@ def saved_step(work: Path) -> int:
     return json.loads(path.read_text())["step"] if path.exists() else 0
 
 
-def test_a_state_comes_back_exactly_and_only_for_its_own_training(tmp_path, capsys):
+def test_a_state_is_restored_exactly_and_only_for_its_own_training(tmp_path, capsys):
     log = torch.tensor([[0.1, math.nan]], dtype=torch.float64)
     state = resume.State(1, Position({"a": 3}, (("a", 2, 0),), 1), {"w": torch.ones(2), "w/step": torch.ones(())}, log)
     assert resume.load(tmp_path, {"seed": 1}) is None

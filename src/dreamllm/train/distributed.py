@@ -76,7 +76,7 @@ def prepare_model(
     the first. Its frozen parameters are kept in bfloat16 if the accelerator computes in bf16. With FSDP, its
     parameters are new objects afterwards.
 
-    Returns the module to call for losses. For everything else go on using `model` itself.
+    Returns the module to call for losses. Use `model` itself for everything else.
     Raises MachineProblem for an attention implementation that is not installed.
     """
     model.pictures_at_a_time = machine.pictures_at_a_time
