@@ -123,11 +123,11 @@ def test_a_mixture_names_sets_of_the_world_or_of_the_sources(changed):
 def test_an_evaluated_model_must_exist_and_stand_once(changed):
     assert "no model 'lm'; did you mean llm?" in changed(("model: llm", "model: lm"))
     assert "no stage 'pretran'" in changed(("stages: [pretrain]", "stages: [pretran]"))
-    assert "sd stands there twice" in changed(("model: llm", "model: sd"))
+    assert "sd is listed twice" in changed(("model: llm", "model: sd"))
 
 
 def test_a_key_that_stands_twice_is_refused(changed):
-    assert "'seed' stands twice" in changed(("seed: 0 #", "seed: 1\nseed: 0 #"))
+    assert "duplicate key 'seed'" in changed(("seed: 0 #", "seed: 1\nseed: 0 #"))
 
 
 @pytest.mark.parametrize("content", ["- a list", "", "name: [1", "\x00"])

@@ -1,4 +1,4 @@
-"""What the sections of an experiment file are made of (`experiment.py`)."""
+"""Base class and field types of the sections of an experiment file (`experiment.py`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# Count: at least 1.  Number: at least 0.  Positive: greater than 0.  Share: between 0 and 1.
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -15,12 +16,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of a configuration: no unknown keys, no changes after loading, docstrings are the documentation."""
+    """A section of a configuration. Unknown keys are errors, and nothing changes after loading.
+
+    The docstrings of classes and fields become docs/configuration.md and the JSON schema.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def near(word: str, known: list[str]) -> str:
-    """Half a sentence that names the known words most like a wrong one."""
+    """The end of an error message: the known words that are most similar to an unknown one, or else all of them."""
     matches = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(matches)}?" if matches else f"; known: {', '.join(known) or 'none'}"

@@ -1,4 +1,4 @@
-"""The sections of an experiment file that are about benchmarks besides the emoji world's own (`experiment.py`)."""
+"""The sections of an experiment file about benchmarks in addition to the emoji world's (`experiment.py`)."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from dreamllm.config.sources import Service
 
 
 class BenchmarkUse(Section):
-    """A benchmark that `evaluations` may name besides those of the emoji world: a public set, or questions of the world
-    with worked examples before them (docs/evaluation.md)."""
+    """A benchmark in addition to those of the emoji world: a public set, or few-shot questions of the world
+    (docs/evaluation.md)."""
 
     task: Name
     """How it is read, asked and scored: a module in src/dreamllm/evaluate/tasks. harness: questions in text alone, by
     lm-evaluation-harness."""
     source: Name | None = None
-    """Evaluation set in data/sources.yaml, whose prompts come along; null = the emoji world's own items."""
+    """Evaluation set in data/sources.yaml, which also decides the prompts; null = the emoji world's items."""
     shots: list[Annotated[int, Field(ge=0)]] = []
-    """Numbers of worked examples before each question. Task vqa: every question is asked with each of these numbers;
-    task harness: one number at most; [] = no examples."""
+    """Numbers of few-shot examples. Task vqa: every question is asked with each of these numbers of examples; task
+    harness: one number at most. [] = zero-shot."""
     shots_from: Name | None = None
-    """Task vqa: set in data/sources.yaml that the examples are from; null = the emoji world's other split."""
+    """Task vqa: set in data/sources.yaml from which the examples are; null = the emoji world's other split."""
     shots_by: Literal["random", "similarity"] = "random"
-    """Task vqa: which examples: drawn for each question, or those whose pictures are the most like its own to CLIP, the
-    likest last (RICES, arXiv 2109.05014)."""
+    """Task vqa: how the examples of a question are selected: at random, or by CLIP similarity of their pictures to its
+    own, with the most similar example last (RICES, arXiv 2109.05014)."""
     harness_task: str | None = None
     """Task harness: name of the task or group in lm-evaluation-harness."""
 
 
 class AnswerJudge(Service):
-    """The language model that judges answers to MM-Vet, and reads answers to MMBench that no rule can read. Without an
-    endpoint MM-Vet has no score, and an answer to MMBench that no rule can read is wrong."""
+    """The language model that grades answers to MM-Vet, and matches answers to the options of MMBench where rules
+    cannot. Without an endpoint MM-Vet has no score, and an answer to MMBench that rules cannot match counts as
+    wrong."""
 
     judgings: Count = 5
-    """How often each answer to MM-Vet is judged; the standard deviation is over these (MM-Vet's paper: 5)."""
+    """Number of times that each answer to MM-Vet is graded; the standard deviation is over these (MM-Vet's paper:
+    5)."""

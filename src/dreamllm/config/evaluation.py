@@ -11,69 +11,69 @@ from dreamllm.config.pictures import Attention, Latency, PictureProtocol
 
 
 class TextSampling(Section):
-    """How answers and captions are written."""
+    """Decoding of answers and captions."""
 
     num_beams: Count = 1
-    """Beams of the search, 1 = greedy (official code: 5)."""
+    """Beams of beam search; 1 = greedy decoding (official code: 5)."""
     max_new_tokens: Count = 48
-    """Longest answer in tokens."""
+    """Maximum length of an answer in tokens."""
     batch_size: Count = 32
-    """Items at a time; results do not depend on it."""
+    """Items per batch; results do not depend on it."""
 
 
 class Drawing(Section):
-    """How pictures are drawn."""
+    """Sampling of pictures."""
 
     scheduler: Annotated[str, Field(pattern=r"Scheduler$")] = "DDIMScheduler"
-    """Class name of a diffusers scheduler; its noise schedule comes from the foundation."""
+    """Class of the sampler in diffusers; the noise schedule is that of the foundation."""
     steps: Count = 25
     """Denoising steps per picture (official code: 150 for COCO FID)."""
     guidance: Annotated[float, Field(ge=1)] = 2.0
-    """Scale of classifier-free guidance, 1 = none (official code: 2.0 for COCO FID)."""
+    """Scale of classifier-free guidance; 1 = none (official code: 2.0 for COCO FID)."""
     batch_size: Count = 32
-    """Pictures at a time; results do not depend on it."""
+    """Pictures per batch; results do not depend on it."""
 
 
 class StoryTelling(Section):
-    """How far free interleaving goes."""
+    """Limits of free interleaved generation."""
 
     max_new_tokens: Count = 160
-    """Longest story in tokens of text."""
+    """Maximum text length of a story in tokens."""
     max_pictures: Count = 6
-    """Pictures per story at most."""
+    """Maximum number of pictures in a story."""
 
 
 class EvaluationSettings(Section):
-    """Settings of all evaluations; chosen on the split dev, reported on test."""
+    """Settings of all evaluations. Choose them on the split dev, and report results on test."""
 
     split: Literal["dev", "test"] = "test"
-    """Which half of the benchmarks is run."""
+    """Split of the benchmarks to evaluate on."""
     limit: Count | None = None
-    """Items per benchmark at most; null = all."""
+    """Maximum number of items per benchmark; null = all."""
     prompts: Literal["emoji", "official", "corrected"] = "emoji"
-    """Wording of the questions: that of the emoji world's instructions, that of the official evaluation code, or the
-    latter without its slips (docs/evaluation.md)."""
+    """Wording of the prompts: that of the emoji world's instructions, that of the official evaluation code, or the
+    latter with its errors corrected (docs/evaluation.md)."""
     seed: int = 42
-    """Picture k of a benchmark is drawn with this number plus k."""
+    """The seed of the k-th picture of a benchmark is this number plus k."""
     text: TextSampling = TextSampling()
     drawing: Drawing = Drawing()
     stories: StoryTelling = StoryTelling()
     pictures: PictureProtocol | None = None
-    """Also measure drawn pictures as the paper does (docs/pictures.md); null = not."""
+    """Compute FID and CLIP score of generated pictures by the paper's protocol (docs/pictures.md); null = do not."""
     latency: Latency = Latency()
     attention: Attention = Attention()
 
 
 class Evaluation(Section):
-    """A model and the benchmarks it runs."""
+    """A model and the benchmarks it is evaluated on."""
 
     model: Name
-    """Name in the tables: a stage; llm (the language model alone), sd (Stable Diffusion with its own text tower) or
-    sd_finetuned; or a name of its own with `stages`."""
+    """Name in the tables: that of a stage; llm (the language model alone), sd (Stable Diffusion with its own text
+    encoder) or sd_finetuned; or any name, with `stages`."""
     stages: list[Name] = []
-    """Stages whose checkpoints make up the model, in loading order; [] = the stage called `model`."""
+    """Stages whose checkpoints are loaded, in this order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1)]
     """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency,
     in_context, attention), and those of the section `benchmarks`."""
     rewrite: bool = False
-    """Rewrite, then draw (paper Table 10): the model writes each prompt anew, and Stable Diffusion draws that."""
+    """Rewrite, then draw (paper Table 10): the model rewrites each prompt, and Stable Diffusion draws the result."""

@@ -1,8 +1,7 @@
-"""The whole experiment file and what must fit together in it; its sections stand in the modules beside this one.
+"""The experiment file as a whole, and the checks across its sections, which are in the other modules of this package.
 
-Every field carries its meaning, unit and source; `workflow/describe.py` writes the JSON schema and
-docs/configuration.md from them. Nothing is computed at import and nothing is overridden later: what the file
-says is what runs. Imports neither torch nor transformers.
+The docstring of a field has its meaning, unit and source; `workflow/describe.py` writes docs/configuration.md and the
+JSON schema from them. No value is overridden later: the file says what runs. Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from dreamllm.config.stages import OF_THE_QUERIES, SdFinetuning, Stage
 from dreamllm.config.world import WORLD_SETS, World
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
-"""Models that are evaluated without being a stage: the language model, Stable Diffusion, and it fine-tuned."""
+"""Models that can be evaluated and are no stage: the language model, Stable Diffusion, and its fine-tuned version."""
 
 
-RELEASED = "released"  # the checkpoint that `foundations.source: import` makes, named like a stage
+RELEASED = "released"  # name, as of a stage, of the checkpoint that `foundations.source: import` makes
 
 
 class Model(Section):
@@ -43,37 +42,38 @@ class Model(Section):
     num_dream_queries: Count = 64
     """Dream queries per picture (paper: 64)."""
     vision_feature_layer: int = -2
-    """Layer of CLIP whose patch features are read, without CLS (official code: -2)."""
+    """Layer of CLIP whose patch features, without CLS, are the input of the visual projector (official code: -2)."""
     template: Literal["vicuna_v1.1", "plain"] = "vicuna_v1.1"
-    """How a conversation is written down (paper: Vicuna v1.1)."""
+    """Conversation template (paper: Vicuna v1.1)."""
 
 
 class Experiment(Section):
     """A whole experiment."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-    """Names the folders of checkpoints, predictions and metrics, so that experiments do not overwrite each other."""
+    """Name of the folders of checkpoints, predictions and metrics; each experiment needs its own."""
     seed: int = 0
-    """Every random number of training follows from this number and the name of its use."""
+    """Seed of all random numbers of training."""
     seeds: list[int] = []
-    """Seeds of several runs of everything that is trained, named NAME_SEED: the tables then show their means, with
-    intervals that cover the choice of seed. [] = one run, of `seed`. Foundations and world are made once, by theirs."""
+    """Train and evaluate once with each of these seeds, in runs called NAME_SEED; the tables have means over the runs,
+    with intervals that include the variance between seeds. [] = one run with `seed`. All runs share world and
+    foundations."""
     machine: Machine = Machine()
     world: World = World()
     sources: dict[Name, SourceSettings] = {}
-    """Public data sets by their names in data/sources.yaml, for mixtures and benchmarks (docs/sources.md)."""
+    """Public data sets by their names in data/sources.yaml, with their settings (docs/sources.md)."""
     instruction_writer: InstructionWriter = InstructionWriter()
     foundations: Annotated[
         FetchedFoundations | TrainedFoundations | HubFoundations | ImportedFoundations, Field(discriminator="source")
     ]
     model: Model = Model()
     stages: dict[Name, Stage] = {}
-    """Training stages by name, each after those it starts from."""
+    """Training stages by name; each must follow the stages it starts from."""
     sd_finetuned: SdFinetuning | None = None
-    """Baseline of Table 2; null = not trained."""
+    """Fine-tuned Stable Diffusion, the baseline of the paper's Table 2; null = not trained."""
     evaluation: EvaluationSettings = EvaluationSettings()
     benchmarks: dict[Name, BenchmarkUse] = {}
-    """Benchmarks by the names that `evaluations` and the tables use, besides the emoji world's."""
+    """Benchmarks in addition to the emoji world's, by the names that `evaluations` and the tables use."""
     answer_judge: AnswerJudge = AnswerJudge()
     evaluations: list[Evaluation] = []
 
@@ -113,9 +113,7 @@ class Experiment(Section):
                 if stage not in earlier:
                     problems.append(f"{where}.stages: no stage {stage!r}{near(stage, earlier)}")
             if evaluation.model in models[:index]:
-                problems.append(
-                    f"{where}.model: {evaluation.model} stands there twice, list its benchmarks in one place"
-                )
+                problems.append(f"{where}.model: {evaluation.model} is listed twice; list its benchmarks in one place")
             if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
                 problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
         if problems := problems or self._unfit_queries():  # of names that are all there

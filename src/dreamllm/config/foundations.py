@@ -1,4 +1,4 @@
-"""The section `foundations` of an experiment file (`experiment.py`): where the models come from that DreamLLM joins."""
+"""The section `foundations` of an experiment file (`experiment.py`): the pretrained models that DreamLLM joins."""
 
 from __future__ import annotations
 
@@ -17,86 +17,87 @@ class Recipe(Section):
     batch_size: Count
     """Examples per step."""
     learning_rate: Positive
-    """Peak learning rate of AdamW; linear warm-up, cosine to zero."""
+    """Peak learning rate of AdamW; linear warm-up, then cosine decay to zero."""
 
 
 class LanguageModelRecipe(Recipe):
     """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
 
     vocabulary: Count = 600
-    """Pieces of the tokenizer at most, its byte pieces not counted."""
+    """Maximum size of the tokenizer's vocabulary, without byte pieces."""
     hidden: Count = 256
     layers: Count = 4
     heads: Count = 8
     context: Count = 512
-    """Longest sequence in tokens."""
+    """Maximum sequence length in tokens."""
 
 
 class ClipRecipe(Recipe):
-    """Mini CLIP, both towers."""
+    """Mini CLIP, with image and text encoder."""
 
     hidden: Count = 192
     layers: Count = 4
     text_layers: Count = 3
     heads: Count = 4
     patch: Count = 12
-    """Side of a patch in pixels; (picture_side / patch)^2 patches are read by the language model."""
+    """Side of a patch in pixels; the language model receives (picture_side / patch)^2 patches of each picture."""
     text_length: Count = 24
-    """Longest caption in tokens."""
+    """Maximum length of a caption in tokens."""
 
 
 class VaeRecipe(Recipe):
     """Mini `AutoencoderKL` of Stable Diffusion."""
 
     channels: list[Count] = [32, 64, 96]
-    """Width of each level; each level but the last halves the picture's side."""
+    """Channels of each level; each level except the last halves the side of the picture."""
     latent_channels: Count = 8
 
 
 class SdRecipe(Recipe):
-    """Mini text-conditioned `UNet2DConditionModel` of Stable Diffusion, with a text encoder that is trained with it."""
+    """Mini `UNet2DConditionModel` of Stable Diffusion, and the text encoder that is trained with it."""
 
     channels: Annotated[list[Count], Field(min_length=2, max_length=2)] = [64, 192]
-    """Width of the fine level and of the coarse level, which attends to the text."""
+    """Channels of the fine level, and of the coarse level, which has cross-attention to the text."""
     text_hidden: Count = 192
     """Width of the text encoder, the UNet's cross_attention_dim."""
     text_layers: Count = 3
     text_heads: Count = 4
     text_length: Count = 24
-    """Longest caption in tokens; shorter ones are padded, as in Stable Diffusion."""
+    """Length of captions in tokens; shorter ones are padded, as in Stable Diffusion."""
     pictures: Count = 60000
-    """Pictures that are put through the VAE once and then drawn from."""
+    """Number of training pictures; the VAE encodes each of them once."""
     condition_dropout: Share = 0.1
-    """Share of training captions replaced by the empty caption, for classifier-free guidance."""
+    """Fraction of captions replaced by the empty caption, for classifier-free guidance."""
 
 
 class SceneClassifierRecipe(Recipe):
-    """The classifier that reads a scene off a picture, trained apart from all other models."""
+    """The scene classifier, which scores generated pictures; trained independently of all other models."""
 
     width: Count = 24
-    """Channels of its first layer."""
+    """Channels of the first layer."""
 
 
 class FetchedFoundations(Section):
-    """Foundations that were made once and are fetched by digest, as the paper fetches its own."""
+    """Foundations that were trained earlier and are fetched from a store by digest."""
 
     source: Literal["fetch"]
     folder: str = "data/foundations"
-    """Where they are put: llm/, clip/, sd/ and judge/ in the Hugging Face and diffusers layouts."""
+    """Folder to fetch to: llm/, clip/, sd/ and judge/ (scene classifier) in the Hugging Face and diffusers layouts."""
     store: str = "data/store"
-    """A DVC remote that is a folder."""
+    """Folder that is a DVC remote."""
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
-    """DVC's name of the folder's content, as in dvc.lock: what is looked up in the store."""
+    """DVC's digest of the content, as in dvc.lock; names it in the store."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Digest of all files and their names: what is checked after fetching (`dreamllm fetch-foundations --describe`)."""
+    """Digest of all files and their names, checked after fetching (`dreamllm fetch-foundations --describe` prints
+    both)."""
 
 
 class TrainedFoundations(Section):
-    """Foundations trained from nothing on the world of this experiment."""
+    """Foundations trained from scratch on the world of this experiment."""
 
     source: Literal["train"]
     folder: str = "data/foundations"
-    """Where they are put."""
+    """Folder to write to."""
     llm: LanguageModelRecipe
     clip: ClipRecipe
     vae: VaeRecipe
@@ -105,11 +106,11 @@ class TrainedFoundations(Section):
 
 
 class HubFoundations(Section):
-    """Public models, fetched at a pinned revision; names are those of paper/released.yaml."""
+    """Public models, downloaded at pinned revisions; the names are those of paper/released.yaml."""
 
     source: Literal["hub"]
     folder: str
-    """Where llm/, clip/ and sd/ are put. Experiments with the same models may share it."""
+    """Folder for llm/, clip/ and sd/. Experiments with the same models may share it."""
     llm: str
     """Language model, with its tokenizer (paper: vicuna-7b-v1.1)."""
     clip: str
@@ -117,20 +118,20 @@ class HubFoundations(Section):
     sd: str
     """Stable Diffusion, with the weights of VAE and UNet (paper: stable-diffusion-2-1-base-weights)."""
     instruments: FetchedFoundations
-    """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
+    """Foundations of the emoji world used in evaluation: the scene classifier, and CLIP for the features of FID."""
 
 
 class ImportedFoundations(Section):
-    """A released checkpoint of the authors: foundations, and a checkpoint `released` on them."""
+    """A checkpoint released by the authors, converted to foundations and a checkpoint called `released`."""
 
     source: Literal["import"]
     folder: str = "data/foundations_released"
-    """Where llm/, clip/ and sd/ are put."""
+    """Folder for llm/, clip/ and sd/."""
     checkpoint: str = "dreamllm-7b-chat-v1.0"
     """The released checkpoint: a name in paper/released.yaml, downloaded to data/released unless it is there."""
     clip: str = "clip-vit-large-patch14"
-    """CLIP that it was built on."""
+    """The CLIP it was trained with."""
     sd: str = "stable-diffusion-2-1-base"
-    """Stable Diffusion that it was built on."""
+    """The Stable Diffusion it was trained with."""
     instruments: FetchedFoundations
-    """Foundations of the emoji world that measure: the judge of drawn pictures, and CLIP for FID's features."""
+    """Foundations of the emoji world used in evaluation: the scene classifier, and CLIP for the features of FID."""

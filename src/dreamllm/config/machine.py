@@ -10,33 +10,35 @@ from dreamllm.config.base import Count, Section
 
 
 class Machine(Section):
-    """What one job may use, and how. Never part of a result's identity: changing it retrains nothing."""
+    """Resources of one job. Results do not depend on them: a change reruns nothing."""
 
     gpus: Annotated[int, Field(ge=0)] = 0
-    """GPUs of each node for a training job, 1 of which a sampling job gets; 0 = CPU."""
+    """GPUs per node of a training job; a sampling job gets one of them. 0 = CPU."""
     nodes: Count = 1
-    """Nodes for a training job; more than one needs Slurm."""
+    """Nodes of a training job; more than one need Slurm."""
     jobs_per_gpu: Count = 1
-    """Jobs that may share a GPU at a time, for models that fill it only in part (docs/cluster.md); not on Slurm."""
+    """Jobs that share a GPU, for models that use only a part of it (docs/cluster.md); not on Slurm."""
     sharding: Literal["none", "shard_grad_op", "full_shard"] = "none"
-    """What FSDP splits over the GPUs of a training: nothing (every GPU holds all, DDP); gradients and optimiser state,
-    with the parameters gathered from forward to backward; or these too, gathered layer by layer."""
+    """Sharding of a training over its GPUs. none: DDP, every GPU has all; shard_grad_op: FSDP shards gradients and
+    optimiser state; full_shard: FSDP shards the parameters too, and gathers them layer by layer."""
     rows_at_a_time: Count | None = None
-    """Rows that a GPU takes through the model at once; the gradients of more are added up. null = all of its rows."""
+    """Packed rows per forward pass on a GPU; the gradients of several passes are accumulated. null = all of its
+    rows."""
     pictures_at_a_time: Count | None = None
-    """Pictures at once through CLIP, VAE and UNet, whose activations are then computed twice. null = all."""
+    """Pictures per pass through CLIP, VAE and UNet, with activation checkpointing. null = all at once, without."""
     gradient_checkpointing: bool = False
-    """Keep only the inputs of layers and compute their activations again in the backward pass: less memory, slower."""
+    """Recompute the activations of the language model's layers in the backward pass: less memory, slower."""
     attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    """Attention of the language model in training, by transformers' names; flash attention needs its own package."""
+    """Attention implementation of the language model in training, by its name in transformers; flash attention needs
+    its own package."""
     compile: bool = False
-    """Compile the language model's layers with torch.compile for a training: faster on a GPU, after minutes of
+    """Compile the language model's layers with torch.compile in training: faster on a GPU, after some minutes of
     compiling; not for a CPU."""
     threads: Count = 1
-    """CPU threads per job. 1 on a laptop: two jobs side by side beat one job on two cores."""
+    """CPU threads per job. On a laptop use 1: two jobs with one thread are faster than one job with two."""
     memory_mb: Count = 4000
-    """Memory per job, on each of its nodes, in MB, asked of a cluster scheduler."""
+    """Memory per job and node in MB, requested from a cluster scheduler."""
     minutes: Count = 60
-    """Time limit per job in minutes, asked of a cluster scheduler."""
+    """Time limit per job in minutes, requested from a cluster scheduler."""
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
-    """What img2dataset spreads the fetching of pictures with: the cores of a machine, or a Spark or Ray cluster."""
+    """How img2dataset distributes its downloads: over the cores of one machine, or over a Spark or Ray cluster."""

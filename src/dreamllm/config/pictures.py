@@ -1,4 +1,4 @@
-"""The sections of an experiment file that are about measuring drawn pictures (`experiment.py`, docs/pictures.md)."""
+"""The sections of an experiment file about measurements on generated pictures (`experiment.py`, docs/pictures.md)."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from dreamllm.config.base import Count, Section
 
 
 class PictureProtocol(Section):
-    """Several pictures per prompt, selection among them, FID, CLIP score and their spread over the seeds."""
+    """FID and CLIP score of several pictures per prompt, of the best of them, and their spread over seeds."""
 
     samples: Count = 8
-    """Pictures per prompt (paper: 8 on COCO). Sample s is drawn from the seed of sample 0 plus s million."""
+    """Pictures per prompt (paper: 8 on COCO). The seed of sample s is that of sample 0 plus s million."""
     features: Literal["inception", "clip"] = "inception"
-    """What FID compares. inception: by the paper's protocol and by clean-fid's; clip: embeddings of the CLIP below."""
+    """Features of FID. inception: by the paper's protocol and by clean-fid's; clip: embeddings of the CLIP below."""
     inception: str = "data/inception"
-    """Folder with the two Inception files that you put there (docs/pictures.md)."""
+    """Folder with the two Inception files, which you have to put there (docs/pictures.md)."""
     clip: str | None = None
-    """Folder of the CLIP that scores pictures, both towers (paper: ViT-L/14); null = that of the foundations."""
+    """Folder of the CLIP for the CLIP score (paper: ViT-L/14); null = that of the foundations."""
 
 
 class Latency(Section):
-    """How long one picture takes (paper Table 9b): benchmark `latency`."""
+    """Time to generate one picture (paper Table 9b): benchmark `latency`."""
 
     steps: Annotated[list[Count], Field(min_length=1)] = [50, 100, 150]
-    """Numbers of denoising steps (paper: these)."""
+    """Numbers of denoising steps (paper: 50, 100, 150)."""
     pictures: Count = 10
-    """Pictures that are timed for each, one after the other, after one that is not."""
+    """Pictures timed for each, one after the other, after a warm-up picture."""
 
 
 class Attention(Section):
-    """Where the UNet attends to each dream query (paper Figure 6): benchmark `attention`."""
+    """Attention maps of the UNet for each dream query (paper Figure 6): benchmark `attention`."""
 
     prompts: Annotated[int, Field(ge=2)] = 24
-    """The first prompts of the benchmark `draw`, whose maps are stored and compared."""
+    """Number of prompts, the first ones of the benchmark `draw`, whose maps are stored and compared."""

@@ -1,8 +1,9 @@
-"""Reads experiment files. One YAML file is one whole experiment (`experiment.py` says what may stand in it).
+"""Reads experiment files. A YAML file describes a whole experiment; `experiment.py` defines its keys.
 
     experiment = load("config/embedded.yaml")
 
-Errors name the file, the key path, what is wrong and near matches. Imports neither torch nor transformers.
+Errors name the file and the key path, say what is wrong, and suggest near matches. Imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from dreamllm.config.experiment import Experiment
 
 
 class ConfigProblem(ValueError):
-    """A configuration that cannot be used: names the file, the key path, what is wrong and near matches."""
+    """An invalid configuration. The message names the file and the key path, says what is wrong, and suggests near
+    matches."""
 
 
 def load(path: str | Path, seed: int | None = None) -> Experiment:
-    """Read and check an experiment file; with a seed, as the run of that seed.
+    """Read and check an experiment file; with `seed`, as the run with that seed.
 
     Raises ConfigProblem, naming the file and every key path that is wrong, with near matches for unknown keys.
     """
@@ -38,7 +40,7 @@ def load(path: str | Path, seed: int | None = None) -> Experiment:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises ConfigProblem when it is missing, malformed or has a key twice."""
+    """Read a YAML file with a mapping. Raises ConfigProblem when it is missing, malformed or has a duplicate key."""
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
@@ -53,18 +55,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def digest(*parts: Any) -> str:
-    """Short content digest of parts of a configuration (sections or plain values): what a result's identity needs."""
+    """Digest, 16 hex digits, of parts of a configuration (sections or plain values) that a result depends on."""
     plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key may stand only once: the last of two would win silently."""
+    """YAML without duplicate keys, of which the last would win silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"duplicate key {twice[0]!r}", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -92,7 +94,7 @@ def _explain(detail: Any) -> list[str]:
 
 
 def _sections_at(location: tuple) -> list[type[Section]]:
-    """Section classes that may stand at a pydantic error location."""
+    """The section classes possible at the location of a pydantic error."""
     sections: list[type[Section]] = [Experiment]
     for step in location:
         tagged = [

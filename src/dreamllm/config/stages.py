@@ -1,4 +1,4 @@
-"""The sections of an experiment file that are about training: `stages` and `sd_finetuned`."""
+"""The sections of an experiment file about training: `stages` and `sd_finetuned`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dreamllm.config.foundations import Recipe
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
 
 OF_THE_QUERIES = ("dream_queries", "condition_projector")
-"""Parts that are trained for one number of dream queries."""
+"""Parts whose weights depend on the number of dream queries."""
 
 
 class LossWeights(Section):
@@ -21,76 +21,77 @@ class LossWeights(Section):
     language: Annotated[float, Field(ge=0)] = 1.0
     diffusion: Annotated[float, Field(ge=0)] = 10.0
     alignment: Annotated[float, Field(ge=0)] = 0.0
-    """Of regressing the conditions onto CLIP's features of the picture to draw: for arms of comparison (paper Figure 1
-    and last row of Table 3, docs/training.md); 0 = off."""
+    """Weight of regressing the conditions onto CLIP features of the target picture, for ablations (paper Figure 1 and
+    last row of Table 3, docs/training.md); 0 = off."""
 
 
 class Lora(Section):
-    """Low-rank adapters (arXiv 2106.09685) on the linear layers of the language model, which itself stays as it is.
+    """Low-rank adapters (arXiv 2106.09685) on the linear layers of the language model, whose own weights are frozen.
 
-    Its embeddings and its head are trained whole, since the special tokens begin as random numbers."""
+    Embeddings and output head are trained in full, because the special tokens are initialised randomly."""
 
     rank: Count = 64
     """Rank of the adapters."""
     alpha: Positive = 128
-    """Scale: what an adapter adds is multiplied by alpha / rank."""
+    """Scale: the output of an adapter is multiplied by alpha / rank."""
 
 
 class Stage(Section):
-    """One training stage. Defaults are the official code's, where it has the option."""
+    """One training stage. Defaults are those of the official code for all options that it has."""
 
     init: list[Name] = []
-    """Earlier stages whose trained parts are loaded, in order; [] = the foundations alone."""
+    """Earlier stages whose checkpoints are loaded, in this order; [] = start from the foundations."""
     trains: Annotated[list[Part], Field(min_length=1)]
-    """Parts that are trained, all others are frozen. CLIP and VAE always are, and in the paper the UNet, too (section
-    3.2); an arm that regresses conditions onto CLIP trains it in a second stage, as Emu does."""
+    """Parts that are trained; all others are frozen. CLIP and VAE are always frozen, and in the paper the UNet is, too
+    (section 3.2); an ablation that regresses conditions onto CLIP trains it in a second stage, as Emu does."""
     lora: Lora | None = None
-    """Train the language model through low-rank adapters; null = all of it, as the paper does."""
+    """Train the language model with low-rank adapters; null = train all of its weights, as in the paper."""
     mode: Literal["comprehension", "creation", "joint"]
-    """comprehension: pictures are read; creation: they are drawn; joint: both (paper Table 3)."""
+    """comprehension: pictures are inputs; creation: pictures are targets; joint: both (paper Table 3)."""
     mixture: Annotated[dict[Name, Positive], Field(min_length=1)]
-    """Weight of each shard set: pairs, stories, instructions, text and contexts of the emoji world, and those of
-    `sources`. Weights need not sum to one."""
+    """Sampling weight of each shard set: pairs, stories, instructions, text and contexts of the emoji world, and sets
+    of `sources`. Weights need not sum to 1."""
     read_share: Share = 0.5
-    """Share of the pairs that are read in joint mode; the others are drawn (official code: 0.5)."""
+    """Mode joint: fraction of the pairs whose picture is an input and not a target (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()
     steps: Count
     """Optimiser steps."""
     rows_per_batch: Count
-    """Packed rows per optimiser step, over all devices."""
+    """Packed rows per optimiser step, in total over all devices."""
     context: Count
-    """Tokens per row."""
+    """Length of a packed row in tokens."""
     learning_rate: Positive
-    """Peak learning rate; linear warm-up, cosine to zero."""
+    """Peak learning rate of AdamW; linear warm-up, then cosine decay to zero."""
     warmup_ratio: Share = 0.003
-    """Share of the steps that warm up."""
+    """Fraction of the steps that are warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: tuple[Share, Share] = (0.9, 0.999)
-    """AdamW's two decay rates."""
+    """Betas of AdamW."""
     gradient_clip: Positive = 1.0
-    """Largest norm of the gradient."""
+    """Maximum norm of the gradient."""
     condition_dropout: Share = 0.0
-    """Share of drawn pictures whose condition is the null condition (released: 0; recommended there: 0.1)."""
+    """Fraction of target pictures whose condition is replaced by the null condition (released code: 0; recommended in
+    it: 0.1)."""
     snr_gamma: Positive | None = None
     """Gamma of min-SNR weighting (arXiv 2303.09556); null = off."""
     noise_offset: Annotated[float, Field(ge=0)] = 0.0
-    """Strength of the offset noise; 0 = off."""
+    """Strength of offset noise; 0 = off."""
     input_perturbation: Annotated[float, Field(ge=0)] = 0.0
-    """Strength of the input perturbation (arXiv 2301.11706); 0 = off."""
+    """Strength of input perturbation (arXiv 2301.11706); 0 = off."""
     stratified_timesteps: bool = False
-    """Spread the timesteps of a batch evenly over the noise schedule: the same loss on average, with less noise."""
+    """Stratified sampling of the timesteps of a batch: the same loss in expectation, with less variance."""
     timestep_shift: Positive = 1.0
-    """Above 1, pictures are noised more often strongly than weakly (arXiv 2403.03206); 1 = evenly, as in the paper."""
+    """Values above 1 sample large timesteps more often (arXiv 2403.03206); 1 = uniformly, as in the paper."""
     precompute: bool = False
-    """Take all pictures of the mixture through CLIP and the VAE once, before the first step, and keep what they make of
-    them on disk. Pays where a picture is met more than once, by this stage or by others (docs/training.md)."""
+    """Compute CLIP features and VAE latents of all pictures of the mixture before the first step, and store them on
+    disk. Faster where a picture is used more than once, by this stage or by others (docs/training.md)."""
     num_dream_queries: Count | None = None
-    """Dream queries of this stage's model, for arms with fewer or more (paper Table 9a); null = `model`'s. Stages
-    that it starts from need the same, unless they train neither dream_queries nor condition_projector."""
+    """Number of dream queries, for ablations (paper Table 9a); null = that of the section `model`. Stages that it
+    starts from need the same number, unless they train neither dream_queries nor condition_projector."""
 
 
 class SdFinetuning(Recipe):
-    """Baseline row of the paper's Table 2: Stable Diffusion fine-tuned on the same pairs with its own text encoder."""
+    """Baseline of the paper's Table 2: Stable Diffusion with its own text encoder, fine-tuned on the same pairs."""
 
     condition_dropout: Share = 0.1
-    """Share of captions replaced by the empty caption."""
+    """Fraction of captions replaced by the empty caption."""
