@@ -68,7 +68,7 @@ def test_a_later_call_goes_on_where_a_killed_one_stopped(server, tmp_path, monke
     monkeypatch.setattr(http, "ATTEMPTS", 1)
     server.faults["/set.zip"] = [("cut", 1_500_000), ("cut", 0)]
     wanted = source({"url": f"{server.url}/set.zip", "sha256": SHA256})
-    with pytest.raises(FetchProblem, match="the line was cut .* the same command goes on there"):
+    with pytest.raises(FetchProblem, match="the connection broke .* run the same command again"):
         fetch("set", wanted, tmp_path / "set")
     assert nothing_but(tmp_path), "half a file has no final name"
     fetch("set", wanted, tmp_path / "set")
@@ -124,7 +124,7 @@ def test_a_missing_file_and_a_web_page_are_no_files(server, tmp_path):
     with pytest.raises(FetchProblem, match="answers 404 .*no longer there"):
         download(f"{server.url}/nothing.zip", tmp_path / "nothing.zip")
     server.faults["/set.zip"] = [("html",)]
-    with pytest.raises(FetchProblem, match="a web page came instead of a file"):
+    with pytest.raises(FetchProblem, match="a web page instead of a file"):
         download(f"{server.url}/set.zip", tmp_path / "set.zip")
     assert nothing_but(tmp_path)
 

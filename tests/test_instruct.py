@@ -162,7 +162,7 @@ def test_no_instruction_at_all_is_an_error(base, tmp_path, service):
         {},
         json.dumps({"choices": [{"message": {"content": None}}]}).encode(),
     )
-    with pytest.raises(BuildProblem, match="not one instruction"):
+    with pytest.raises(BuildProblem, match="no instruction could be written"):
         write(base, writer(service, tmp_path / "cache"), tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under a temporary name, then moved into place."""
+"""Atomic writes: files and folders are written under a temporary name and renamed when complete."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """A name to write a file to; it takes the place of `path` when the block ends well and is removed otherwise."""
+    """A temporary path for a file. It replaces `path` when the block succeeds and is removed when it fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -24,7 +24,7 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """An empty folder to fill; it takes the place of `path` when the block ends well and is removed otherwise."""
+    """An empty temporary folder. It replaces `path` when the block succeeds and is removed when it fails."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)

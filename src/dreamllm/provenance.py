@@ -1,8 +1,8 @@
-"""What a result was made with: versions, commit, and a digest of the code that a module runs.
+"""The provenance of results: library versions, commit, machine, and a digest of the code that a module runs.
 
-The digest covers the module and every module of this package that it imports, at whatever depth and also inside
-functions, as syntax trees: comments, docstrings and formatting do not count, so that polishing them retrains nothing.
-Modules outside the package are not followed; their versions are pinned in requirements.lock.
+The digest covers the syntax trees of the module and of every module of this package that it imports, directly or
+indirectly, also inside functions. Comments, docstrings and formatting do not count, so that editing them reruns
+nothing. Modules outside the package are not included; their versions are pinned in requirements.lock.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def _parsed(file: Path, without: tuple[str, ...]) -> ast.Module:
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """The tree's root and all statements in it. Expressions, nine nodes of ten, hold none: every start of Snakemake
-    takes this walk, so that it counts."""
+    """The root of the tree and all statements in it. Expressions, 90 % of the nodes, are skipped for speed, because
+    every start of Snakemake walks all trees."""
     todo = [tree]
     while todo:
         node = todo.pop()
@@ -110,7 +110,7 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def _is_string(statement: ast.stmt) -> bool:
-    """A string that stands alone does nothing: a docstring, or the documentation under a constant."""
+    """Whether a statement is a string alone: a docstring, or the documentation of a constant."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
@@ -119,12 +119,12 @@ def _is_string(statement: ast.stmt) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can change a number."""
+    """Versions of Python and of the libraries that can change a result."""
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def commit() -> str | None:
-    """The git commit of this code, with "-modified" where the code differs from it; None outside a repository."""
+    """The git commit of this code, followed by "-modified" if the code differs from it; None outside a repository."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
@@ -139,7 +139,7 @@ def commit() -> str | None:
 
 
 def machine() -> str:
-    """The processor, how many of its cores torch uses here, and the GPUs: "AMD EPYC, 1 of 2 cores, 8 x NVIDIA H100"."""
+    """The processor, the cores that torch uses, and the GPUs: "AMD EPYC, 1 of 2 cores, 8 x NVIDIA H100"."""
     import torch
 
     try:

@@ -1,13 +1,13 @@
-"""Write the paper's two instruction sets that were never released: `dreamllm write-instructions`.
+"""Write instructions for the paper's two sets that were never released: `dreamllm write-instructions`.
 
 Instruct-BLIP-LAION asks for the picture of a caption, InstructMMC4 for a page with pictures (paper section 4: about 20K
 each, written by GPT-4). A document of the base set becomes a conversation of one turn: the user's instruction, then the
-document as the assistant's answer. Instructions are written by templates, offline and the same on every machine, or by
-any service with OpenAI's chat completions:
+document as the assistant's answer. Instructions are made from templates, offline and deterministically, or by a service
+with OpenAI's chat completions API:
 
     OPENAI_API_KEY=... dreamllm write-instructions --source instruct_blip_laion --shards data/shards/blip_laion ...
 
-Every answer of a service is kept in `--cache`: what was paid for once is not asked again. The prompts for GPT-4 were
+Answers of a service are cached in `--cache`, so that no request is paid for twice. The paper's prompts for GPT-4 were
 not published; those below are ours.
 """
 
@@ -34,7 +34,7 @@ from dreamllm.sources.build import PER_SHARD, Counted
 from dreamllm.sources.records import BuildProblem, Rejected
 from dreamllm.sources.services.chat import Chat
 
-LONGEST_SHOWN = 4000  # characters of a document that a service is shown
+LONGEST_SHOWN = 4000  # characters of a document in a request
 LONGEST_INSTRUCTION = 600  # characters
 
 SYSTEM = (
@@ -70,17 +70,17 @@ class Writer(Protocol):
     """Writes the instruction to which a document is the answer."""
 
     def write(self, document: Document) -> str | Rejected:
-        """The instruction, or why there is none."""
+        """The instruction, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class TemplateWriter:
-    """A function of the seed and the document alone."""
+    """Fills a template; depends on the seed and the document alone."""
 
     seed: int
 
     def write(self, document: Document) -> str | Rejected:
-        """One of the templates, with the caption or the page's first sentence in it."""
+        """A random template with the caption or the first sentence of the page."""
         rng = random.Random(seed_of(self.seed, "instruction template", document.id))
         first = next((part.text.strip() for part in document.parts if isinstance(part, Text) and part.text.strip()), "")
         if not first:
@@ -93,7 +93,7 @@ class TemplateWriter:
 
 @dataclass
 class ServiceWriter:
-    """Asks a service for each instruction, unless the cache has the answer."""
+    """Asks a service for each instruction that is not in the cache."""
 
     settings: InstructionWriter
     cache: Path
@@ -112,7 +112,7 @@ class ServiceWriter:
 
 
 def messages(document: Document) -> list[dict[str, str]]:
-    """What a service is asked for a document."""
+    """The request for the instruction of a document."""
     shown = " ".join(part.text if isinstance(part, Text) else "[picture]" for part in document.parts)
     if document.kind == "pair":
         shown = next(part.text for part in document.parts if isinstance(part, Text))
@@ -121,7 +121,7 @@ def messages(document: Document) -> list[dict[str, str]]:
 
 
 def usable(text: str, where: str) -> str | Rejected:
-    """A service's answer as an instruction."""
+    """The answer of a service as an instruction, or Rejected."""
     text = " ".join(text.split()).strip("\"' ")
     if not text:
         return Rejected("instruction is empty", where)
@@ -131,7 +131,7 @@ def usable(text: str, where: str) -> str | Rejected:
 
 
 def instructed(document: Document, instruction: str) -> Document:
-    """The conversation of one turn whose answer is the document; of a pair the picture alone."""
+    """The conversation of one turn whose answer is the document, or for a pair its picture alone."""
     body = [part for part in document.parts if document.kind != "pair" or isinstance(part, Picture)]
     answer = [
         Text(part.text, "assistant") if isinstance(part, Text) else Picture(part.image, "assistant") for part in body
@@ -144,7 +144,7 @@ def write_instructions(
 ) -> Counted:
     """Write the shards OUT/NAME-NNNNN.tar with instructions for documents of the shards in `base`.
 
-    `settings.documents` of them are drawn by a named seed; null = all. Raises BuildProblem when there is none.
+    `settings.documents` of them are sampled with a named seed; null = all. Raises BuildProblem when none is written.
     """
     files = sorted(base.glob("*.tar"))
     records = [record for file in files for record in shards.index(file)]
@@ -169,7 +169,7 @@ def write_instructions(
             report["cost"] = writer.cost()
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if not counted.documents:
-            raise BuildProblem(f"{name}: not one instruction could be written for {len(records)} documents of {base}")
+            raise BuildProblem(f"{name}: no instruction could be written for {len(records)} documents of {base}")
     return counted
 
 
@@ -180,8 +180,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm write-instructions`."""
     manifest.add_arguments(parser)
     parser.add_argument("--config", type=Path, required=True, help="experiment: seed, instruction_writer, sources")
-    parser.add_argument("--shards", type=Path, required=True, help="shards of the set it is written from")
-    parser.add_argument("--cache", type=Path, required=True, help="folder that keeps a service's answers")
+    parser.add_argument("--shards", type=Path, required=True, help="shards of the base set")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the answers of a service")
     parser.add_argument("--out", type=Path, required=True, help="folder of shards and report.json, replaced if there")
 
 
@@ -189,7 +189,7 @@ def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm write-instructions`."""
     source = manifest.chosen(args)
     if source.format != "instructions":
-        raise BuildProblem(f"{args.source} (format {source.format}) is no set of instructions to be written")
+        raise BuildProblem(f"{args.source} (format {source.format}) is not a set of instructions to write")
     experiment = load(args.config)
     service = experiment.instruction_writer
     writer: Writer = TemplateWriter(experiment.seed)

@@ -1,4 +1,4 @@
-"""A language model behind OpenAI's chat completions, every answer of which is kept: nothing is paid for twice."""
+"""A client of OpenAI's chat completions API that caches every answer, so that no request is paid for twice."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from dreamllm.sources.services.http import TIMEOUT, FetchProblem, session
 
 @dataclass
 class Chat:
-    """The service of `settings`; its answers are kept below the folder `cache`, the key is in no message or file."""
+    """Client of the service in `settings`. Answers are cached in the folder `cache`; the key is never written
+    anywhere."""
 
     settings: Service
     cache: Path
     key: str
     tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "requests": 0, "from cache": 0})
     models: set[str] = field(default_factory=set)
-    """Names under which the service says that it answered."""
+    """Names of the models that answered, as the service reports them."""
     web: requests.Session = field(default_factory=session)
     lock: Any = field(default_factory=Lock)
 
     def ask(self, messages: list[dict[str, str]], *, temperature: float = 0, repeat: int = 0, **options: Any) -> str:
-        """The service's answer to a conversation, or the one that is kept.
+        """The answer to a conversation, from the cache if it is there.
 
-        repeat: number of the time that the same question is asked; each is answered, and kept, by itself.
-        options: more fields of the request. Raises FetchProblem when the service refuses or cannot be reached.
+        repeat: index of a repetition of the same request; each is answered and cached separately.
+        options: further fields of the request. Raises FetchProblem when the service refuses or cannot be reached.
         """
         body = {"model": self.settings.model, "messages": messages, "temperature": temperature, **options}
-        kept_as = body | ({"repeat": repeat} if repeat else {})
-        digest = hashlib.sha256(json.dumps(kept_as, sort_keys=True).encode()).hexdigest()
+        cache_key = body | ({"repeat": repeat} if repeat else {})
+        digest = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
         path = self.cache / digest[:2] / f"{digest}.json"
         if cached := path.exists():
             answer = json.loads(path.read_text(encoding="utf-8"))
@@ -61,7 +62,7 @@ class Chat:
             raise FetchProblem(f"{url}: {self._without_key(str(error))}") from None
         if answer.status_code != 200:
             said = self._without_key(answer.text[:300])
-            hint = "; is OPENAI_API_KEY set and right?" if answer.status_code in (401, 403) else ""
+            hint = "; is OPENAI_API_KEY set and valid?" if answer.status_code in (401, 403) else ""
             raise FetchProblem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
         try:
             content = answer.json()
@@ -70,13 +71,13 @@ class Chat:
             return {"text": text or "", "model": content.get("model") or "", **counts}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             said = self._without_key(answer.text[:300])
-            raise FetchProblem(f"{url}: the answer is no chat completion: {said}") from None
+            raise FetchProblem(f"{url}: the answer is not a chat completion: {said}") from None
 
     def _without_key(self, text: str) -> str:
         return text.replace(self.key, "***") if self.key else text
 
     def cost(self) -> dict[str, float]:
-        """Tokens of all answers used, cached ones too, and their price."""
+        """Tokens of all answers used, including cached ones, and their price in dollars."""
         price_in, price_out = self.settings.dollars_per_million
         dollars = (self.tokens["in"] * price_in + self.tokens["out"] * price_out) / 1e6
         return {**self.tokens, "dollars": round(dollars, 4)}
