@@ -121,6 +121,11 @@ class Paths:
         """The folder for the judgements that people sent back."""
         return f"data/human/{self.run}/{model}"
 
+    @property
+    def timings(self) -> str:
+        """The folder with time and memory of each job, as Snakemake measured them."""
+        return f"benchmarks/{self.run}"
+
     def timing(self, job: str) -> str:
-        """Time and memory of a job, as Snakemake measured it."""
-        return f"benchmarks/{self.run}/{job}.tsv"
+        """Time and memory of one job."""
+        return f"{self.timings}/{job}.tsv"

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from dreamllm.config.reading import load
 from dreamllm.digests import content_files
+from dreamllm.paths import REPORT, Paths
 from dreamllm.repro.audit.evidence import Evidence
 from dreamllm.repro.audit.findings import Fault, Result, absent, judged
 from dreamllm.snakemake_records import RecordProblem, Usage, read_usage
 
 LONGEST_SMOKE = 600.0  # CPU seconds: what the end-to-end run may take
 SMOKE = "config/smoke.yaml"
-BY_VERBS = ("results/audit.json", "results/compare", "results/human/{name}", "results/report")
+BY_VERBS = ("results/audit.json", "results/compare", "results/human/{name}", REPORT)
 COMMITTED = ("results/README.md", "results/study")
 APART = (*BY_VERBS, *COMMITTED)
 """Below results/, but not what results/tables needs: made by other verbs and rules, or kept in git."""
@@ -70,9 +71,9 @@ def _other_experiments(evidence: Evidence) -> set[str]:
 def costs(evidence: Evidence) -> Result:
     """A11: every job that ran has its wall time, CPU time and peak memory written down."""
     run = evidence.run
-    folder = evidence.root / f"benchmarks/{run.name}"
+    folder = evidence.root / run.paths.timings
     if not folder.is_dir():
-        reason = f"benchmarks/{run.name} is not there: timings stay on the machine that ran ({evidence.command})"
+        reason = f"{run.paths.timings} is not there: timings stay on the machine that ran ({evidence.command})"
         return absent(reason)
     faults, seconds, memory = [], 0.0, 0.0
     logs = {Path(output.log): output for output in evidence.outputs if output.log not in ("", "-")}
@@ -80,7 +81,7 @@ def costs(evidence: Evidence) -> Result:
     for job, output in jobs.items():
         if not (evidence.root / output.path).exists():
             continue
-        file = f"benchmarks/{run.name}/{job}.tsv"
+        file = run.paths.timing(job)
         try:
             usage = read_usage(evidence.root / file)
             problem = "" if usage.seconds > 0 else "its time is not positive"
@@ -109,7 +110,8 @@ def small_run(evidence: Evidence) -> Result:
         asked = {name for e in smoke.evaluations for name in e.benchmarks}
         for name in {name for e in evidence.run.experiment.evaluations for name in e.benchmarks} - asked:
             faults.append(Fault(f"lacks the benchmark {name} of {evidence.run.config}", SMOKE, "add it there"))
-    folder = evidence.root / f"benchmarks/{smoke.name}"
+    timings = Paths(smoke, smoke.name).timings
+    folder = evidence.root / timings
     wanted = [f"score_{e.model}_{name}" for e in smoke.evaluations for name in e.benchmarks] + ["tables"]
     missing = [job for job in wanted if not (folder / f"{job}.tsv").is_file()]
     if missing and not faults:
@@ -121,5 +123,5 @@ def small_run(evidence: Evidence) -> Result:
     if seconds > LONGEST_SMOKE:
         what = f"its jobs took {seconds:.0f} CPU seconds, more than {LONGEST_SMOKE:.0f}"
         fix = "make the smoke run smaller"
-        faults.append(Fault(what, f"benchmarks/{smoke.name}", fix))
+        faults.append(Fault(what, timings, fix))
     return judged(faults, f"{SMOKE} ran here, {len(wanted) - 1} evaluations and tables, in {seconds:.0f} CPU seconds")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dreamllm.paths import TABLES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.evidence import Evidence
 from dreamllm.repro.audit.findings import Fault, Result, absent, judged
@@ -20,17 +21,17 @@ MAKE_TABLES = "remove results/tables and make them again: {}"
 
 def tables(evidence: Evidence) -> Result:
     """A01: every claim and every cell leads to its number: results/tables is what the metrics and paper/ give."""
-    folder = evidence.root / lineage.TABLES
+    folder = evidence.root / TABLES
     if not folder.is_dir():
-        return absent(f"{lineage.TABLES} is not there: {evidence.command}, or `make restore`")
+        return absent(f"{TABLES} is not there: {evidence.command}, or `make restore`")
     if not evidence.tables_are_of_this:
-        return absent(f"{lineage.TABLES} shows another experiment than {evidence.run.name}: {evidence.command}")
+        return absent(f"{TABLES} shows another experiment than {evidence.run.name}: {evidence.command}")
     try:
         wanted = _contents(evidence)
     except ValueError as error:  # a metrics file or a file of paper/ that is wrong says so itself
         if not type(error).__module__.startswith("dreamllm."):
             raise
-        return judged([Fault(str(error), lineage.TABLES, "mend what the message names, or make it again")], "")
+        return judged([Fault(str(error), TABLES, "mend what the message names, or make it again")], "")
     faults = list(_differences(folder, wanted, evidence))
     cells = lineage.read_cells(evidence.run)
     for cell in cells:
@@ -47,7 +48,7 @@ def predictions(evidence: Evidence, *, pictures: bool = False) -> Result:
     faults, counts = [], {"again": 0, "digest": 0}
     for source in evidence.evaluated:
         if source not in evidence.metrics:
-            file = f"results/metrics/{evidence.run.name}/{source}.json"
+            file = f"{evidence.run.paths.results('metrics')}/{source}.json"
             what = f"{source} was not measured, though the configuration asks for it"
             faults.append(Fault(what, file, evidence.command))
             continue
@@ -66,9 +67,9 @@ def predictions(evidence: Evidence, *, pictures: bool = False) -> Result:
 
 def claims(evidence: Evidence) -> Result:
     """A13: every claim has the verdict that numbers and tolerance give; none is typed."""
-    folder = evidence.root / lineage.TABLES
+    folder = evidence.root / TABLES
     if not folder.is_dir() or not evidence.tables_are_of_this:
-        return absent(f"no verdicts of {evidence.run.name} in {lineage.TABLES}: {evidence.command}")
+        return absent(f"no verdicts of {evidence.run.name} in {TABLES}: {evidence.command}")
     try:
         verdicts, wanted = _verdicts(evidence)
     except ValueError as error:
@@ -110,7 +111,7 @@ def _verdicts(evidence: Evidence) -> tuple[list[Any], dict[str, str]]:
     from dreamllm.results.tables import render_claims
 
     named, published, runs = _read(evidence)
-    items = read_items([evidence.root / f"results/items/{name}" for name in evidence.run.runs])
+    items = read_items([evidence.root / run.paths.results("items") for run in evidence.run.runs.values()])
     read = read_claims(evidence.root / "paper/claims.yaml", named, published)
     results = evaluate_claims(read, Numbers(named, published, runs, items))
     return results, render_claims(results, runs)
@@ -124,7 +125,7 @@ def _differences(folder: Path, wanted: Mapping[str, str], evidence: Evidence, *,
         now = path.read_text(encoding="utf-8") if path.is_file() else None
         if now == text:
             continue
-        file = f"{lineage.TABLES}/{name}"
+        file = f"{TABLES}/{name}"
         changed = list(_changed_cells(now, text)) if now is not None and name.endswith(".csv") else []
         if now is None:
             yield Fault("is missing", file, fix)
@@ -136,7 +137,7 @@ def _differences(folder: Path, wanted: Mapping[str, str], evidence: Evidence, *,
         known = {*wanted, "claims.csv", "claims.md"}
         for path in sorted(folder.iterdir()):
             if path.name not in known and path.name != ".snakemake_timestamp":
-                yield Fault("is no table of this experiment", f"{lineage.TABLES}/{path.name}", "remove it")
+                yield Fault("is no table of this experiment", f"{TABLES}/{path.name}", "remove it")
 
 
 def _changed_cells(now: str, wanted: str) -> Iterator[tuple[int, str]]:
@@ -154,7 +155,7 @@ def _changed_cells(now: str, wanted: str) -> Iterator[tuple[int, str]]:
 def _typed(path: Path, wanted: str, evidence: Evidence) -> Iterator[Fault]:
     """Verdicts in claims.csv other than those computed."""
     if not path.is_file():
-        yield Fault("is missing", f"{lineage.TABLES}/claims.csv", MAKE_TABLES.format(evidence.command))
+        yield Fault("is missing", f"{TABLES}/claims.csv", MAKE_TABLES.format(evidence.command))
         return
     lines, right = (list(csv.DictReader(io.StringIO(text))) for text in (path.read_text(encoding="utf-8"), wanted))
     if len(lines) != len(right):
@@ -164,7 +165,7 @@ def _typed(path: Path, wanted: str, evidence: Evidence) -> Iterator[Fault]:
             if line.get(column) != wanted_line[column]:
                 found = f"{column} is {line.get(column)!r}, computed is {wanted_line[column]!r}"
                 what = f"claim {wanted_line['claim']}: {found}"
-                yield Fault(what, f"{lineage.TABLES}/claims.csv, line {number}", MAKE_TABLES.format(evidence.command))
+                yield Fault(what, f"{TABLES}/claims.csv, line {number}", MAKE_TABLES.format(evidence.command))
 
 
 def _first_difference(now: str, wanted: str) -> int:
@@ -215,7 +216,7 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
             Fault(f"{name} is {now}, the predictions give {right}", path, fix)
             for name, now, right in _other_numbers(evidence.json(path), wanted)
         ]
-        file = f"results/items/{run.name}/{source}.json"
+        file = f"{run.paths.results('items')}/{source}.json"
         if (evidence.root / file).is_file() and not _alike(evidence.json(file), json.loads(json.dumps(of_items))):
             faults.append(Fault("scores of single items are not what the predictions give", file, fix))
     except ValueError as error:

@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dreamllm import digests, provenance
+from dreamllm.paths import FIGURES, TABLES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.evidence import Evidence
 from dreamllm.repro.audit.findings import Fault, Result, absent, judged
@@ -159,7 +160,7 @@ def _shared(evidence: Evidence) -> set[str]:
     """Paths in dvc.lock that do not carry the experiment's name, and are this experiment's all the same."""
     experiment = evidence.run.experiment
     world = {f"{experiment.world.folder}/{part}" for part in ("train", "benchmarks")}
-    tables = {lineage.TABLES, "results/figures"} if evidence.tables_are_of_this else set()
+    tables = {TABLES, FIGURES} if evidence.tables_are_of_this else set()
     return {experiment.foundations.folder, *world, *tables}
 
 

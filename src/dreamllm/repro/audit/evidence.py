@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dreamllm.paths import TABLES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.findings import AuditProblem
 from dreamllm.repro.audit.lineage import Link, Run
@@ -119,7 +120,7 @@ class Evidence:
     @cached_property
     def tables_are_of_this(self) -> bool:
         """Whether results/tables shows this experiment, by the runs that its index names."""
-        index = self.root / lineage.TABLES / "README.md"
+        index = self.root / TABLES / "README.md"
         return index.is_file() and f"\n| {self.run.name} | " in index.read_text(encoding="utf-8")
 
     @property

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dreamllm.config.experiment import Experiment
 from dreamllm.digests import content_files
+from dreamllm.paths import FIGURES, TABLES
 from dreamllm.snakemake_records import Usage, read_usage
 
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400
@@ -101,7 +102,7 @@ def disk(root: Path, experiment: Experiment, runs: Sequence[str]) -> dict[str, i
     results = ("checkpoints", "predictions", "features", "metrics", "items")
     folders = [experiment.world.folder, experiment.foundations.folder]
     folders += [f"results/{part}/{run}" for run in dict.fromkeys([experiment.name, *runs]) for part in results]
-    folders += ["results/tables", "results/figures"]
+    folders += [TABLES, FIGURES]
     sizes = {folder: sum(path.stat().st_size for path in content_files(root / folder)) for folder in folders}
     return {folder: size for folder, size in sizes.items() if size}
 

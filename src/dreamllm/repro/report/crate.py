@@ -19,6 +19,7 @@ import dreamllm
 from dreamllm.atomic import new_file
 from dreamllm.config.reading import load
 from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.paths import FIGURES, REPORT, TABLES
 from dreamllm.repro.audit.lineage import Run
 from dreamllm.repro.report import cost
 from dreamllm.repro.report.jobs import Job, read_jobs
@@ -33,7 +34,7 @@ PROFILES = {
     "provenance": "Provenance Run Crate",
 }
 PROFILE_VERSION = "0.5"
-TARGETS = ("results/tables", "results/figures", "results/report")
+TARGETS = (TABLES, FIGURES, REPORT)
 PLANS = ("Snakefile", "environment.yml", "requirements.lock", "dvc.yaml", "dvc.lock", "LICENSE", "README.md")
 EPOCH = "1970-01-01T00:00:00+00:00"
 
@@ -117,8 +118,8 @@ def codecheck(run: Run) -> str:
     captions = {name: table.caption for name, table in read_tables(run.root / "paper/tables.yaml").items()}
     captions["claims"] = "Claims of the paper with their computed status"
     citation = yaml.safe_load((run.root / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
-    tables = sorted((run.root / "results/tables").glob("*.csv"))
-    figures = sorted((run.root / "results/figures").glob("*.png"))
+    tables = sorted((run.root / TABLES).glob("*.csv"))
+    figures = sorted((run.root / FIGURES).glob("*.png"))
     manifest = [
         {"file": path.relative_to(run.root).as_posix(), "comment": captions.get(path.stem, path.stem)}
         for path in tables

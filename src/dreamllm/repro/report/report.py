@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.evaluate.files import read_json
+from dreamllm.paths import Paths
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.evidence import trained_stages
 from dreamllm.repro.report import cost
@@ -80,7 +81,11 @@ def read_checkpoints(run: lineage.Run) -> dict[str, dict[str, Any]]:
 def timings(run: lineage.Run, runs: Iterable[str]) -> list[cost.Timing]:
     """What Snakemake measured of the jobs of the experiment and its runs."""
     names = dict.fromkeys([run.experiment.name, run.name, *runs])
-    return [one for name in names for one in cost.read_timings(run.root / f"benchmarks/{name}", run.experiment)]
+    return [
+        one
+        for name in names
+        for one in cost.read_timings(run.root / Paths(run.experiment, name).timings, run.experiment)
+    ]
 
 
 def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items: Sequence[Path]) -> Report:
@@ -89,7 +94,7 @@ def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items
     definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
     runs = read_runs(metrics)
     numbers = claims.Numbers(definitions, published, runs, claims.read_items(items))
-    here, below = root.resolve(), (root / f"results/metrics/{run.name}").resolve()
+    here, below = root.resolve(), (root / run.paths.results("metrics")).resolve()
     of_this_run = [path for path in map(Path.resolve, metrics) if below in path.parents]
     return Report(
         run=run,

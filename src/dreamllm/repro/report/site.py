@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 import dreamllm
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate.demo_page import STOPPED
+from dreamllm.paths import FIGURES
 from dreamllm.repro.audit.lineage import Link, walk
 from dreamllm.repro.report import cost, documents, gallery
 from dreamllm.repro.report.report import Report, gather
@@ -116,7 +117,7 @@ def render_page(report: Report, folder: Path) -> str:
         stories=stories,
         labels=pictures.MODEL_LABELS,
         stopped=STOPPED,
-        plots=_plots(run.root / "results/figures", folder),
+        plots=_plots(run.root / FIGURES, folder),
         lineages={source: _lineage(link) for source, link in report.links.items()},
         split=next((content["split"] for metrics in report.runs.values() for content in metrics.values()), "none"),
         cost=cost.total(report.timings),
