@@ -1,4 +1,4 @@
-"""Writes what follows from the classes of an experiment file: its JSON schema and docs/configuration.md.
+"""Write the JSON schema of experiment files and docs/configuration.md from the classes in src/dreamllm/config.
 
 Usage: python workflow/describe.py      (tests/test_config.py fails when the two files are out of date)
 """

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# launch.sh NODES GPUS VERB ...   `dreamllm VERB ...` in one process per GPU, on NODES nodes of a Slurm job, GPUS on each
+# launch.sh NODES GPUS VERB ...   run `dreamllm VERB ...` with one process per GPU, on NODES nodes of a Slurm job with
+# GPUS each
 #
-# A job of Slurm sees its own GPUs only. On a machine without Slurm, where Snakemake counts GPUs and does not say which,
-# this takes free ones until VERB ends: of CUDA_VISIBLE_DEVICES if that is set, else of all. JOBS_PER_GPU jobs may share
-# each of them; 1, which is the default, waits until it has a GPU for itself.
+# A Slurm job sees only its own GPUs. Without Slurm, Snakemake limits how many GPUs jobs use but does not assign them,
+# so this script locks free ones until VERB ends: from CUDA_VISIBLE_DEVICES if it is set, else from all GPUs. Up to
+# JOBS_PER_GPU jobs share a GPU; with the default, 1, a job waits until it has a GPU to itself.
 set -euo pipefail
 export NODES=$1 GPUS=$2 CONFIG=${BASH_SOURCE[0]%/*}/accelerate.yaml
 shift 2
 JOBS_PER_GPU=${JOBS_PER_GPU:-1}
 THREADS=${OMP_NUM_THREADS:-1} # of this job on each node; Snakemake sets it to the rule's `threads`
 
-gpus_here() { # the numbers or names of GPUs that may be taken, with commas between; nothing on a machine without any
+gpus_here() { # comma-separated indices or names of the GPUs to choose from; empty on a machine without GPUs
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         echo "$CUDA_VISIBLE_DEVICES"
     elif command -v nvidia-smi > /dev/null; then
@@ -18,7 +19,7 @@ gpus_here() { # the numbers or names of GPUs that may be taken, with commas betw
     fi
 }
 
-take_place() { # place $2 of GPU $1, at once or not at all: the GPU with others or alone, and the place alone
+take_place() { # lock place $2 of GPU $1, or fail at once: a shared or exclusive lock on the GPU, exclusive on the place
     local gpu place with=--exclusive file=${TMPDIR:-/tmp}/dreamllm-$UID-gpu-$1
     ((JOBS_PER_GPU == 1)) || with=--shared
     exec {gpu}> "$file.lock" {place}> "$file-$2.lock"
@@ -30,7 +31,7 @@ take_place() { # place $2 of GPU $1, at once or not at all: the GPU with others 
     fi
 }
 
-take_gpus() { # lock GPUS of them, all or none; this process holds the locks, and the system frees them when it ends
+take_gpus() { # lock GPUS of them, all or none; the locks belong to this process and are released when it ends
     local lock here gpu place
     IFS=, read -ra here <<< "$(gpus_here)"
     ((${#here[@]})) || return 0 # CPU processes, as in the tests
@@ -47,7 +48,7 @@ take_gpus() { # lock GPUS of them, all or none; this process holds the locks, an
             done
         done
         for lock in "${locks[@]}"; do exec {lock}>&-; done
-        sleep $((1 + RANDOM % 5)) # somebody else holds them
+        sleep $((1 + RANDOM % 5)) # other jobs hold them
     done
     CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${taken[*]}")
     export CUDA_VISIBLE_DEVICES
@@ -62,9 +63,9 @@ if ((NODES == 1)); then # port 0: a free one, so that two trainings can share a 
     exec accelerate launch --config_file "$CONFIG" --num_processes "$GPUS" --main_process_port 0 --module dreamllm "$@"
 fi
 : "${SLURM_JOB_ID:?machine.nodes is $NODES: more than one node needs a Slurm job, see docs/cluster.md}"
-# On all nodes the same port, and another one for another job; not one that the system hands out by itself.
+# The same port on all nodes, different for each job, and below the range of ports that the system assigns itself.
 export PORT=$((20000 + SLURM_JOB_ID % 12000))
-# shellcheck disable=SC2016  # to be expanded on each node, where srun has set Slurm's variables
+# shellcheck disable=SC2016  # expanded on each node, where srun has set Slurm's variables
 exec srun --nodes "$NODES" --ntasks "$NODES" --ntasks-per-node 1 --cpus-per-task "$THREADS" --kill-on-bad-exit=1 bash -c '
     set -euo pipefail
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would break the pipe

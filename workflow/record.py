@@ -1,7 +1,7 @@
-"""Writes down in dvc.lock what a finished run has made, and pushes it. Usage: `make record`.
+"""Record in dvc.lock what a finished run has made, and push it. Usage: `make record`.
 
-The foundations go to the store in this repository (data/store); all else goes to your own remote if you named one
-(`dvc remote add --default --local NAME URL`), and else stays here, its digests alone in dvc.lock.
+The foundations go to the store in this repository (data/store), everything else to your own remote if you named one
+(`dvc remote add --default --local NAME URL`). Without one the files stay here, and dvc.lock has their digests.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Brings recorded files by DVC and makes Snakemake agree, to whom file times mean nothing after that.
+"""Fetch recorded files with DVC and mark their jobs as done in Snakemake, which cannot know it from file times.
 
-From your own remote if you named one (`dvc remote add --default --local NAME URL`) come data, checkpoints and results;
-without one the foundations alone, from the store in this repository. Only what DVC vouches for is accepted: stages
-whose outputs, inputs, parameters and command are those of dvc.lock get their Snakemake jobs marked as done (`--touch`).
-One stage with other content stops all; stages whose outputs are not here are left to run.
-Usage: `make restore`, or `python workflow/restore.py --no-pull` for what is here already.
+Usage: `make restore`, or `python workflow/restore.py --no-pull` for files that are here already.
+
+Data, checkpoints and results come from your own remote if you named one (`dvc remote add --default --local NAME URL`);
+without one only the foundations come, from the store in this repository. Jobs are marked as done (`snakemake --touch`)
+for stages whose outputs, inputs, parameters and command are those of dvc.lock. If one stage has other contents, nothing
+is marked. Stages without outputs here are left to run.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def judge(stages: dict[str, dict], status: dict[str, list]) -> tuple[list[str], 
 
 
 def _marks(entry) -> list[str]:
-    """All leaves (`modified`, `deleted`, `changed command` ...) of one stage's status."""
+    """All values (`modified`, `deleted`, `changed command` ...) in the nested status of one stage."""
     if isinstance(entry, dict):
         return [mark for value in entry.values() for mark in _marks(value)]
     if isinstance(entry, list):
@@ -44,7 +45,7 @@ def _marks(entry) -> list[str]:
 
 
 def default_remote() -> str:
-    """Name of the remote that data sets, checkpoints and results go to and come from; empty if there is none."""
+    """Name of your own DVC remote, for data sets, checkpoints and results; empty if there is none."""
     return _setting("core.remote")
 
 
@@ -55,7 +56,7 @@ def _setting(name: str) -> str:
 
 
 def touch(commands: list[str]) -> list[str]:
-    """One Snakemake call that marks as done what these stages' commands make, with no other rules than theirs."""
+    """A Snakemake call that marks as done what the commands of these stages make, using only their rules."""
     rules, targets = [], []
     for command in commands:
         words = command.split()
@@ -67,8 +68,11 @@ def touch(commands: list[str]) -> list[str]:
 
 
 def refuse_hard_links(stages: dict[str, dict]) -> None:
-    """A hard link is the cache's own file: read-only, so that Snakemake takes it for protected, and what writes into it
-    changes the cache for everyone. Raises SystemExit where DVC is told to make such links, or has made some."""
+    """Raises SystemExit if DVC is configured to make hard links, or has made some.
+
+    A hard link is the file in DVC's cache itself. It is read-only, so that Snakemake treats it as protected, and a
+    program that writes into it changes the cache.
+    """
     relink = "`dvc config --local cache.type reflink,symlink,copy`, then `dvc checkout --relink`"
     if "hardlink" in _setting("cache.type").split(","):
         sys.exit(f"error: cache.type names hardlink, which this workflow cannot use: {relink}")
