@@ -23,19 +23,22 @@ Page = list[str | tuple[str, float | None]]
 """A page in reading order: texts, and pictures as (address, similarity with the text or None)."""
 Pages = Iterable[tuple[str, Page | Rejected, dict[str, Any]]]
 """Pages as (place, page, meta)."""
+ReadPages = Callable[[Member, SourceSettings], Pages]
+"""Reads the pages of a file."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A file of pages, the shards and the index of their pictures, and the number of its first records to take."""
+    """A file of pages, its reader, the shards and the index of its pictures, and how many of its records are taken."""
 
     file: Member
+    pages: ReadPages
     pictures: Path
     index: Path
     records: int
 
 
-def units(inputs: Inputs, suffix: str) -> Iterator[Unit]:
+def units(inputs: Inputs, suffix: str, pages: ReadPages) -> Iterator[Unit]:
     """The files from which `list-urls` took records. Lists the downloaded pictures first.
 
     Raises BuildProblem without downloaded pictures or without the output of `list-urls`.
@@ -46,7 +49,7 @@ def units(inputs: Inputs, suffix: str) -> Iterator[Unit]:
     print(f"{inputs.downloaded}: {picture_index.write(inputs.downloaded, index)}", flush=True)
     for file in members(inputs.raw, suffix):
         if taken.get(str(file)):
-            yield Unit(file, inputs.downloaded, index, taken[str(file)])
+            yield Unit(file, pages, inputs.downloaded, index, taken[str(file)])
 
 
 def addresses(pages: Pages) -> Iterator[list[dict[str, str]] | Rejected]:
@@ -55,11 +58,9 @@ def addresses(pages: Pages) -> Iterator[list[dict[str, str]] | Rejected]:
         yield page if isinstance(page, Rejected) else [{"url": part[0]} for part in page if not isinstance(part, str)]
 
 
-def documents(
-    unit: Unit, settings: SourceSettings, pages: Callable[[Member, SourceSettings], Pages]
-) -> Iterator[Document | Rejected]:
-    """The interleaved documents of one file, whose pages the function `pages` reads, and what was left out."""
-    taken = itertools.islice(pages(unit.file, settings), unit.records)
+def documents(unit: Unit, settings: SourceSettings) -> Iterator[Document | Rejected]:
+    """The interleaved documents of one file, and what was left out."""
+    taken = itertools.islice(unit.pages(unit.file, settings), unit.records)
     for number, (where, page, meta) in enumerate(taken):
         if isinstance(page, Rejected):
             yield page

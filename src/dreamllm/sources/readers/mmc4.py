@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from dreamllm.config.sources import SourceSettings
-from dreamllm.data.document import Document
 from dreamllm.sources import interleaved
 from dreamllm.sources.interleaved import Page, Unit
 from dreamllm.sources.manifest import Source
@@ -15,16 +14,12 @@ from dreamllm.sources.readers import Inputs
 from dreamllm.sources.records import Member, Rejected, read_jsonl
 
 SUFFIX, CAPTIONS = ".jsonl", False
+documents = interleaved.documents
 
 
 def units(inputs: Inputs) -> Iterator[Unit]:
     """The files of pages."""
-    return interleaved.units(inputs, SUFFIX)
-
-
-def documents(unit: Unit, settings: SourceSettings) -> Iterator[Document | Rejected]:
-    """The interleaved documents of one file."""
-    return interleaved.documents(unit, settings, pages)
+    return interleaved.units(inputs, SUFFIX, pages)
 
 
 def addresses(member: Member, source: Source, settings: SourceSettings) -> Iterator[list[dict[str, str]] | Rejected]:
