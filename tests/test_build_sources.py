@@ -69,7 +69,7 @@ def test_shards_of_img2dataset_become_pairs(tmp_path):
     assert (counted.documents, counted.pictures, dict(counted.rejected)) == (3, 3, {})
 
 
-def test_every_defect_of_a_pair_costs_that_pair_and_is_counted(tmp_path, monkeypatch):
+def test_every_defective_pair_is_left_out_and_counted(tmp_path, monkeypatch):
     good = formats.jpeg(200)
     members = [("000001.jpg", good), ("000001.txt", b"good"), ("000002.jpg", good), ("000002.txt", b" \n")]
     members += [("000003.txt", b"no picture"), ("000004.jpg", good[:200]), ("000004.txt", b"half a picture")]
@@ -108,7 +108,7 @@ def test_a_truncated_shard_loses_only_its_end(tmp_path):
     assert 0 < counted.documents < 4 and counted.rejected["shard is damaged"] == 1
 
 
-def test_big_pictures_are_stored_small_and_small_ones_as_they_are(tmp_path):
+def test_large_pictures_are_shrunk_and_small_ones_kept(tmp_path):
     samples = [("000000", U, "big", formats.jpeg(9, (1200, 900))), ("000001", U, "small", formats.jpeg(9, (40, 30)))]
     formats.img2dataset(tmp_path / "pictures/00000.tar", samples)
     settings = SourceSettings(picture_side=300)
@@ -186,7 +186,7 @@ def test_addresses_of_a_parquet_table_by_the_names_of_its_columns(tmp_path):
     assert counts["left out: no address"] == 1
 
 
-def test_a_list_that_ends_early_is_an_error(tmp_path):
+def test_a_truncated_list_is_an_error(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/list.json").write_text('[{"url": "a", "caption": "b"}, {"url"')
     with pytest.raises(RecordProblem, match="record 1"):
@@ -209,7 +209,7 @@ def test_big_lists_are_read_as_json_reads_them(values):
 # ---- MMC4 ----------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_mmc4_stand_behind_their_sentences():
+def test_pictures_of_mmc4_follow_their_sentences():
     page = formats.mmc4([" One. ", "Two.", "Three.", "Four."], (f"{U}b", 2, 0.3), (f"{U}a", 0, 0.3), (f"{U}c", 2, 0.4))
     assert mmc4.page(page, 0.0) == [
         "One.",
@@ -294,7 +294,7 @@ def test_a_missing_picture_moves_no_other_and_is_counted(tmp_path):
     assert dict(counted.rejected) == {"no picture is left": 1}
 
 
-def test_malformed_lines_and_keys_that_stand_twice_cost_one_page_each(tmp_path):
+def test_malformed_lines_and_duplicate_keys_reject_one_page_each(tmp_path):
     good = formats.mmc4(["One."], (f"{U}10", 0, 0.3))
     twice = json.dumps(good)[:-1] + ', "text_list": ["Other."]}'
     lines = "\n".join([json.dumps(good), "{broken", twice, "[1]", "", json.dumps(good)])
@@ -305,7 +305,7 @@ def test_malformed_lines_and_keys_that_stand_twice_cost_one_page_each(tmp_path):
     assert dict(counted.rejected) == {"not valid JSON": 2, "not a JSON object": 1}
 
 
-def test_archives_in_archives_are_read_and_a_damaged_one_is_an_error(tmp_path):
+def test_nested_archives_are_read_and_a_damaged_one_is_an_error(tmp_path):
     inner = formats.archive(tmp_path / "x/docs_0.jsonl.zip", {"docs_0.jsonl": formats.jsonl([{"a": 1}])})
     outer = formats.archive(tmp_path / "raw/all.zip", {"docs/docs_0.jsonl.zip": inner.read_bytes()})
     (member,) = records.members(tmp_path / "raw", ".jsonl")
@@ -504,7 +504,7 @@ def test_the_commands_go_from_raw_files_to_shards(tmp_path, capsys):
     assert picture.role == ""
 
 
-def test_candidates_are_refused_where_nothing_is_fetched_one_by_one(tmp_path):
+def test_candidates_are_refused_for_sets_without_addresses(tmp_path):
     with pytest.raises(BuildProblem, match="use `documents` here"):
         build("set", source("llava"), SourceSettings(candidates=3), tmp_path / "out", raw=tmp_path)
 

@@ -21,7 +21,7 @@ seeds = st.integers(0, 2**32)
 
 
 @given(seeds)
-def test_every_caption_tells_its_scene(seed):
+def test_every_caption_parses_to_its_scene(seed):
     scene = scenes.sample_scene(random.Random(seed))
     assert len(set(grammar.captions(scene))) == 5
     assert [grammar.parse_caption(words) for words in grammar.captions(scene)] == [scene] * 5
@@ -32,12 +32,12 @@ def test_every_caption_tells_its_scene(seed):
     "words",
     ["", "a red cat", "a red on sand.", "three red cat on sand", "a red cat on sand on snow", "a cat red on sand"],
 )
-def test_words_that_tell_no_scene_parse_to_none(words):
+def test_text_that_is_no_caption_parses_to_none(words):
     assert grammar.parse_caption(words) is None
 
 
 @given(seeds)
-def test_a_sentence_and_the_scene_before_fix_the_scene_after(seed):
+def test_a_sentence_and_the_scene_before_determine_the_scene_after(seed):
     rng = random.Random(seed)
     scene = scenes.sample_scene(rng)
     sentence, after = grammar.step(scene, rng)
@@ -95,14 +95,14 @@ def test_a_world_shows_and_names_its_own_objects_alone_and_all_of_them(count):
 
 
 @pytest.mark.parametrize("count", [5, 25])
-def test_a_number_of_pictograms_that_there_are_not_is_refused(count):
+def test_too_few_and_too_many_pictograms_are_refused(count):
     with pytest.raises(ValueError, match=f"6 to 24 pictograms, not {count}"):
         scenes.names_of(count)
     with pytest.raises(ValueError, match="pictograms"):
         World.model_validate({"pictograms": count})
 
 
-def test_every_object_is_drawn_unlike_every_other_and_has_words_of_its_own():
+def test_every_object_has_its_own_picture_and_words():
     glyphs = [scenes.glyph(name, "blue", 20).tobytes() for name in scenes.ALL_NAMES]
     assert len(set(glyphs)) == len(scenes.ALL_NAMES) == 24
     unseen = {word for words in corpus.TEXT_ONLY_NOUNS.values() for word in words}
@@ -114,7 +114,7 @@ def test_every_object_is_drawn_unlike_every_other_and_has_words_of_its_own():
 
 
 @given(seeds)
-def test_a_narrative_tells_every_fact_in_words_of_captions_and_nothing_else(seed):
+def test_a_narrative_has_every_fact_and_only_words_of_captions(seed):
     rng = random.Random(seed)
     scene = scenes.sample_scene(rng, names=scenes.ALL_NAMES)
     opening, *details = grammar.narrative(scene, rng).rstrip(".").split(". ")

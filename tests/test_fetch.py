@@ -61,13 +61,13 @@ def test_what_was_there_is_replaced_and_other_folders_stay(store, folder, tmp_pa
     assert (tmp_path / "out/vae/mine").exists()
 
 
-def test_a_wrong_digest_is_told_and_nothing_is_written(store, folder, tmp_path):
+def test_a_wrong_digest_is_an_error_and_nothing_is_written(store, folder, tmp_path):
     with pytest.raises(StoreProblem, match=f"has sha256 {digest(folder)}, the configuration says 0000"):
         fetch(store, md5(folder), "0" * 64, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_a_corrupt_store_is_noticed(store, folder, tmp_path):
+def test_a_corrupt_store_is_an_error(store, folder, tmp_path):
     corrupt = tmp_path / "corrupt"
     shutil.copytree(store, corrupt)
     victim = next(path for path in corrupt.rglob("*") if path.is_file() and path.read_bytes() == b"weights")

@@ -47,14 +47,14 @@ def nothing_but(folder: Path, *names: str) -> bool:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")} == set(names)
 
 
-def test_a_file_is_fetched_and_its_digest_written_down(server, tmp_path):
+def test_a_file_is_fetched_and_its_digest_recorded(server, tmp_path):
     lock = fetch("set", source({"url": f"{server.url}/set.zip"}), tmp_path / "set")
     assert (tmp_path / "set/set.zip").read_bytes() == CONTENT
     assert lock["files"]["set.zip"] == {"sha256": SHA256, "bytes": len(CONTENT), "origin": f"{server.url}/set.zip"}
     assert json.loads(lock_path(tmp_path / "set").read_text()) == lock
 
 
-def test_a_cut_line_goes_on_where_it_stopped(server, tmp_path):
+def test_a_broken_connection_resumes(server, tmp_path):
     server.faults["/set.zip"] = [("cut", 1_200_000), ("cut", 700_000)]
     download(f"{server.url}/set.zip", tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == CONTENT
@@ -64,7 +64,7 @@ def test_a_cut_line_goes_on_where_it_stopped(server, tmp_path):
     assert nothing_but(tmp_path, "set.zip")
 
 
-def test_a_later_call_goes_on_where_a_killed_one_stopped(server, tmp_path, monkeypatch):
+def test_a_later_call_resumes_after_an_interrupted_one(server, tmp_path, monkeypatch):
     monkeypatch.setattr(http, "ATTEMPTS", 1)
     server.faults["/set.zip"] = [("cut", 1_500_000), ("cut", 0)]
     wanted = source({"url": f"{server.url}/set.zip", "sha256": SHA256})
@@ -86,7 +86,7 @@ def test_a_part_of_another_version_is_not_continued(server, tmp_path, monkeypatc
     assert (tmp_path / "set.zip").read_bytes() == CONTENT[::-1]
 
 
-def test_a_server_without_ranges_begins_again(server, tmp_path):
+def test_without_ranges_a_download_starts_again(server, tmp_path):
     server.faults["/set.zip"] = [("cut", 1_500_000), ("ignore range",)]
     download(f"{server.url}/set.zip", tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == CONTENT
@@ -107,7 +107,7 @@ def test_a_busy_server_is_waited_for_as_long_as_it_says(server, tmp_path, status
     assert (tmp_path / "set.zip").read_bytes() == CONTENT
 
 
-def test_a_server_that_stays_busy_is_told(server, tmp_path):
+def test_a_server_that_stays_busy_is_an_error(server, tmp_path):
     server.faults["/set.zip"] = [("status", 503)] * 20
     with pytest.raises(FetchProblem, match="the server answers 503 .*try again later"):
         download(f"{server.url}/set.zip", tmp_path / "set.zip")
@@ -120,7 +120,7 @@ def test_redirects_are_followed(server, tmp_path):
     assert (tmp_path / "moved.zip").read_bytes() == CONTENT
 
 
-def test_a_missing_file_and_a_web_page_are_no_files(server, tmp_path):
+def test_a_missing_file_and_a_web_page_are_errors(server, tmp_path):
     with pytest.raises(FetchProblem, match="answers 404 .*no longer there"):
         download(f"{server.url}/nothing.zip", tmp_path / "nothing.zip")
     server.faults["/set.zip"] = [("html",)]
@@ -166,7 +166,7 @@ def test_ranges_of_numbers_and_numbers_that_are_missing(server, tmp_path):
     assert sorted(path.name for path in (tmp_path / "set/docs").iterdir()) == [f"docs_{n}.zip" for n in (0, 1, 3)]
 
 
-def test_no_file_of_a_set_appears_before_all_are_there(server, tmp_path):
+def test_a_set_appears_when_all_its_files_are_there(server, tmp_path):
     files = [{"url": f"{server.url}/set.zip"}, {"url": f"{server.url}/nothing.zip"}]
     with pytest.raises(FetchProblem, match="404"):
         fetch("set", source(*files), tmp_path / "set")
@@ -184,7 +184,7 @@ def test_two_files_of_one_name_are_refused(server, tmp_path):
         fetch("set", source(*files), tmp_path / "set")
 
 
-def test_a_full_disk_is_told_before(tmp_path, monkeypatch):
+def test_too_little_disk_space_is_an_error_before_the_download(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     with pytest.raises(FetchProblem, match="needs 0.0 GB"):
         module.check_space(tmp_path, "http://x", 11)
@@ -235,7 +235,7 @@ def test_a_later_fetch_asks_the_hub_for_the_commit_of_the_first(server, tmp_path
     assert not server.requests("/api/datasets/owner/name")
 
 
-def test_a_cut_line_of_the_hub_goes_on(server, tmp_path):
+def test_a_broken_connection_to_the_hub_resumes(server, tmp_path):
     server.hub["datasets/owner/name"] = HUB
     path = f"/datasets/owner/name/resolve/{loopback.COMMIT}/data/train-0.bin"
     server.faults[path] = [("cut", 1_200_000)]
@@ -244,7 +244,7 @@ def test_a_cut_line_of_the_hub_goes_on(server, tmp_path):
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_busy_hub_is_tried_again(server, tmp_path, status):
+def test_a_busy_hub_is_retried(server, tmp_path, status):
     server.hub["datasets/owner/name"] = HUB
     path = f"/datasets/owner/name/resolve/{loopback.COMMIT}/list.json"
     server.faults[path] = [("status", status, {"Retry-After": "1"})]
@@ -253,7 +253,7 @@ def test_a_busy_hub_is_tried_again(server, tmp_path, status):
     assert (tmp_path / "set/list.json").read_bytes() == b"[]"
 
 
-def test_a_missing_revision_repository_or_file_is_told(server, tmp_path):
+def test_a_missing_revision_repository_or_file_is_an_error(server, tmp_path):
     server.hub["datasets/owner/name"] = HUB
     about = {"hub": "datasets/owner/name", "path": "list.json"}
     with pytest.raises(FetchProblem, match="there is no revision 'v9'"):
@@ -265,7 +265,7 @@ def test_a_missing_revision_repository_or_file_is_told(server, tmp_path):
     assert nothing_but(tmp_path)
 
 
-def test_a_gated_repository_is_told_and_its_token_stays_secret(server, tmp_path, monkeypatch):
+def test_a_gated_repository_is_an_error_that_does_not_show_the_token(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "s" * 34)
     server.faults["/api/datasets/owner/name"] = [("status", 403, {"X-Error-Code": "GatedRepo"})]
     with pytest.raises(FetchProblem, match="conditions are not accepted") as problem:
@@ -273,7 +273,7 @@ def test_a_gated_repository_is_told_and_its_token_stays_secret(server, tmp_path,
     assert "ssss" not in str(problem.value)
 
 
-def test_bytes_that_the_hub_does_not_announce_are_refused(server, tmp_path, monkeypatch):
+def test_files_with_another_digest_than_the_hub_states_are_refused(server, tmp_path, monkeypatch):
     server.hub["datasets/owner/name"] = HUB
     real = loopback._entry
 
@@ -292,7 +292,7 @@ def test_bytes_that_the_hub_does_not_announce_are_refused(server, tmp_path, monk
 # ---- what a person brings, and the command -------------------------------------------------------------------------
 
 
-def test_a_set_that_must_be_asked_for_is_taken_by_hand(tmp_path):
+def test_a_set_that_must_be_requested_is_taken_from_by_hand(tmp_path):
     wanted = source(availability="request", obtain="Fill in the form.", substitute="obelics")
     with pytest.raises(FetchProblem, match="Fill in the form. Put its files into .*by_hand/set. Or use obelics"):
         fetch("set", wanted, tmp_path / "set", tmp_path / "by_hand")

@@ -118,7 +118,7 @@ def test_the_language_corpus_is_laid_out_with_the_users_words_masked():
     assert tokenizer.decode(kept).replace(" ", "") == answers.replace(" ", "")
 
 
-def test_near_misses_differ_and_stay_in_training():
+def test_hard_negatives_differ_and_stay_in_training():
     rng = random.Random(0)
     for _ in range(200):
         scene = sample_split(rng, "train")
@@ -138,7 +138,7 @@ def test_the_scene_classifier_learns_to_read_scenes():
     assert grammar.caption(read[0]).endswith(f"on {read[0].background}.")
 
 
-def test_a_judge_of_a_larger_world_is_read_back_with_its_names(tmp_path):
+def test_a_scene_classifier_of_a_larger_world_is_loaded_with_its_names(tmp_path):
     names = names_of(24)
     recipe = SceneClassifierRecipe(steps=2, batch_size=32, learning_rate=1e-3, width=4)
     scene_classifier.save(scene_classifier.train(recipe, 48, 0, names), tmp_path / "many")
@@ -150,7 +150,7 @@ def test_a_judge_of_a_larger_world_is_read_back_with_its_names(tmp_path):
     assert json.loads((tmp_path / "few" / "config.json").read_text()) == {"side": 48, "width": 4}
 
 
-def test_scenes_that_workers_paint_are_those_painted_here():
+def test_workers_render_the_same_pictures_as_one_process():
     here, there = (scene_batches(seed=3, batch=4, side=48, workers=workers) for workers in (0, 1))
     for _ in range(3):
         (told, pixels), (told_there, pixels_there) = next(here), next(there)

@@ -135,7 +135,7 @@ def test_the_key_is_never_shown(base, tmp_path, service, monkeypatch, capsys, co
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
-def test_a_service_that_cannot_be_reached_is_told(tmp_path, monkeypatch):
+def test_an_unreachable_service_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(http, "BACKOFF", 0.001)
     settings = InstructionWriter(endpoint="http://127.0.0.1:9/v1", model="writer")
     with pytest.raises(FetchProblem, match="127.0.0.1"):

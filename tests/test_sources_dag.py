@@ -88,7 +88,7 @@ def refused(checkout: Path, old: str, new: str) -> str:
     return repository.run(checkout, "snakemake", "-n", "--configfile=config/wrong.yaml", "sources", check=False).stdout
 
 
-def test_the_manifest_is_whole_and_every_set_is_in_the_page():
+def test_the_manifest_is_complete_and_every_set_is_in_the_docs():
     sources = manifest.load(repository.ROOT / manifest.MANIFEST)
     page = (repository.ROOT / "docs/sources.md").read_text(encoding="utf-8")
     assert not [name for name in sources if f"`{name}`" not in page]
@@ -137,7 +137,7 @@ def test_the_rules_lint_without_findings(checkout):
     assert repository.lint_findings(checkout, "config/real.yaml") == []
 
 
-def test_wrong_names_are_told_with_near_matches(checkout):
+def test_wrong_names_are_errors_with_near_matches(checkout):
     assert "no set 'llava_pretrian'; did you mean llava_pretrain" in refused(
         checkout, "  llava_pretrain: {}", "  llava_pretrian: {}\n  llava_pretrain: {}"
     )

@@ -149,10 +149,10 @@ def write_instructions(
     files = sorted(base.glob("*.tar"))
     records = [record for file in files for record in shards.index(file)]
     if settings.documents and settings.documents < len(records):
-        drawn = random.Random(seed_of(seed, "documents with instructions", name)).sample(
+        sampled = random.Random(seed_of(seed, "documents with instructions", name)).sample(
             range(len(records)), settings.documents
         )
-        records = [records[place] for place in sorted(drawn)]
+        records = [records[number] for number in sorted(sampled)]
     counted = Counted()
 
     def documents() -> Iterator[Document | Rejected]:
