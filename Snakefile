@@ -1,4 +1,4 @@
-# DreamLLM as a runnable experiment.
+# DreamLLM as a reproducible experiment.
 #
 #   snakemake --cores all results/tables                                    config/embedded.yaml, on a laptop
 #   snakemake --cores all --configfile=config/mine.yaml results/tables      another experiment instead

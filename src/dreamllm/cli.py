@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb. Exits with one line where the user's input is wrong, or the disk is full or closed."""
     parser = argparse.ArgumentParser(
         prog="dreamllm",
-        description="DreamLLM, a language model that reads and draws pictures, as a runnable experiment.",
+        description="DreamLLM, a language model that reads and generates images, as a reproducible experiment.",
         epilog="verbs:\n" + "\n".join(f"  {verb:<18} {does}" for verb, (_, does) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

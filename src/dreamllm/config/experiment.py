@@ -26,7 +26,7 @@ from dreamllm.config.foundations import (
 )
 from dreamllm.config.machine import Machine
 from dreamllm.config.sources import InstructionWriter, SourceSettings
-from dreamllm.config.stages import OF_THE_QUERIES, SdFinetuning, Stage
+from dreamllm.config.stages import QUERY_PARTS, SdFinetuning, Stage
 from dreamllm.config.world import WORLD_SETS, World
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
@@ -161,7 +161,7 @@ class Experiment(Section):
         ]
 
     def _trains_queries(self, stage: str) -> bool:
-        return stage == RELEASED or not {*OF_THE_QUERIES}.isdisjoint(self.stages[stage].trains)
+        return stage == RELEASED or not {*QUERY_PARTS}.isdisjoint(self.stages[stage].trains)
 
     def lineage(self, *stages: str) -> list[str]:
         """Stages whose checkpoints make up the model of `stages`, in loading order.

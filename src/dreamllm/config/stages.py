@@ -11,7 +11,7 @@ from dreamllm.config.foundations import Recipe
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
 
-OF_THE_QUERIES = ("dream_queries", "condition_projector")
+QUERY_PARTS = ("dream_queries", "condition_projector")
 """Parts whose weights depend on the number of dream queries."""
 
 

@@ -163,7 +163,7 @@ def draw_with_sd(
 
     parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = precision.default_device()
     pipeline = pipeline.to(device)
     precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(device))
     precision.cast_unet(pipeline.unet, precision.compute_dtype(device))

@@ -111,7 +111,9 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
     import torch
     from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    from dreamllm.model.precision import default_device
+
+    device = default_device()
     model = CLIPVisionModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(clip, backend="pil")
     rest, features = iter(pictures), []

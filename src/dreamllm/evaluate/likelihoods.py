@@ -21,7 +21,7 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
     from dreamllm.model import precision
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
+    precision.for_inference(model, precision.default_device())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = tokenizer.eos_token_id
     vocabulary = Vocabulary(

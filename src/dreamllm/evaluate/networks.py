@@ -22,6 +22,7 @@ from PIL import Image
 
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.files import BenchmarkProblem
+from dreamllm.model.precision import default_device
 
 INCEPTION = {
     "paper": (
@@ -50,18 +51,13 @@ class Network:
     prepare: Callable[[Image.Image], np.ndarray]
     embed: Callable[[torch.Tensor], torch.Tensor]
     weights: str
-    device: str = "cpu"
+    device: torch.device | str = "cpu"
 
     def features(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Features (B, D), float32, of prepared pictures."""
         pixels = torch.from_numpy(np.stack(prepared)).permute(0, 3, 1, 2).to(self.device)
         with torch.inference_mode():
             return self.embed(pixels).float().cpu().numpy()
-
-
-def device() -> str:
-    """cuda where there is a GPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def square(picture: Image.Image) -> Image.Image:
@@ -83,10 +79,11 @@ def inception(folder: Path) -> list[Network]:
 
     staged = {name: _staged(folder, name) for name in INCEPTION}
     weights = torch.load(staged["paper"][0], map_location="cpu", weights_only=True)
+    device = default_device()
     # clean-fid would download them; it has no argument for weights that are there.
     with mock.patch.object(inception_pytorch, "load_state_dict_from_url", lambda *_, **__: weights):
-        legacy = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).to(device()).eval()
-    original = InceptionV3W(str(folder), download=False).to(device()).eval()
+        legacy = inception_pytorch.InceptionV3(output_blocks=[3], resize_input=False).to(device).eval()
+    original = InceptionV3W(str(folder), download=False).to(device).eval()
     crop = Compose([Resize(256, InterpolationMode.BILINEAR), CenterCrop(256)])
     to_299, to_299_clean = build_resizer("legacy_pytorch"), build_resizer("clean")
     return [
@@ -95,10 +92,10 @@ def inception(folder: Path) -> list[Network]:
             lambda picture: to_299(np.asarray(crop(picture))),
             lambda pixels: legacy(pixels / 255)[0].flatten(1),
             staged["paper"][1],
-            device(),
+            device,
         ),
         Network(
-            "clean", lambda picture: to_299_clean(np.asarray(square(picture))), original, staged["clean"][1], device()
+            "clean", lambda picture: to_299_clean(np.asarray(square(picture))), original, staged["clean"][1], device
         ),
     ]
 
@@ -121,21 +118,21 @@ class Clip:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32).to(device()).eval()
+        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32).to(default_device()).eval()
         self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.length = self.model.config.text_config.max_position_embeddings
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings (N, D) of length one, prepared as in CLIP's training."""
-        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(device())
+        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(self.model.device)
         with torch.inference_mode():
             return _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Embeddings (N, D) of length one; what is longer than CLIP can read is cut off."""
         options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": self.length}
-        tokens = self.tokenizer(list(texts), return_tensors="pt", **options).to(device())
+        tokens = self.tokenizer(list(texts), return_tensors="pt", **options).to(self.model.device)
         with torch.inference_mode():
             return _unit(self.model.get_text_features(input_ids=tokens["input_ids"]).pooler_output)
 
@@ -155,9 +152,10 @@ def clip_network(folder: Path) -> Network:
 
     from dreamllm.digests import digest
 
-    model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32).to(device()).eval()
+    device = default_device()
+    model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32).to(device).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device()) for v in (processor.image_mean, processor.image_std))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (processor.image_mean, processor.image_std))
     side = model.config.image_size
     resize = make_resizer("PIL", False, "bicubic", (side, side))
     return Network(
@@ -165,5 +163,5 @@ def clip_network(folder: Path) -> Network:
         lambda picture: resize(np.asarray(square(picture))),
         lambda pixels: model(pixel_values=(pixels / 255 - mean) / std).image_embeds,
         digest(folder),
-        device(),
+        device,
     )

@@ -10,6 +10,11 @@ from collections.abc import Iterable
 import torch
 
 
+def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def compute_dtype(device: torch.device | str) -> torch.dtype:
     """The dtype to compute in on a device: bfloat16 on a GPU, fp32 elsewhere."""
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
-from dreamllm.config.stages import OF_THE_QUERIES
+from dreamllm.config.stages import QUERY_PARTS
 from dreamllm.digests import digest
 from dreamllm.model import precision
 from dreamllm.model.build import build_from_foundations
@@ -124,7 +124,7 @@ def load_for_inference(
     checkpoints: folders in loading order; at least one. Raises CheckpointProblem as `load_model` does.
     """
     model, processor = load_model(foundations, checkpoints)
-    precision.for_inference(model, "cuda" if torch.cuda.is_available() else "cpu")
+    precision.for_inference(model, precision.default_device())
     return model, processor
 
 
@@ -134,7 +134,7 @@ def has_query_parts(folder: str | Path) -> bool:
     Raises CheckpointProblem when the folder is not a checkpoint.
     """
     with _tensors(folder) as file:
-        return any(name.split(".")[0] in OF_THE_QUERIES for name in file.keys())  # noqa: SIM118, it is no mapping
+        return any(name.split(".")[0] in QUERY_PARTS for name in file.keys())  # noqa: SIM118, it is no mapping
 
 
 def build_on_meta(

@@ -38,8 +38,9 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.data import shards
     from dreamllm.data.document import Text
     from dreamllm.digests import digest
+    from dreamllm.model.precision import default_device
     from dreamllm.seeds import seed_of
-    from dreamllm.train.optimise import device, optimise, to_tensor
+    from dreamllm.train.optimise import optimise, to_tensor
 
     experiment = load(args.config, args.seed)
     recipe = experiment.sd_finetuned
@@ -47,7 +48,8 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"{args.config}: has no section sd_finetuned; add it to fine-tune Stable Diffusion")
     if not (files := shards.find(args.data / "pairs")):
         raise SystemExit(f"{args.data}: no shards pairs-*.tar; make them with `dreamllm make-world`")
-    pipeline = StableDiffusionPipeline.from_pretrained(args.foundations / "sd", dtype=torch.float32).to(device())
+    device = default_device()
+    pipeline = StableDiffusionPipeline.from_pretrained(args.foundations / "sd", dtype=torch.float32).to(device)
     unet, tokenizer, text_encoder = pipeline.unet.train(), pipeline.tokenizer, pipeline.text_encoder.eval()
     unet.set_attn_processor(AttnProcessor())
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
@@ -62,18 +64,18 @@ def main(args: argparse.Namespace) -> None:
     with torch.no_grad():
         for number in sorted(set(chain.from_iterable(batches))):
             picture = pairs[number].pictures[0].resize((side, side))
-            mean = pipeline.vae.encode(to_tensor([picture]).to(device())).latent_dist.mean  # (1, C, h, w)
+            mean = pipeline.vae.encode(to_tensor([picture]).to(device)).latent_dist.mean  # (1, C, h, w)
             latents[number] = mean * pipeline.vae.config.scaling_factor
 
     def loss_of_step(step: int) -> torch.Tensor:
         chosen = batches[step]
         words = ["" if rng.random() < recipe.condition_dropout else captions[i] for i in chosen]
-        ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device())
+        ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         with torch.no_grad():
             condition = text_encoder(ids).last_hidden_state  # (B, L, D)
         clean = torch.cat([latents[number] for number in chosen])  # (B, C, h, w)
-        noise = torch.randn(clean.shape, generator=generator).to(device())
-        times = torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator).to(device())
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        times = torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator).to(device)
         predicted = unet(scheduler.add_noise(clean, noise, times), times, condition).sample
         velocity = scheduler.config.prediction_type == "v_prediction"
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times) if velocity else noise)

@@ -1,4 +1,4 @@
-"""A plain optimisation loop for small trainings, with their device, autocast and conversion of pictures to tensors.
+"""A plain optimisation loop for small trainings, with their autocast and conversion of pictures to tensors.
 
 It trains the miniature's foundation models and the fine-tuned Stable Diffusion. DreamLLM's stages have `trainer.py`.
 """
@@ -14,15 +14,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-
-def device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+from dreamllm.model.precision import default_device
 
 
 def half_precision() -> contextlib.AbstractContextManager:
     """bf16 autocast: three times faster on GPUs and on CPUs with AMX; weights stay in fp32."""
-    return torch.autocast(device().type, torch.bfloat16)
+    return torch.autocast(default_device().type, torch.bfloat16)
 
 
 def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
@@ -44,7 +41,7 @@ def optimise(
 
     Raises FloatingPointError when the loss is not finite.
     """
-    fused = device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
+    fused = default_device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
     optimiser = torch.optim.AdamW(
         parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused
     )

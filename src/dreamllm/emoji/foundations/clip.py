@@ -17,7 +17,8 @@ from dreamllm.emoji.foundations.scene_batches import Batch, make_batch, prefetch
 from dreamllm.emoji.foundations.text import caption_tokenizer
 from dreamllm.emoji.grammar import sample_caption, step
 from dreamllm.emoji.scenes import NAMES, Names, Scene, sample_split, split_of
-from dreamllm.train.optimise import device, half_precision, optimise
+from dreamllm.model.precision import default_device
+from dreamllm.train.optimise import half_precision, optimise
 
 
 def hard_negative(scene: Scene, rng: random.Random, names: Names = NAMES) -> Scene:
@@ -73,7 +74,8 @@ def train(
         projection_dim=128,
         attn_implementation="eager",
     )
-    model = CLIPModel(config).to(device()).train()
+    device = default_device()
+    model = CLIPModel(config).to(device).train()
     rng = random.Random(seed)
 
     def batches() -> Iterator[tuple[Batch, list[str]]]:
@@ -89,9 +91,9 @@ def train(
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with half_precision():
             logits = model(
-                input_ids=ids.to(device()), pixel_values=torch.from_numpy(pixels).to(device())
+                input_ids=ids.to(device), pixel_values=torch.from_numpy(pixels).to(device)
             ).logits_per_text.float()
-        own = torch.arange(len(captions), device=device())
+        own = torch.arange(len(captions), device=device)
         return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
     optimise("clip", list(model.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)

@@ -16,7 +16,8 @@ from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.foundations.text import caption_tokenizer
 from dreamllm.emoji.grammar import sample_caption
 from dreamllm.emoji.scenes import NAMES, Names, Scene
-from dreamllm.train.optimise import device, half_precision, optimise
+from dreamllm.model.precision import default_device
+from dreamllm.train.optimise import half_precision, optimise
 
 
 def build(recipe: SdRecipe, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast) -> StableDiffusionPipeline:
@@ -71,10 +72,11 @@ def encode_pictures(
     stream = scene_batches(seed, 64, vae.config.sample_size, names, workers)
     latents: list[torch.Tensor] = []
     encoded: list[Scene] = []
+    device = default_device()
     while len(encoded) < count:
         scenes, pixels = next(stream)
         with half_precision():
-            posterior = vae.encode(pixels.to(device())).latent_dist
+            posterior = vae.encode(pixels.to(device)).latent_dist
         latents.append(posterior.sample().float() * vae.config.scaling_factor)
         encoded += scenes
     return torch.cat(latents)[:count], encoded[:count]
@@ -89,7 +91,8 @@ def train(
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    pipeline = build(recipe, vae, caption_tokenizer(recipe.text_length, seed, names)).to(device())
+    device = default_device()
+    pipeline = build(recipe, vae, caption_tokenizer(recipe.text_length, seed, names)).to(device)
     unet, text_encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA at 36 positions on a CPU
     latents, scenes = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
@@ -101,10 +104,10 @@ def train(
     def loss_of_step(step: int) -> torch.Tensor:
         chosen = torch.randint(len(scenes), (recipe.batch_size,))
         captions = ["" if rng.random() < recipe.condition_dropout else sample_caption(scenes[i], rng) for i in chosen]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device())
+        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         clean = latents[chosen]  # (B, C, h, w)
         noise = torch.randn_like(clean)
-        times = torch.randint(pipeline.scheduler.config.num_train_timesteps, (recipe.batch_size,), device=device())
+        times = torch.randint(pipeline.scheduler.config.num_train_timesteps, (recipe.batch_size,), device=device)
         noisy = pipeline.scheduler.add_noise(clean, noise, times)
         with half_precision():
             predicted = unet(noisy, times, text_encoder(ids).last_hidden_state).sample

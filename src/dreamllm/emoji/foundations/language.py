@@ -14,7 +14,8 @@ from dreamllm.data.document import Document, Text
 from dreamllm.emoji import corpus
 from dreamllm.emoji.foundations.text import llama_tokenizer
 from dreamllm.emoji.scenes import NAMES, Names
-from dreamllm.train.optimise import device, half_precision, optimise
+from dreamllm.model.precision import default_device
+from dreamllm.train.optimise import half_precision, optimise
 
 
 def sentences(count: int, seed: int, names: Names = NAMES) -> Iterator[str]:
@@ -59,14 +60,15 @@ def train(
         eos_token_id=tokenizer.eos_token_id,
         attn_implementation="eager",
     )
-    model = LlamaForCausalLM(config).to(device()).train()
+    device = default_device()
+    model = LlamaForCausalLM(config).to(device).train()
     rng = random.Random(seed)
 
     def loss_of_step(step: int) -> torch.Tensor:
         rows = [encode(corpus.sample("", rng, names), tokenizer) for _ in range(recipe.batch_size)]
         length = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows]).to(device())  # (B, T)
-        labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in rows]).to(device())
+        ids = torch.tensor([row + [0] * (length - len(row)) for row, _ in rows]).to(device)  # (B, T)
+        labels = torch.tensor([row + [-100] * (length - len(row)) for _, row in rows]).to(device)
         with half_precision():
             hidden = model.model(ids).last_hidden_state[:, :-1]  # (B, T - 1, D)
             targets = labels[:, 1:]

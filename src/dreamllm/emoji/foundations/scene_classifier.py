@@ -28,7 +28,8 @@ from dreamllm.emoji.scenes import (
     Scene,
     sample_scene,
 )
-from dreamllm.train.optimise import device, half_precision, optimise, to_tensor
+from dreamllm.model.precision import default_device
+from dreamllm.train.optimise import half_precision, optimise, to_tensor
 
 ARRANGEMENTS: list[tuple[Layout, int]] = [
     ("single", 1),
@@ -95,7 +96,8 @@ def train(
 ) -> SceneClassifier:
     """Train on scenes of all splits with noise and blur, for robustness to the blur of VAE decoders."""
     torch.manual_seed(seed)
-    classifier = SceneClassifier(side, recipe.width, names).to(device()).train()
+    device = default_device()
+    classifier = SceneClassifier(side, recipe.width, names).to(device).train()
     batch = recipe.batch_size
     rng = random.Random(seed)
 
@@ -107,14 +109,14 @@ def train(
 
     def loss_of_step(step: int) -> torch.Tensor:
         scenes, array = next(rendered)
-        pixels = torch.from_numpy(array).to(device())
+        pixels = torch.from_numpy(array).to(device)
         blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-        mix = torch.rand(batch, 1, 1, 1, device=device())
+        mix = torch.rand(batch, 1, 1, 1, device=device)
         pixels = pixels + mix * (blurred - pixels)
-        pixels = pixels + 0.15 * torch.rand(batch, 1, 1, 1, device=device()) * torch.randn_like(pixels)
+        pixels = pixels + 0.15 * torch.rand(batch, 1, 1, 1, device=device) * torch.randn_like(pixels)
         with half_precision():
             logits = classifier(pixels)
-        targets = _targets(scenes, names).to(device())
+        targets = _targets(scenes, names).to(device)
         losses = [  # summed, since the mean is NaN for a batch without pairs
             F.cross_entropy(head.float(), targets[:, i], reduction="sum") for i, head in enumerate(logits)
         ]

@@ -8,7 +8,8 @@ from diffusers import AutoencoderKL
 from dreamllm.config.foundations import VaeRecipe
 from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.scenes import NAMES, Names
-from dreamllm.train.optimise import device, half_precision, optimise
+from dreamllm.model.precision import default_device
+from dreamllm.train.optimise import half_precision, optimise
 
 
 def build(recipe: VaeRecipe, side: int) -> AutoencoderKL:
@@ -32,11 +33,12 @@ def train(recipe: VaeRecipe, side: int, seed: int, names: Names = NAMES, workers
     The scaling factor makes the latents' standard deviation 1, as in latent diffusion (Rombach et al., 2022).
     """
     torch.manual_seed(seed)
-    vae = build(recipe, side).to(device())
+    device = default_device()
+    vae = build(recipe, side).to(device)
     stream = scene_batches(seed, recipe.batch_size, side, names, workers)
 
     def loss_of_step(step: int) -> torch.Tensor:
-        pixels = next(stream)[1].to(device())  # (B, 3, H, W)
+        pixels = next(stream)[1].to(device)  # (B, 3, H, W)
         with half_precision():
             posterior = vae.encode(pixels).latent_dist
             decoded = vae.decode(posterior.sample()).sample
@@ -46,6 +48,6 @@ def train(recipe: VaeRecipe, side: int, seed: int, names: Names = NAMES, workers
     optimise("vae", list(vae.parameters()), loss_of_step, recipe.steps, recipe.learning_rate, weight_decay=0.0)
     vae.eval()
     with torch.no_grad():
-        pixels = torch.cat([next(stream)[1] for _ in range(8)]).to(device())
+        pixels = torch.cat([next(stream)[1] for _ in range(8)]).to(device)
         vae.register_to_config(scaling_factor=1.0 / vae.encode(pixels).latent_dist.sample().std().item())
     return vae

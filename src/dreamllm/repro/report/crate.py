@@ -87,7 +87,7 @@ def build(run: Run) -> ROCrate:
         lang="snakemake",
         lang_version=version("snakemake"),
         cls=ComputationalWorkflow,
-        properties={"name": "DreamLLM as a runnable experiment", "version": dreamllm.__version__}
+        properties={"name": "DreamLLM as a reproducible experiment", "version": dreamllm.__version__}
         | _content(root / "Snakefile")
         | ({"@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]} if jobs else {}),
     )
