@@ -16,7 +16,7 @@ import repository
 from dreamllm import digests, provenance
 from dreamllm.emoji import world
 from dreamllm.evaluate import predict, predictions, score, tasks
-from dreamllm.repro.audit.evidence import Evidence, Output
+from dreamllm.repro.audit.audited_run import AuditedRun, Output
 from dreamllm.repro.audit.lineage import Run
 from dreamllm.results import tables
 from dreamllm.seeds import seed_of
@@ -176,6 +176,6 @@ def dag_outputs(root: Path) -> list[Output]:
     return [Output(path, job, f"logs/small/{job}.log", "...", "ok", "no update") for job, path in pairs]
 
 
-def evidence(root: Path) -> Evidence:
+def audited_run(root: Path) -> AuditedRun:
     """What the audit reads of the repository, with `dag_outputs` instead of a call of Snakemake."""
-    return Evidence(Run.at(root, Path(CONFIG)), dag_outputs(root))
+    return AuditedRun(Run.at(root, Path(CONFIG)), dag_outputs(root))

@@ -13,7 +13,7 @@ import audited_repository
 import repository
 from dreamllm.digests import sha256_of_file
 from dreamllm.repro.audit import check_inputs, lineage, run
-from dreamllm.repro.audit.findings import AuditProblem, Result
+from dreamllm.repro.audit.findings import AuditProblem, CheckResult
 
 CHECKPOINT = "results/checkpoints/small/{}/checkpoint.json"
 TENSORS = "results/checkpoints/small/{}/trained.safetensors"
@@ -31,11 +31,11 @@ def checkout(sound, tmp_path) -> Path:
     return shutil.copytree(sound, tmp_path / "checkout", symlinks=True)
 
 
-def results(root: Path) -> dict[str, Result]:
-    return dict(run.audit(audited_repository.evidence(root)))
+def results(root: Path) -> dict[str, CheckResult]:
+    return dict(run.audit(audited_repository.audited_run(root)))
 
 
-def failed(found: dict[str, Result]) -> set[str]:
+def failed(found: dict[str, CheckResult]) -> set[str]:
     return {id_ for id_, result in found.items() if result.outcome == "fail"}
 
 
@@ -55,7 +55,7 @@ def rewrite(path: Path, change) -> None:
 def test_a_checkpoint_that_is_cut_off_is_no_whole_safetensors_file(checkout):
     cut_a_checkpoint(checkout)
     [fault] = results(checkout)["A09"].faults
-    assert fault.file == TENSORS.format("sft") and fault.what.startswith("is no whole safetensors file")
+    assert fault.file == TENSORS.format("sft") and fault.what.startswith("is not a complete safetensors file")
 
 
 def test_a_sound_repository_has_no_faults(sound):
@@ -74,7 +74,9 @@ def edit_a_cell(root: Path) -> None:
     lines = path.read_text().splitlines(keepends=True)
     number = next(i for i, line in enumerate(lines) if ",ours," in line and "sft/vqa" in line)
     place = f"results/tables/table3.csv, line {number + 1}"
-    cell = next(cell for cell in lineage.read_cells(audited_repository.evidence(root).run) if cell.place == place)
+    cell = next(
+        cell for cell in lineage.read_measured_cells(audited_repository.audited_run(root).run) if cell.place == place
+    )
     lines[number] = lines[number].replace(f",{cell.columns['value']},", ",99.9,", 1)
     path.write_text("".join(lines))
 
@@ -84,7 +86,7 @@ def edit_a_shown_cell(root: Path) -> None:
 
 
 def answer_otherwise(root: Path) -> None:
-    audited_repository.write_predictions(audited_repository.evidence(root).run, "sft", "vqa", right=3)
+    audited_repository.write_predictions(audited_repository.audited_run(root).run, "sft", "vqa", right=3)
 
 
 def answer_otherwise_and_forge_the_digest(root: Path) -> None:
@@ -187,27 +189,27 @@ def lose_a_reason(root: Path) -> None:
 FAULTS = [  # (fault, the check that is there for it, what it says, other checks that see it too)
     (edit_a_cell, "A01", "value is '99.9', the metrics give", {"A04"}),
     (edit_a_shown_cell, "A01", "is not what the metrics give, first in line", {"A04"}),
-    (answer_otherwise, "A12", "made from another results/predictions/small/sft/vqa.jsonl", {"A04"}),
+    (answer_otherwise, "A12", "computed from another results/predictions/small/sft/vqa.jsonl", {"A04"}),
     (answer_otherwise_and_forge_the_digest, "A12", "the predictions give 1.0", {"A04"}),
     (edit_a_metric, "A12", "accuracy is 0.999, the predictions give", {"A01", "A04", "A13"}),
-    (swap_checkpoints, "A04", "tensors of stage align were exchanged or cut off", {"A09"}),
-    (cut_a_checkpoint, "A04", "tensors of stage sft were exchanged or cut off", {"A09"}),
-    (edit_the_saved_configuration, "A09", "stage sft: config.learning_rate is 0.0005 there, 0.001 in", {"A04"}),
-    (edit_the_experiment, "A09", "stage sft: config.steps is 2 there, 3 in config/small.yaml", {"A03"}),
+    (swap_checkpoints, "A04", "tensors of stage align were replaced or truncated", {"A09"}),
+    (cut_a_checkpoint, "A04", "tensors of stage sft were replaced or truncated", {"A09"}),
+    (edit_the_saved_configuration, "A09", "stage sft: config.learning_rate is 0.0005, but 0.001 in", {"A04"}),
+    (edit_the_experiment, "A09", "stage sft: config.steps is 2, but 3 in config/small.yaml", {"A03"}),
     (edit_the_trained_parts, "A09", "has tensors of dream_queries, visual_projector, checkpoint.json says", {"A04"}),
-    (take_a_licence, "A07", "llava_pretrain has no licence, and `unknown` does not say why", {"A03"}),
+    (take_a_licence, "A07", "llava_pretrain has no licence, and `unknown` gives no reason", {"A03"}),
     (take_our_own_licence, "A07", "emoji world has no licence", {"A03"}),
-    (leave_an_orphan, "A14", "is made by no rule of the experiment", {"A04"}),
+    (leave_an_orphan, "A14", "is not the output of any rule of the experiment", {"A04"}),
     (dirty_the_tree, "A03", "the tree is dirty", set()),
     (pin_another_version, "A05", "accelerate 1.15.0 is installed, not 1.14.0", {"A03"}),
     (forget_a_seed, "A08", "stage align: seed was not recorded", {"A04"}),
     (forget_the_seed_of_an_answer, "A08", "1 of ", {"A04", "A12"}),
-    (type_a_verdict, "A13", "status is 'reproduced', computed is 'not attempted'", {"A04"}),
+    (type_a_verdict, "A13", "status is 'reproduced', the metrics give 'not attempted'", {"A04"}),
     (type_a_shown_verdict, "A13", "is not what the metrics give", {"A04"}),
-    (make_by_a_modified_tree, "A03", "was made by code that was not committed", {"A04"}),
-    (make_by_other_code, "A03", "stage align was made by code 0123456789abcdef, commit", {"A04"}),
-    (change_the_training_data, "A04", "data pairs was exchanged or changed", set()),
-    (train_on_the_test, "A16", "is in a training document too", {"A04"}),
+    (make_by_a_modified_tree, "A03", "was trained by code that was not committed", {"A04"}),
+    (make_by_other_code, "A03", "stage align was trained by code 0123456789abcdef, commit", {"A04"}),
+    (change_the_training_data, "A04", "data pairs was changed or replaced", set()),
+    (train_on_the_test, "A16", "is also in a training document", {"A04"}),
     (lose_a_timing, "A11", "job train_sft: has no timing", set()),
     (lose_a_reason, "A10", "language model has no why", {"A03"}),
 ]
@@ -228,8 +230,8 @@ def test_a_planted_fault_is_caught_by_its_check(checkout, plant, check, words, o
 
 def test_a_clone_without_outputs_says_what_is_not_there(sound, tmp_path):
     folder = repository.clone(sound, tmp_path / "clone")
-    evidence = audited_repository.evidence(folder)
-    found = dict(run.audit(evidence))
+    audited = audited_repository.audited_run(folder)
+    found = dict(run.audit(audited))
     assert failed(found) == set()
     for id_ in ("A01", "A02", "A04", "A08", "A09", "A11", "A12", "A13", "A15", "A16"):
         assert found[id_].outcome == "not applicable", found[id_]
@@ -237,23 +239,23 @@ def test_a_clone_without_outputs_says_what_is_not_there(sound, tmp_path):
     assert "--configfile=config/small.yaml" in found["A01"].reason
 
 
-def test_tables_without_what_they_were_made_from_are_not_trusted(checkout):
+def test_tables_without_their_predictions_and_checkpoints_fail(checkout):
     for kind in ("checkpoints", "predictions"):
         shutil.rmtree(checkout / "results" / kind)
     found = results(checkout)
-    assert failed(found) == {"A12"}, "nothing else is left that could be held against anything"
-    assert any("is not there" in fault.what for fault in found["A12"].faults)
+    assert failed(found) == {"A12"}, "no other check has files that it can compare"
+    assert any("which is missing" in fault.what for fault in found["A12"].faults)
 
 
 def test_what_snakemake_would_make_again_is_a_fault(sound):
-    evidence = audited_repository.evidence(sound)
+    audited = audited_repository.audited_run(sound)
     outputs = audited_repository.dag_outputs(sound)
     changed = next(output for output in outputs if output.rule == "train_sft")
     outputs[outputs.index(changed)] = type(changed)(
         changed.path, changed.rule, changed.log, changed.command, "params changed", "update pending"
     )
-    evidence.outputs = outputs
-    result = dict(run.audit(evidence))["A02"]
+    audited.outputs = outputs
+    result = dict(run.audit(audited))["A02"]
     assert [fault.what for fault in result.faults] == ["is not up to date with its rule train_sft: params changed"]
 
 
@@ -262,7 +264,7 @@ def test_what_snakemake_would_make_again_is_a_fault(sound):
 
 def test_the_verb_prints_a_line_for_each_check_and_exits_with_1_for_a_fault(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
-    monkeypatch.setattr(run, "Evidence", lambda found: audited_repository.evidence(found.root))
+    monkeypatch.setattr(run, "AuditedRun", lambda found: audited_repository.audited_run(found.root))
     arguments = argparse.Namespace(
         config=Path(audited_repository.CONFIG), out=Path("results/audit.json"), pictures=False
     )
@@ -290,9 +292,9 @@ def test_outside_of_a_checkout_the_audit_says_where_to_run_it(tmp_path, monkeypa
 
 
 def test_a_cell_is_followed_down_to_commit_and_environment(sound):
-    checkout = audited_repository.evidence(sound).run
-    cell = next(cell for cell in lineage.read_cells(checkout) if cell.source == "sft/vqa")
-    links = list(lineage.walk(lineage.follow(checkout, cell)))
+    checkout = audited_repository.audited_run(sound).run
+    cell = next(cell for cell in lineage.read_measured_cells(checkout) if cell.source == "sft/vqa")
+    links = list(lineage.walk(lineage.cell_link(checkout, cell)))
     kinds = [link.kind for link in links]
     assert kinds[:3] == ["cell", "metric", "predictions"]
     assert {"checkpoint", "configuration", "foundations", "data", "commit", "environment"} <= set(kinds)

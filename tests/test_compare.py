@@ -155,5 +155,5 @@ def test_a_folder_without_metrics_and_a_malformed_file_are_refused(tmp_path):
         compare.read(tmp_path)
     (tmp_path / "metrics/small").mkdir(parents=True)
     (tmp_path / "metrics/small/x.json").write_text("{}")
-    with pytest.raises(AuditProblem, match="is no metrics file"):
+    with pytest.raises(AuditProblem, match="is not a metrics file"):
         compare.read(tmp_path)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = yaml.safe_load((ROOT / "paper/recipe.yaml").read_text(encoding="utf-8"))
 ENTRIES = {f"{group}: {name}": entry for group, entries in RECIPE.items() for name, entry in entries.items()}
 CONFIGS = {"paper": "paper", "as released": "paper-as-released"}
-BASES = check_inputs.ARMS
+BASES = check_inputs.VARIANTS
 OF_THE_MACHINE = {"machine", "evaluation.text.batch_size", "evaluation.drawing.batch_size"}  # change no result
 OF_THE_EMOJI_WORLD = {"evaluation.limit", "evaluation.stories", "evaluation.attention"}  # no counterpart is published
 
@@ -29,9 +29,9 @@ def plain(name: str) -> dict[str, Any]:
     return load(ROOT / f"config/{name}.yaml").model_dump(mode="json")
 
 
-def drift(which: str, content: dict[str, Any]) -> list[str]:
+def differences(which: str, content: dict[str, Any]) -> list[str]:
     """What a configuration has otherwise than the recipe says."""
-    return check_inputs.drift(ENTRIES, which, content)
+    return check_inputs.recipe_differences(ENTRIES, which, content)
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -56,7 +56,7 @@ def test_an_entry_is_complete(name):
 
 @pytest.mark.parametrize("which", CONFIGS)
 def test_the_configurations_are_the_recipe(which):
-    assert drift(which, plain(CONFIGS[which])) == []
+    assert differences(which, plain(CONFIGS[which])) == []
 
 
 @pytest.mark.parametrize("which", CONFIGS)
@@ -87,13 +87,13 @@ def test_the_other_stages_repeat_the_recipe():
         assert {key for key in stages[base] if stages[name][key] != stages[base][key]} == changed, name
 
 
-def test_drift_is_found():
+def test_a_difference_from_the_recipe_is_found():
     content = plain("paper")
     for key, value in (("learning_rate", 2e-3), ("weight_decay", 0.1), ("mixture", {"mmc4_core": 1})):
         changed = copy.deepcopy(content)
         changed["stages"]["pretrain"][key] = value
-        assert [line.split()[0] for line in drift("paper", changed)] == [f"stages.pretrain.{key}"]
-    assert drift("as released", content), "the two recipes differ"
+        assert [line.split()[0] for line in differences("paper", changed)] == [f"stages.pretrain.{key}"]
+    assert differences("as released", content), "the two recipes differ"
 
 
 def of_a_step(experiment: Experiment, stage: str, patches: int = 256) -> float:

@@ -1,1 +1,1 @@
-"""What can be trusted: every number followed down to the bytes it came from, checks of that, and comparisons."""
+"""Reproducibility checks: trace every number to its files, check these, and compare two result folders."""

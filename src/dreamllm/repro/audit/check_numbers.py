@@ -1,132 +1,132 @@
-"""Checks of numbers, by computing them again: tables from metrics, metrics from raw predictions, verdicts from both."""
+"""Recompute the numbers: tables and claims from metrics, metrics from raw predictions."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dreamllm.paths import TABLES
 from dreamllm.repro.audit import lineage
-from dreamllm.repro.audit.evidence import Evidence
-from dreamllm.repro.audit.findings import Fault, Result, absent, judged
+from dreamllm.repro.audit.audited_run import AuditedRun
+from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
 
-SAME_NUMBER = 1e-6  # relative: what two machines' floating point may differ by (docs/audit.md)
-MAKE_TABLES = "remove results/tables and make them again: {}"
+SAME_NUMBER = 1e-6  # relative: allowed difference of floating point between machines (docs/audit.md)
+MAKE_TABLES = "remove results/tables and make it again: {}"
 
 
-def tables(evidence: Evidence) -> Result:
-    """A01: every claim and every cell leads to its number: results/tables is what the metrics and paper/ give."""
-    folder = evidence.root / TABLES
+def tables(audited: AuditedRun) -> CheckResult:
+    """A01: results/tables is what the metrics and paper/ give, and the metrics of every cell exist."""
+    folder = audited.root / TABLES
     if not folder.is_dir():
-        return absent(f"{TABLES} is not there: {evidence.command}, or `make restore`")
-    if not evidence.tables_are_of_this:
-        return absent(f"{TABLES} shows another experiment than {evidence.run.name}: {evidence.command}")
+        return not_applicable(f"{TABLES} does not exist: {audited.command}, or `make restore`")
+    if not audited.tables_show_this_run:
+        return not_applicable(f"{TABLES} is not of experiment {audited.run.name}: {audited.command}")
     try:
-        wanted = _contents(evidence)
-    except ValueError as error:  # a metrics file or a file of paper/ that is wrong says so itself
+        wanted = _tables(audited)
+    except ValueError as error:  # its message names a wrong metrics file or file of paper/
         if not type(error).__module__.startswith("dreamllm."):
             raise
-        return judged([Fault(str(error), TABLES, "mend what the message names, or make it again")], "")
-    faults = list(_differences(folder, wanted, evidence))
-    cells = lineage.read_cells(evidence.run)
+        return pass_or_fail(
+            [Fault(str(error), TABLES, "correct the file that the message names, or make it again")], ""
+        )
+    faults = list(_differences(folder, wanted, audited))
+    cells = lineage.read_measured_cells(audited.run)
     for cell in cells:
-        if not all(cell.source in run.metrics for run in evidence.runs):
-            what = f"cell {cell.id} is from {cell.source}, of which there are no metrics"
-            faults.append(Fault(what, cell.place, evidence.command))
-    return judged(faults, f"{len(cells)} measured cells and {len(wanted)} files are what metrics and paper/ give")
+        if not all(cell.source in run.metrics for run in audited.runs):
+            what = f"cell {cell.id} is from {cell.source}, which has no metrics"
+            faults.append(Fault(what, cell.place, audited.command))
+    return pass_or_fail(faults, f"{len(cells)} measured cells and {len(wanted)} files are what metrics and paper/ give")
 
 
-def predictions(evidence: Evidence, *, pictures: bool = False) -> Result:
-    """A12: every metric comes from the raw predictions that are there, one per item, and they give its numbers."""
-    if not evidence.metrics:
-        return absent(f"no metrics of {evidence.run.name} are there: {evidence.command}, or `make restore`")
+def predictions(audited: AuditedRun, *, pictures: bool = False) -> CheckResult:
+    """A12: every metric was computed from the existing raw predictions, one per item, and they give its numbers."""
+    if not audited.metrics:
+        return not_applicable(f"there are no metrics of {audited.run.name}: {audited.command}, or `make restore`")
     faults, counts = [], {"again": 0, "digest": 0}
-    for source in evidence.evaluated:
-        if source not in evidence.metrics:
-            file = f"{evidence.run.paths.results('metrics')}/{source}.json"
-            what = f"{source} was not measured, though the configuration asks for it"
-            faults.append(Fault(what, file, evidence.command))
+    for source in audited.evaluated:
+        if source not in audited.metrics:
+            file = f"{audited.run.paths.results('metrics')}/{source}.json"
+            what = f"{source} was not measured, but the configuration lists it"
+            faults.append(Fault(what, file, audited.command))
             continue
-        path = evidence.metrics[source]
-        found = list(_of_metric(evidence, source, path))
+        path = audited.metrics[source]
+        found = list(_check_inputs(audited, source, path))
         if not found:
-            found, again = _score_again(evidence, source, path, pictures)
+            found, again = _score_again(audited, source, path, pictures)
             counts["again" if again else "digest"] += 1
         faults += found
     words = f"{counts['again']} metrics computed again from their predictions, to {SAME_NUMBER:g} of their values"
     if counts["digest"]:
-        words += f"; {counts['digest']} more are compared by digest alone"
-        words += "" if pictures else " (--pictures looks at pictures again)"
-    return judged(faults, words)
+        words += f"; {counts['digest']} more compared only by digest"
+        words += "" if pictures else " (--pictures scores pictures again)"
+    return pass_or_fail(faults, words)
 
 
-def claims(evidence: Evidence) -> Result:
-    """A13: every claim has the verdict that numbers and tolerance give; none is typed."""
-    folder = evidence.root / TABLES
-    if not folder.is_dir() or not evidence.tables_are_of_this:
-        return absent(f"no verdicts of {evidence.run.name} in {TABLES}: {evidence.command}")
+def claims(audited: AuditedRun) -> CheckResult:
+    """A13: every claim has the status that numbers and tolerance give."""
+    folder = audited.root / TABLES
+    if not folder.is_dir() or not audited.tables_show_this_run:
+        return not_applicable(f"{TABLES} has no claims of {audited.run.name}: {audited.command}")
     try:
-        verdicts, wanted = _verdicts(evidence)
+        results, wanted = _claims(audited)
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):
             raise
-        return judged([Fault(str(error), "paper/claims.yaml", "mend what the message names")], "")
+        return pass_or_fail([Fault(str(error), "paper/claims.yaml", "correct the file that the message names")], "")
     counts: dict[str, int] = {}
-    for verdict in verdicts:
-        counts[verdict.status] = counts.get(verdict.status, 0) + 1
-    faults = list(_typed(folder / "claims.csv", wanted["claims.csv"], evidence))
-    if not faults:
-        faults = list(_differences(folder, wanted, evidence, index=False))
+    for result in results:
+        counts[result.status] = counts.get(result.status, 0) + 1
+    faults = list(_differences(folder, wanted, audited, index=False))
     words = ", ".join(f"{number} {status}" for status, number in counts.items())
-    return judged(faults, f"{len(verdicts)} verdicts computed again: {words}")
+    return pass_or_fail(faults, f"status of {len(results)} claims computed again: {words}")
 
 
-# ---- tables and verdicts ---------------------------------------------------------------------------------------------
+# ---- tables and claims -----------------------------------------------------------------------------------------------
 
 
-def _read(evidence: Evidence) -> tuple[Any, Any, Any]:
+def _read(audited: AuditedRun) -> tuple[Any, Any, Any]:
     """Tables, published numbers and runs, as `dreamllm tables` reads them."""
     from dreamllm.results.metrics_store import read_runs
     from dreamllm.results.table_spec import read_published, read_tables
 
-    paper = evidence.root / "paper"
-    runs = read_runs([evidence.root / path for path in evidence.all_metrics])
+    paper = audited.root / "paper"
+    runs = read_runs([audited.root / path for path in audited.all_metrics])
     return read_tables(paper / "tables.yaml"), read_published(paper), runs
 
 
-def _contents(evidence: Evidence) -> dict[str, str]:
+def _tables(audited: AuditedRun) -> dict[str, str]:
     from dreamllm.results.tables import render_tables
 
-    named, published, runs = _read(evidence)
+    named, published, runs = _read(audited)
     return render_tables(named, runs, published)
 
 
-def _verdicts(evidence: Evidence) -> tuple[list[Any], dict[str, str]]:
+def _claims(audited: AuditedRun) -> tuple[list[Any], dict[str, str]]:
     from dreamllm.results.claims import Numbers, evaluate_claims, read_claims, read_items
     from dreamllm.results.tables import render_claims
 
-    named, published, runs = _read(evidence)
-    items = read_items([evidence.root / run.paths.results("items") for run in evidence.run.runs.values()])
-    read = read_claims(evidence.root / "paper/claims.yaml", named, published)
+    named, published, runs = _read(audited)
+    items = read_items([audited.root / run.paths.results("items") for run in audited.run.runs.values()])
+    read = read_claims(audited.root / "paper/claims.yaml", named, published)
     results = evaluate_claims(read, Numbers(named, published, runs, items))
     return results, render_claims(results, runs)
 
 
-def _differences(folder: Path, wanted: Mapping[str, str], evidence: Evidence, *, index: bool = True) -> Iterator[Fault]:
-    """Files that are missing, differ, or (with the index) that should not be there. A cell is named by its id."""
-    fix = MAKE_TABLES.format(evidence.command)
+def _differences(
+    folder: Path, wanted: Mapping[str, str], audited: AuditedRun, *, index: bool = True
+) -> Iterator[Fault]:
+    """Files that are missing or differ, differing cells by id, and (with the index) files that do not belong there."""
+    fix = MAKE_TABLES.format(audited.command)
     for name, text in wanted.items():
         path = folder / name
         now = path.read_text(encoding="utf-8") if path.is_file() else None
         if now == text:
             continue
         file = f"{TABLES}/{name}"
-        changed = list(_changed_cells(now, text)) if now is not None and name.endswith(".csv") else []
+        changed = list(_changed_cells(now, text, path)) if now is not None and name.endswith(".csv") else []
         if now is None:
             yield Fault("is missing", file, fix)
         elif changed:
@@ -137,35 +137,21 @@ def _differences(folder: Path, wanted: Mapping[str, str], evidence: Evidence, *,
         known = {*wanted, "claims.csv", "claims.md"}
         for path in sorted(folder.iterdir()):
             if path.name not in known and path.name != ".snakemake_timestamp":
-                yield Fault("is no table of this experiment", f"{TABLES}/{path.name}", "remove it")
+                yield Fault("is not a table of this experiment", f"{TABLES}/{path.name}", "remove it")
 
 
-def _changed_cells(now: str, wanted: str) -> Iterator[tuple[int, str]]:
-    """Line and words for each line of a table's CSV that differs in a column."""
-    lines, right = (list(csv.DictReader(io.StringIO(text))) for text in (now, wanted))
-    if len(lines) != len(right):
+def _changed_cells(now: str, wanted: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Line and message for each cell of a CSV file that differs."""
+    from dreamllm.results.csv_files import parse_csv
+
+    found, right = (parse_csv(text, path).to_dict("records") for text in (now, wanted))
+    if len(found) != len(right):
         return
-    for number, (line, wanted_line) in enumerate(zip(lines, right, strict=True), 2):
-        for column, value in wanted_line.items():
-            if line.get(column) != value:
-                found = f"{column} is {line.get(column)!r}, the metrics give {value!r}"
-                yield number, f"cell {wanted_line.get('id')}: {found}"
-
-
-def _typed(path: Path, wanted: str, evidence: Evidence) -> Iterator[Fault]:
-    """Verdicts in claims.csv other than those computed."""
-    if not path.is_file():
-        yield Fault("is missing", f"{TABLES}/claims.csv", MAKE_TABLES.format(evidence.command))
-        return
-    lines, right = (list(csv.DictReader(io.StringIO(text))) for text in (path.read_text(encoding="utf-8"), wanted))
-    if len(lines) != len(right):
-        return
-    for number, (line, wanted_line) in enumerate(zip(lines, right, strict=True), 2):
-        for column in ("status", "outcome"):
+    for number, (line, wanted_line) in enumerate(zip(found, right, strict=True), 2):
+        id_ = f"cell {wanted_line['id']}" if "id" in wanted_line else f"claim {wanted_line['claim']}"
+        for column in wanted_line:
             if line.get(column) != wanted_line[column]:
-                found = f"{column} is {line.get(column)!r}, computed is {wanted_line[column]!r}"
-                what = f"claim {wanted_line['claim']}: {found}"
-                yield Fault(what, f"{TABLES}/claims.csv, line {number}", MAKE_TABLES.format(evidence.command))
+                yield number, f"{id_}: {column} is {line.get(column)!r}, the metrics give {wanted_line[column]!r}"
 
 
 def _first_difference(now: str, wanted: str) -> int:
@@ -176,49 +162,49 @@ def _first_difference(now: str, wanted: str) -> int:
 # ---- metrics ---------------------------------------------------------------------------------------------------------
 
 
-def _of_metric(evidence: Evidence, source: str, path: str) -> Iterator[Fault]:
-    """Whether a metric's inputs are there and are those it was made from."""
-    link = lineage.metric_link(evidence.run, source, path)
-    fix = f"score again: {evidence.command}"
+def _check_inputs(audited: AuditedRun, source: str, path: str) -> Iterator[Fault]:
+    """Check that a metric's inputs exist and are those it was computed from."""
+    link = lineage.metric_link(audited.run, source, path)
+    fix = f"score again: {audited.command}"
     if link.problem:
         yield Fault(link.problem, path, fix)
     if "predictions" not in {one.kind for one in link.made_from} and not link.problem:
-        yield Fault("does not name the predictions it was made from", path, fix)
+        yield Fault("does not name its predictions", path, fix)
     for one in link.made_from:
         if not one.digest:
-            yield Fault(f"made from {one.path}, which is not there", path, "bring it (`make restore`), or " + fix)
+            yield Fault(f"computed from {one.path}, which is missing", path, "make restore, or " + fix)
         elif not one.agrees:
-            what = f"made from another {one.path}: sha256 {one.recorded[:12]}, there is {one.digest[:12]}"
+            what = f"computed from another {one.path}: sha256 {one.recorded[:12]}, the file is {one.digest[:12]}"
             yield Fault(f"{what}{'; ' + one.problem if one.problem else ''}", path, fix)
         elif one.kind == "predictions" and f"{one.facts['model']}/{one.facts['benchmark']}" != source:
-            what = f"made from predictions of {one.facts['model']}/{one.facts['benchmark']}"
+            what = f"computed from predictions of {one.facts['model']}/{one.facts['benchmark']}"
             yield Fault(what, path, fix)
 
 
-def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> tuple[list[Fault], bool]:
-    """Faults, and whether the metric was computed again: what needs no model, or with `pictures` judge and CLIP too."""
+def _score_again(audited: AuditedRun, source: str, path: str, pictures: bool) -> tuple[list[Fault], bool]:
+    """Faults, and whether the metric was computed again. Metrics that need judge or CLIP are only with `pictures`."""
     from dreamllm.evaluate import score, tasks
     from dreamllm.evaluate.predictions import read
 
-    run = evidence.run
+    run = audited.run
     model, _, benchmark = source.partition("/")
     task = tasks.about(run.experiment.benchmark(benchmark).task)
     if task.judged or not task.files or (not pictures and task.instruments):
         return [], False
     instruments = getattr(run.experiment.foundations, "instruments", run.experiment.foundations)
-    folder = evidence.root / run.paths.benchmark_files(benchmark)
-    answered = evidence.root / run.predictions(model, benchmark)
-    fix = f"score again: {evidence.command}"
+    folder = audited.root / run.paths.benchmark_files(benchmark)
+    answered = audited.root / run.predictions(model, benchmark)
+    fix = f"score again: {audited.command}"
     try:
         raw = read(answered)
-        wanted, of_items = score.score_items(raw, benchmark, folder, evidence.root / instruments.folder)
+        wanted, of_items = score.score_items(raw, benchmark, folder, audited.root / instruments.folder)
         faults = [
             Fault(f"{name} is {now}, the predictions give {right}", path, fix)
-            for name, now, right in _other_numbers(evidence.json(path), wanted)
+            for name, now, right in _differing_numbers(audited.json(path), wanted)
         ]
         file = f"{run.paths.results('items')}/{source}.json"
-        if (evidence.root / file).is_file() and not _alike(evidence.json(file), json.loads(json.dumps(of_items))):
-            faults.append(Fault("scores of single items are not what the predictions give", file, fix))
+        if (audited.root / file).is_file() and not _equal(audited.json(file), json.loads(json.dumps(of_items))):
+            faults.append(Fault("scores of single items differ from what the predictions give", file, fix))
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):
             raise
@@ -226,10 +212,10 @@ def _score_again(evidence: Evidence, source: str, path: str, pictures: bool) -> 
     return faults, True
 
 
-def _other_numbers(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Name, number and right number of every metric that differs, groups included."""
+def _differing_numbers(now: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Name, recorded and recomputed number of every metric that differs, groups included."""
     for name, (a, b) in _pairs(flat(now), flat(wanted)).items():
-        if not _alike(a, b):
+        if not _equal(a, b):
             yield name, a and a.get("value"), b and b.get("value")
 
 
@@ -243,15 +229,12 @@ def _pairs(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, A
     return {name: (a.get(name), b.get(name)) for name in [*a, *(key for key in b if key not in a)]}
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     """Whether two JSON values are equal, numbers to within SAME_NUMBER."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(_alike, a, b))
+        return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return math.isclose(a, b, rel_tol=SAME_NUMBER, abs_tol=1e-9)
     return a == b
-
-
-Check = Callable[[Evidence], Result]

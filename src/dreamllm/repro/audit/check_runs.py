@@ -1,4 +1,4 @@
-"""Checks of where numbers come from: code, digests, seeds and configuration of every run behind them."""
+"""Checks of a run's provenance: code, digests, seeds and configuration."""
 
 from __future__ import annotations
 
@@ -16,64 +16,72 @@ from safetensors import SafetensorError, safe_open
 from dreamllm import digests, provenance
 from dreamllm.paths import FIGURES, TABLES
 from dreamllm.repro.audit import lineage
-from dreamllm.repro.audit.evidence import Evidence
-from dreamllm.repro.audit.findings import Fault, Result, absent, judged
+from dreamllm.repro.audit.audited_run import AuditedRun
+from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
 from dreamllm.seeds import seed_of
 
-NOT_IN_A_HEADER = {"split", "limit", "pictures", "latency", "attention"}  # of `evaluation`; predict.py leaves them out
-RUN_BY = {"sd_finetuned": "dreamllm.train.finetune_sd"}  # all other stages by train.stage
+NOT_IN_HEADERS = {
+    "split",
+    "limit",
+    "pictures",
+    "latency",
+    "attention",
+}  # keys of `evaluation` that predict.py leaves out
+TRAINED_BY = {"sd_finetuned": "dreamllm.train.finetune_sd"}  # all other stages by dreamllm.train.trainer
 
 
 # ---- A03: code -------------------------------------------------------------------------------------------------------
 
 
-def code(evidence: Evidence) -> Result:
-    """A03: every checkpoint names a commit of this history whose code is the code that made it; the tree is clean."""
-    run = evidence.run
+def code(audited: AuditedRun) -> CheckResult:
+    """A03: every checkpoint names a commit of this history with the code that trained it; the working tree is clean."""
+    run = audited.run
     status = run.git("status", "--porcelain")
     if status is None:
-        return judged([Fault("is no git checkout: nothing ties these files to a commit", "", "git clone")], "")
+        return pass_or_fail([Fault("is not a git checkout: these files belong to no commit", "", "git clone")], "")
     faults = []
     if status:
         changed = [line[3:] for line in status.splitlines()]
         what = f"the tree is dirty: {len(changed)} files differ from the commit"
         faults.append(Fault(what, changed[0], "git commit, or git stash; git status lists them"))
     known: dict[tuple[str, str], str] = {}
-    for stage in evidence.trained:
+    for stage in audited.trained:
         file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
-        faults += _made_by(evidence, stage, evidence.json(file), file, known)
+        faults += _check_commit(audited, stage, audited.json(file), file, known)
     head = (run.git("rev-parse", "--short", "HEAD") or "no commit").strip()
-    return judged(faults, f"clean at {head}; the code of {len(evidence.trained)} checkpoints is that of their commits")
+    return pass_or_fail(
+        faults, f"clean at {head}; the code of {len(audited.trained)} checkpoints is that of their commits"
+    )
 
 
-def _made_by(
-    evidence: Evidence, stage: str, about: Mapping[str, Any], file: str, known: dict[tuple[str, str], str]
+def _check_commit(
+    audited: AuditedRun, stage: str, about: Mapping[str, Any], file: str, known: dict[tuple[str, str], str]
 ) -> Iterator[Fault]:
-    recorded, again = str(about.get("commit") or ""), f"commit the code, then: {evidence.command}"
+    recorded, again = str(about.get("commit") or ""), f"commit the code, then: {audited.command}"
     if not recorded:
-        yield Fault(f"stage {stage} does not say by which commit it was made", file, again)
+        yield Fault(f"stage {stage} does not record the commit that trained it", file, again)
         return
     if recorded.endswith("-modified"):
-        yield Fault(f"stage {stage} was made by code that was not committed ({recorded[:12]}-modified)", file, again)
+        yield Fault(f"stage {stage} was trained by code that was not committed ({recorded[:12]}-modified)", file, again)
         return
-    if not lineage.commit_link(evidence.run, recorded).digest:
-        what = f"stage {stage} was made by commit {recorded[:12]}, which this history does not have"
+    if not lineage.commit_link(audited.run, recorded).digest:
+        what = f"stage {stage} was trained at commit {recorded[:12]}, which is not in this history"
         yield Fault(what, file, "git fetch --unshallow, or fetch the branch it is on")
         return
     if (said := about.get("code")) is None:
         return  # imported, not trained
-    module = RUN_BY.get(stage, "dreamllm.train.trainer")
+    module = TRAINED_BY.get(stage, "dreamllm.train.trainer")
     if (recorded, module) not in known:
-        here = provenance.code_digest(module)  # of the code that runs: spares unpacking the commit where it is the same
-        known[recorded, module] = here if here == said else _code_at(evidence, recorded, module)
+        here = provenance.code_digest(module)  # if the present code has the digest, the commit need not be unpacked
+        known[recorded, module] = here if here == said else _code_at(audited, recorded, module)
     if known[recorded, module] != said:
-        what = f"stage {stage} was made by code {said}, commit {recorded[:12]} has {known[recorded, module]}"
+        what = f"stage {stage} was trained by code {said}, commit {recorded[:12]} has {known[recorded, module]}"
         yield Fault(what, file, again)
 
 
-def _code_at(evidence: Evidence, commit: str, module: str) -> str:
-    """Digest of a module's code at a commit, by the rule that the commit itself has for that; "" where it has none."""
-    command = ["git", "-C", str(evidence.root), "archive", commit, "src/dreamllm"]
+def _code_at(audited: AuditedRun, commit: str, module: str) -> str:
+    """Digest of a module's code at a commit, computed by that commit's own provenance.py; "" if it has none."""
+    command = ["git", "-C", str(audited.root), "archive", commit, "src/dreamllm"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         return ""
@@ -95,123 +103,123 @@ def _code_at(evidence: Evidence, commit: str, module: str) -> str:
 # ---- A04: digests ----------------------------------------------------------------------------------------------------
 
 
-def identity(evidence: Evidence) -> Result:
-    """A04: every file behind a number is the one that was recorded when the number was made, and in dvc.lock."""
-    run = evidence.run
+def file_digests(audited: AuditedRun) -> CheckResult:
+    """A04: every input of a number has the digest recorded when the number was made; outputs are as in dvc.lock."""
+    run = audited.run
     faults: list[Fault] = []
-    for link in evidence.of_kind("checkpoint", "foundations", "data", "features"):
-        faults += _exchanged(evidence, link)
-    for stage in evidence.trained:
-        faults += _whole(evidence, stage)
-    recorded, words = list(_recorded(evidence)), ""
+    for link in audited.of_kind("checkpoint", "foundations", "data", "features"):
+        faults += _compare_digest(audited, link)
+    for stage in audited.trained:
+        faults += _compare_tensors(audited, stage)
+    recorded, words = list(_compare_dvc_lock(audited)), ""
     if recorded:
         differing = [fault for fault in recorded if isinstance(fault, Fault)]
         faults += differing
         words = f"; {len(recorded)} outputs are as in {lineage.LOCK}"
-    if not evidence.links and not recorded:
-        return absent(f"no output of {run.name} is there: {evidence.command}, or `make restore`")
-    count = sum(1 for link in evidence.links if link.recorded)
-    return judged(faults, f"{count} recorded digests are those of the files that are there{words}")
+    if not audited.links and not recorded:
+        return not_applicable(f"there are no outputs of {run.name}: {audited.command}, or `make restore`")
+    count = sum(1 for link in audited.links if link.recorded)
+    return pass_or_fail(faults, f"{count} files have their recorded digests{words}")
 
 
-def _exchanged(evidence: Evidence, link: lineage.Link) -> Iterator[Fault]:
+def _compare_digest(audited: AuditedRun, link: lineage.Link) -> Iterator[Fault]:
     if link.problem and not link.digest:
-        yield Fault(f"{link.kind} {link.name} {link.problem}", link.path, f"make restore, or {evidence.command}")
+        yield Fault(f"{link.kind} {link.name} {link.problem}", link.path, f"make restore, or {audited.command}")
     elif not link.digest:
-        what = f"{link.kind} {link.name} is not there, a result was made from it"
-        yield Fault(what, link.path, f"make restore, or {evidence.command}")
+        what = f"{link.kind} {link.name} is missing, and a result was made from it"
+        yield Fault(what, link.path, f"make restore, or {audited.command}")
     elif not link.agrees:
-        what = f"{link.kind} {link.name} was exchanged or changed: results were made from "
-        what += f"{link.recorded[:12]}, there is {link.digest[:12]}"
-        yield Fault(
-            what, link.path, f"bring the recorded one back (dvc checkout), or make it again: {evidence.command}"
-        )
+        what = f"{link.kind} {link.name} was changed or replaced: results were made from "
+        what += f"{link.recorded[:12]}, the file is {link.digest[:12]}"
+        yield Fault(what, link.path, f"restore the recorded file (dvc checkout), or make it again: {audited.command}")
 
 
-def _whole(evidence: Evidence, stage: str) -> Iterator[Fault]:
-    """Whether a checkpoint's tensors are those that its checkpoint.json was written with."""
-    folder = evidence.run.paths.checkpoint(stage)
-    said = evidence.json(f"{folder}/checkpoint.json").get("tensors")
+def _compare_tensors(audited: AuditedRun, stage: str) -> Iterator[Fault]:
+    """Compare a checkpoint's tensors with the digest in its checkpoint.json."""
+    folder = audited.run.paths.checkpoint(stage)
+    said = audited.json(f"{folder}/checkpoint.json").get("tensors")
     name = "unet" if stage == "sd_finetuned" else "trained.safetensors"
-    now = evidence.run.digest(f"{folder}/{name}")
-    fix = f"bring the recorded one back (dvc checkout), or train it again: {evidence.command}"
+    now = audited.run.digest(f"{folder}/{name}")
+    fix = f"restore the recorded file (dvc checkout), or train again: {audited.command}"
     if not said:
-        yield Fault(f"stage {stage} does not say what its tensors were", f"{folder}/checkpoint.json", fix)
+        yield Fault(f"stage {stage} does not record the digest of its tensors", f"{folder}/checkpoint.json", fix)
     elif said != now:
-        what = f"tensors of stage {stage} were exchanged or cut off: "
-        what += f"written were {said[:12]}, there is {now[:12] or 'nothing'}"
+        what = f"tensors of stage {stage} were replaced or truncated: "
+        what += f"recorded is {said[:12]}, the file is {now[:12] or 'missing'}"
         yield Fault(what, f"{folder}/{name}", fix)
 
 
-def _recorded(evidence: Evidence) -> Iterator[Fault | str]:
-    """For every output in dvc.lock of this experiment that is there: its path, or what is wrong with it."""
-    for path, (stage, md5) in lineage.recorded_outputs(evidence.run).items():
-        ours = f"/{evidence.run.name}" in f"{path}/" or path in _shared(evidence)
-        if not ours or not (evidence.root / path).exists():
+def _compare_dvc_lock(audited: AuditedRun) -> Iterator[Fault | str]:
+    """For every existing output of this experiment in dvc.lock: its path, or a fault."""
+    for path, (stage, md5) in lineage.recorded_outputs(audited.run).items():
+        belongs = f"/{audited.run.name}" in f"{path}/" or path in _shared(audited)
+        if not belongs or not (audited.root / path).exists():
             continue
-        if (now := digests.md5(evidence.root / path)) == md5:
+        if (now := digests.md5(audited.root / path)) == md5:
             yield path
         else:
-            what = f"differs from {lineage.LOCK} (stage {stage}): recorded is md5 {md5[:12]}, there is {now[:12]}"
-            yield Fault(what, path, f"dvc checkout {stage} brings the recorded one back; make record records this one")
+            what = f"differs from {lineage.LOCK} (stage {stage}): recorded is md5 {md5[:12]}, the file is {now[:12]}"
+            yield Fault(what, path, f"dvc checkout {stage} restores the recorded one; make record records this one")
 
 
-def _shared(evidence: Evidence) -> set[str]:
-    """Paths in dvc.lock that do not carry the experiment's name, and are this experiment's all the same."""
-    experiment = evidence.run.experiment
+def _shared(audited: AuditedRun) -> set[str]:
+    """Paths in dvc.lock that belong to this experiment but do not contain its name."""
+    experiment = audited.run.experiment
     world = {f"{experiment.world.folder}/{part}" for part in ("train", "benchmarks")}
-    tables = {TABLES, FIGURES} if evidence.tables_are_of_this else set()
+    tables = {TABLES, FIGURES} if audited.tables_show_this_run else set()
     return {experiment.foundations.folder, *world, *tables}
 
 
 # ---- A08: seeds ------------------------------------------------------------------------------------------------------
 
 
-def seeds(evidence: Evidence) -> Result:
-    """A08: every training and every answer has its seed written down, and it is the configuration's."""
-    run, experiment = evidence.run, evidence.run.experiment
-    if not evidence.trained and not evidence.metrics:
-        return absent(f"no run of {run.name} is there: {evidence.command}, or `make restore`")
+def seeds(audited: AuditedRun) -> CheckResult:
+    """A08: every training and every prediction recorded its seed, and it is the configuration's."""
+    run, experiment = audited.run, audited.run.experiment
+    if not audited.trained and not audited.metrics:
+        return not_applicable(f"there is no run of {run.name}: {audited.command}, or `make restore`")
     faults = []
-    for stage in evidence.trained:
+    for stage in audited.trained:
         file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
-        about = evidence.json(file)
+        about = audited.json(file)
         wanted = {"seed": (about.get("seed"), experiment.seed)}
         if "model" in about:
             wanted["model.seed"] = (about["model"].get("seed"), seed_of(experiment.seed, "model"))
         for name, (now, right) in wanted.items():
             if now != right:
                 what = f"stage {stage}: {name} was not recorded" if now is None else f"stage {stage}: {name} is {now}"
-                faults.append(Fault(f"{what}, the configuration makes it {right}", file, evidence.command))
+                faults.append(Fault(f"{what}, the configuration makes it {right}", file, audited.command))
     records = 0
-    for link in evidence.of_kind("predictions"):
+    for link in audited.of_kind("predictions"):
         if not link.digest or link.problem:
             continue  # A12 says so
-        found, count = _of_answers(evidence, link)
+        found, count = _prediction_seeds(audited, link)
         faults += found
         records += count
-    runs = {line.columns["seeds"] for line in lineage.read_cells(run)} if evidence.tables_are_of_this else set()
-    words = f"{len(evidence.trained)} trainings and {records} answers have their seeds"
-    return judged(faults, f"{words}; runs behind a cell: {', '.join(sorted(runs)) or 'no tables'}")
+    runs = (
+        {line.columns["seeds"] for line in lineage.read_measured_cells(run)} if audited.tables_show_this_run else set()
+    )
+    words = f"{len(audited.trained)} trainings and {records} predictions recorded their seeds"
+    return pass_or_fail(faults, f"{words}; runs per cell: {', '.join(sorted(runs)) or 'no tables'}")
 
 
-def _of_answers(evidence: Evidence, link: lineage.Link) -> tuple[list[Fault], int]:
+def _prediction_seeds(audited: AuditedRun, link: lineage.Link) -> tuple[list[Fault], int]:
     from dreamllm.evaluate.predictions import read
 
-    wanted, fix = evidence.run.experiment.evaluation.seed, f"predict again: {evidence.command}"
+    wanted, fix = audited.run.experiment.evaluation.seed, f"predict again: {audited.command}"
     now = (link.facts.get("settings") or {}).get("seed")
     faults = []
     if now != wanted:
         what = "the seed was not recorded" if now is None else f"was made with seed {now}"
         faults.append(Fault(f"{what}, the configuration says {wanted}", link.path, fix))
     try:
-        records = read(evidence.root / link.path).records
+        records = read(audited.root / link.path).records
     except ValueError as error:
         return [*faults, Fault(str(error), link.path, fix)], 0
-    of_our_own = "task" not in (link.facts.get("settings") or {})
-    missing = [id_ for id_, record in records.items() if not isinstance(record.get("seed"), int)] if of_our_own else []
+    has_seeds = "task" not in (link.facts.get("settings") or {})
+    missing = [id_ for id_, record in records.items() if not isinstance(record.get("seed"), int)] if has_seeds else []
     if missing:
-        what = f"{len(missing)} of {len(records)} answers have no seed, first item {missing[0]}"
+        what = f"{len(missing)} of {len(records)} predictions have no seed, first item {missing[0]}"
         faults.append(Fault(what, link.path, fix))
     return faults, len(records)
 
@@ -219,64 +227,64 @@ def _of_answers(evidence: Evidence, link: lineage.Link) -> tuple[list[Fault], in
 # ---- A09: configuration ----------------------------------------------------------------------------------------------
 
 
-def configuration(evidence: Evidence) -> Result:
-    """A09: the configuration saved with every checkpoint and prediction is the experiment's, and fits the tensors."""
-    run, experiment = evidence.run, evidence.run.experiment
-    if not evidence.trained and not evidence.metrics:
-        return absent(f"no run of {run.name} is there: {evidence.command}, or `make restore`")
+def configuration(audited: AuditedRun) -> CheckResult:
+    """A09: the configuration saved with checkpoints and predictions is the experiment's and matches the tensors."""
+    run, experiment = audited.run, audited.run.experiment
+    if not audited.trained and not audited.metrics:
+        return not_applicable(f"there is no run of {run.name}: {audited.command}, or `make restore`")
     faults: list[Fault] = []
-    for stage in evidence.trained:
+    for stage in audited.trained:
         file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
-        about = evidence.json(file)
+        about = audited.json(file)
         if stage == "sd_finetuned" and experiment.sd_finetuned:
             right = experiment.sd_finetuned.model_dump(mode="json")
         else:
             right = experiment.stages[stage].model_dump(mode="json")
-            faults += _fits(evidence, stage, about)
+            faults += _check_shapes(audited, stage, about)
             model = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
             if queries := experiment.stages[stage].num_dream_queries:
                 model["num_dream_queries"] = queries
-            faults += _other(about.get("model") or {}, model, f"stage {stage}: model.", file, evidence)
-        faults += _other(about.get("config") or {}, right, f"stage {stage}: config.", file, evidence)
-    settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_A_HEADER)
-    answers = list(evidence.of_kind("predictions"))
+            faults += _differing_keys(about.get("model") or {}, model, f"stage {stage}: model.", file, audited)
+        faults += _differing_keys(about.get("config") or {}, right, f"stage {stage}: config.", file, audited)
+    settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_HEADERS)
+    answers = list(audited.of_kind("predictions"))
     for link in answers:
         if link.digest and not link.problem:
-            faults += _other(link.facts.get("settings") or {}, settings, "settings.", link.path, evidence)
+            faults += _differing_keys(link.facts.get("settings") or {}, settings, "settings.", link.path, audited)
             made = [one.name for one in link.made_from if one.kind == "checkpoint"]
             if made != (wanted := run.experiment.stages_of(str(link.facts["model"]))):
                 what = f"was made with checkpoints {', '.join(made) or 'none'}, not {', '.join(wanted) or 'none'}"
-                faults.append(Fault(what, link.path, f"predict again: {evidence.command}"))
-    words = f"{len(evidence.trained)} checkpoints and {len(answers)} predictions"
+                faults.append(Fault(what, link.path, f"predict again: {audited.command}"))
+    words = f"{len(audited.trained)} checkpoints and {len(answers)} predictions"
     words += f" have the configuration of {run.config}"
-    return judged(faults, words)
+    return pass_or_fail(faults, words)
 
 
-def _other(
-    now: Mapping[str, Any], right: Mapping[str, Any], where: str, file: str, evidence: Evidence
+def _differing_keys(
+    now: Mapping[str, Any], right: Mapping[str, Any], where: str, file: str, audited: AuditedRun
 ) -> Iterator[Fault]:
-    """Keys whose values differ from the experiment file's, nested ones by their paths."""
+    """Keys whose values differ from the experiment file's, nested keys by path."""
     for key in [*right, *(key for key in now if key not in right)]:
         a, b = now.get(key), right.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from _other(a, b, f"{where}{key}.", file, evidence)
+            yield from _differing_keys(a, b, f"{where}{key}.", file, audited)
         elif a != b:
-            what = f"{where}{key} is {a!r} there, {b!r} in {evidence.run.config}"
-            yield Fault(what, file, f"put the configuration back, or make it again: {evidence.command}")
+            what = f"{where}{key} is {a!r}, but {b!r} in {audited.run.config}"
+            yield Fault(what, file, f"restore the configuration, or make it again: {audited.command}")
 
 
-def _fits(evidence: Evidence, stage: str, about: Mapping[str, Any]) -> Iterator[Fault]:
-    """Whether the tensors are those of the parts that the saved configuration trains, in its sizes."""
-    file = f"{evidence.run.paths.checkpoint(stage)}/trained.safetensors"
-    fix = f"bring the recorded one back (dvc checkout), or train it again: {evidence.command}"
+def _check_shapes(audited: AuditedRun, stage: str, about: Mapping[str, Any]) -> Iterator[Fault]:
+    """Check that the tensors are those of the trained parts, with the configured number of dream queries."""
+    file = f"{audited.run.paths.checkpoint(stage)}/trained.safetensors"
+    fix = f"restore the recorded file (dvc checkout), or train again: {audited.command}"
     try:
-        with safe_open(evidence.root / file, "numpy") as tensors:
+        with safe_open(audited.root / file, "numpy") as tensors:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        yield Fault("is not there", file, fix)
+        yield Fault("is missing", file, fix)
         return
     except SafetensorError as error:
-        yield Fault(f"is no whole safetensors file ({error})", file, fix)
+        yield Fault(f"is not a complete safetensors file ({error})", file, fix)
         return
     parts = {name.partition(".")[0] for name in shapes}
     trains = set((about.get("config") or {}).get("trains", []))

@@ -1,25 +1,23 @@
-"""How well two result folders agree, said per number: `dreamllm compare A B`.
+"""Compare the numbers of two result folders: `dreamllm compare A B`.
 
-A and B are results/ of two machines or two commits, or results/metrics/NAME of each, whose names may then differ.
-Every number of the metrics gets the first level that it reaches:
+A and B are results/ of two machines or commits, or results/metrics/NAME of each (the names may differ). Every number of
+the metrics gets the first level that it reaches:
 
     same bytes          value, interval and number of items are the same to the last bit
-    same number         they differ by 1e-6 of the larger at most (1e-9 where that is near 0): float noise
-    within tolerance    the 95 % interval of the difference reaches 0; it comes from the intervals of the two numbers,
-                        taken as independent, as for claims: the root of the sum of the squares of the two half-widths
-                        that face each other. A number without an interval has the tolerance 0
-    not                 none of these, or only one of the two has the number
+    same number         they differ by at most 1e-6 of the larger (1e-9 near 0): floating point noise
+    within tolerance    the 95 % interval of the difference contains 0. As for claims, its half-width is sqrt(u^2 + l^2)
+                        with the upper half-width u of the smaller number and the lower half-width l of the larger one;
+                        the two are treated as independent. A number without an interval has half-width 0
+    not                 none of these, or only one side has the number
 
-A number that neither side could measure is no number and not counted. Times (latency) are of the machine: they have
-their level as all others. Writes the levels as CSV and Markdown; exit code 1 when a number is `not`.
+Numbers that neither side could measure are not counted. Times (latency) depend on the machine and get a level like all
+other numbers. Writes the levels as CSV and Markdown; the exit code is 1 if a number has the level `not`.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import math
 import sys
@@ -35,21 +33,22 @@ from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.predictions import open_tensors
 from dreamllm.repro.audit.check_numbers import SAME_NUMBER, flat
 from dreamllm.repro.audit.findings import AuditProblem
+from dreamllm.results.csv_files import csv_text
 
 Level = Literal["same bytes", "same number", "within tolerance", "not"]
 LEVELS: tuple[Level, ...] = ("same bytes", "same number", "within tolerance", "not")
 NEAR_ZERO = 1e-9
 COLUMNS = ["number", "level", "a", "a_low", "a_high", "b", "b_low", "b_high", "difference", "bound", "by", "n_a", "n_b"]
 COLUMNS += ["predictions", "note"]
-WORST = 20  # differences that the terminal and the page show
+WORST = 20  # differences on the terminal
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A number on both sides and its level.
+class ComparedNumber:
+    """A number on both sides with its level.
 
-    bound: the largest difference that its level allows.  by: what the bound comes from
-    predictions: whether both were made from the same bytes of raw predictions
+    bound: the largest difference that the level allows.  by: origin of the bound
+    predictions: whether both were computed from the same raw predictions ("same", "other", "" if unknown)
     """
 
     name: str
@@ -63,15 +62,15 @@ class Compared:
 
     @property
     def difference(self) -> float | None:
-        """b less a, None where one of them has no value."""
+        """b minus a; None if one of them has no value."""
         a, b = self.a.get("value"), self.b.get("value")
         return None if a is None or b is None else float(b) - float(a)
 
 
 def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | None, str]:
-    """Level of two measured numbers {"value", "low", "high", "n"}, the bound that it kept, and what that comes from.
+    """Level of two numbers {"value", "low", "high", "n"}, the largest difference it allows, and the origin of that.
 
-    Does not depend on the order of the two. {} is a number that is not there.
+    Symmetric in the two numbers. {} is a missing number.
     """
     one, other = a.get("value"), b.get("value")
     if one is None or other is None:
@@ -86,21 +85,21 @@ def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | No
     if alike and all(abs(x - y) <= max(SAME_NUMBER * max(abs(x), abs(y)), NEAR_ZERO) for x, y in ends):
         return "same number", noise, f"float noise, {SAME_NUMBER:g} of the larger"
     pairs = ((float(one), a, b), (float(other), b, a))
-    lowest = min(float(one), float(other))  # the sides that face each other; any where the values are equal
-    bound = max(math.hypot(_half(x, "high"), _half(y, "low")) for value, x, y in pairs if value == lowest)
+    lowest = min(float(one), float(other))  # equal values: the wider of both combinations
+    bound = max(math.hypot(_half_width(x, "high"), _half_width(y, "low")) for value, x, y in pairs if value == lowest)
     if abs(float(one) - float(other)) <= max(bound, noise):
         return "within tolerance", max(bound, noise), "interval of the difference"
     return "not", bound, "interval of the difference"
 
 
-def _half(number: Mapping[str, Any], end: str) -> float:
-    """Half-width of the number's interval on one side; 0 where it has none."""
+def _half_width(number: Mapping[str, Any], end: str) -> float:
+    """Half-width of the number's interval at one end; 0 without an interval."""
     other = number.get(end)
     return 0.0 if other is None else abs(float(number["value"]) - float(other))
 
 
-def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) -> list[Compared]:
-    """Every number of two sets of metrics files by EXPERIMENT/MODEL/BENCHMARK, in the order of their names."""
+def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) -> list[ComparedNumber]:
+    """Every number of two sets of metrics files by EXPERIMENT/MODEL/BENCHMARK, sorted by name."""
     compared = []
     for source in sorted(a.keys() | b.keys()):
         left, right = a.get(source, {}), b.get(source, {})
@@ -115,7 +114,7 @@ def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) ->
             words = note or _missing(one, other)
             if not words and one.get("n") != other.get("n"):
                 words = "numbers of items differ"
-            compared.append(Compared(f"{source} {name}", found, one, other, bound, by, predictions, words))
+            compared.append(ComparedNumber(f"{source} {name}", found, one, other, bound, by, predictions, words))
     return compared
 
 
@@ -131,7 +130,7 @@ def _settings(content: Mapping[str, Any]) -> Any:
 
 
 def _predictions(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """same, other, or "" where one side is missing: what the metrics wrote down of the answers they were made from."""
+    """Whether two metrics have the same raw predictions: "same", "other", or "" if one side is missing."""
     digests = [content.get("answers") for content in (a, b)]
     return "" if None in digests else "same" if digests[0] == digests[1] else "other"
 
@@ -140,11 +139,11 @@ def _predictions(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """Metrics files of a result folder, or of results/metrics/NAME, by where they are and what they are of.
+    """Metrics files of a result folder by NAME/MODEL/BENCHMARK, or of results/metrics/NAME by MODEL/BENCHMARK.
 
-    The digest of the raw answers, without their header (it names commit and versions), is added as `answers` where the
-    prediction file is there. Raises AuditProblem for a folder without metrics and for a malformed file, and
-    BenchmarkProblem for damaged maps of attention.
+    Each has the key `answers` with the digest of its raw predictions without their header (which names commit and
+    versions), or None without a prediction file. Raises AuditProblem for a folder without metrics and for a malformed
+    file, and BenchmarkProblem for damaged attention maps.
     """
     whole = path / "metrics"
     folders = sorted(one for one in whole.iterdir() if one.is_dir()) if whole.is_dir() else [path]
@@ -157,16 +156,16 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
                 source = f"{content['model']}/{content['benchmark']}"
                 flat(content)
             except (ValueError, KeyError, TypeError) as error:
-                raise AuditProblem(f"{file}: is no metrics file ({type(error).__name__}: {error})") from None
+                raise AuditProblem(f"{file}: is not a metrics file ({type(error).__name__}: {error})") from None
             predictions = folder.parent.parent / "predictions" / folder.name / content["model"]
             found[before + source] = content | {"answers": answers(predictions, content["benchmark"])}
     if not found:
-        raise AuditProblem(f"{path}: no metrics; name results/ of a checkout, or results/metrics/NAME")
+        raise AuditProblem(f"{path}: no metrics; give results/ of a checkout, or results/metrics/NAME")
     return found
 
 
 def answers(folder: Path, benchmark: str) -> str | None:
-    """Digest of the raw answers of a model to a benchmark, header left out; None where they are not there.
+    """Digest of a model's raw predictions on a benchmark without their header; None if there are none.
 
     Raises AuditProblem for a damaged archive, BenchmarkProblem for a damaged safetensors file.
     """
@@ -195,12 +194,12 @@ def answers(folder: Path, benchmark: str) -> str | None:
                     content.readline()
                 digest.update(member.name.encode() + b"\0" + content.read())
     except tarfile.TarError as error:
-        raise AuditProblem(f"{pictures}: is no whole tar archive ({error})") from None
+        raise AuditProblem(f"{pictures}: is not a complete tar archive ({error})") from None
     return digest.hexdigest()
 
 
 def tensors(a: Path, b: Path) -> list[tuple[str, str]]:
-    """Which files of trained tensors, of those in both result folders, have the same bytes: ("same" or "other")."""
+    """The files of trained tensors in both result folders, each "same" (bytes) or "other"."""
     names = [
         {file.relative_to(folder).as_posix() for file in (folder / "checkpoints").rglob("*.safetensors")}
         for folder in (a, b)
@@ -214,22 +213,20 @@ def tensors(a: Path, b: Path) -> list[tuple[str, str]]:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def to_csv(compared: Sequence[Compared]) -> str:
+def to_csv(compared: Sequence[ComparedNumber]) -> str:
     """One number per line, in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines = []
     for one in compared:
-        sides = [side.get(key, "") for side in (one.a, one.b) for key in ("value", "low", "high")]
-        sides = ["" if value is None else value for value in sides]
-        about = ["" if value is None else value for value in (one.difference, one.bound)]
-        items = [one.a.get("n", ""), one.b.get("n", "")]
-        writer.writerow([one.name, one.level, *sides, *about, one.by, *items, one.predictions, one.note])
-    return text.getvalue()
+        sides = [side.get(key) for side in (one.a, one.b) for key in ("value", "low", "high")]
+        items = [one.a.get("n"), one.b.get("n")]
+        lines.append(
+            [one.name, one.level, *sides, one.difference, one.bound, one.by, *items, one.predictions, one.note]
+        )
+    return csv_text(lines, COLUMNS)
 
 
-def to_markdown(compared: Sequence[Compared], a: Path, b: Path, same: Sequence[tuple[str, str]]) -> str:
-    """Counts, what the levels mean, and every number that is not the same."""
+def to_markdown(compared: Sequence[ComparedNumber], a: Path, b: Path, same: Sequence[tuple[str, str]]) -> str:
+    """Counts, the meaning of the levels, and every number that is not identical."""
     text = ["# Two result folders compared", "", f"A: `{a}`. B: `{b}`. Written by `dreamllm compare`.", ""]
     counts = Counter(one.level for one in compared)
     text += ["| level | numbers |", "|---|--:|", *(f"| {name} | {counts[name]} |" for name in LEVELS), ""]
@@ -237,9 +234,9 @@ def to_markdown(compared: Sequence[Compared], a: Path, b: Path, same: Sequence[t
         equal = sum(1 for _, word in same if word == "same")
         text += [f"Files of trained tensors with the same bytes: {equal} of {len(same)} that both have.", ""]
     text += [
-        f"*Same bytes*: to the last bit. *Same number*: to {SAME_NUMBER:g} of the larger, float noise. *Within",
-        "tolerance*: the 95 % interval of the difference, from those of both numbers as independent ones, reaches 0.",
-        "*Not*: else.",
+        f"*Same bytes*: identical to the last bit. *Same number*: within {SAME_NUMBER:g} of the larger (floating point",
+        "noise). *Within tolerance*: the 95 % interval of the difference contains 0; it is computed from the intervals",
+        "of both numbers, treated as independent. *Not*: none of these.",
         "",
     ]
     different = [one for one in compared if one.level != "same bytes"]
@@ -253,8 +250,8 @@ def to_markdown(compared: Sequence[Compared], a: Path, b: Path, same: Sequence[t
     return "\n".join([*text, ""])
 
 
-def _short(one: Compared) -> list[str]:
-    """A, B, difference and bound in six digits."""
+def _short(one: ComparedNumber) -> list[str]:
+    """A, B, difference and bound with six digits."""
     numbers = (one.a.get("value"), one.b.get("value"), one.difference, one.bound)
     return ["–" if number is None else f"{number:.6g}" for number in numbers]
 
@@ -262,12 +259,12 @@ def _short(one: Compared) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm compare`."""
     parser.add_argument("a", type=Path, metavar="A", help="results/ of one machine or commit, or results/metrics/NAME")
-    parser.add_argument("b", type=Path, metavar="B", help="the same of the other")
+    parser.add_argument("b", type=Path, metavar="B", help="the same of the other side")
     parser.add_argument("--out", type=Path, help="folder for levels.csv and levels.md; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print counts and differences, write the levels of all numbers, exit with 1 when one is not reproduced."""
+    """Print counts and differences, write the levels of all numbers; exit with 1 if a number is not reproduced."""
     compared = compare(read(args.a), read(args.b))
     same = tensors(args.a, args.b)
     counts = Counter(one.level for one in compared)

@@ -1,4 +1,4 @@
-"""What a check found: pass, fail or not applicable, and for each fault the file and the fix."""
+"""The result of a check: pass, fail or not applicable, and for each fault the file and the fix."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Outcome = Literal["pass", "fail", "not applicable"]
 
 
 class AuditProblem(ValueError):
-    """An audit that cannot begin: says what is missing and what to do."""
+    """An audit that cannot run: what is missing, and what to do."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is not as it is said to be. file: relative to the repository, "" where it is no file."""
+    """A violation of a check: the file (relative to the repository, "" if none), what is wrong with it, and the fix."""
 
     what: str
     file: str
@@ -23,30 +23,38 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Result:
-    """The outcome of a check. reason: what was verified, or why there is nothing to verify."""
+class CheckResult:
+    """The outcome of a check. reason: what was verified, or why the check does not apply"""
 
     outcome: Outcome
     reason: str
     faults: tuple[Fault, ...] = ()
 
 
-def judged(faults: Sequence[Fault], reason: str) -> Result:
-    """Fails with the faults, each once, or passes for this reason."""
+def pass_or_fail(faults: Sequence[Fault], reason: str) -> CheckResult:
+    """Fail with the faults, each once; pass with the reason if there are none."""
     faults = tuple(dict.fromkeys(faults))
-    return Result("fail", f"{len(faults)} fault{'s'[: len(faults) != 1]}", faults) if faults else Result("pass", reason)
+    return (
+        CheckResult("fail", f"{len(faults)} fault{'s'[: len(faults) != 1]}", faults)
+        if faults
+        else CheckResult("pass", reason)
+    )
 
 
-def merged(results: dict[str, Result]) -> Result:
-    """One result of several runs, by name; of one alone its own."""
+def merge_runs(results: dict[str, CheckResult]) -> CheckResult:
+    """One result for several runs by name; a single run keeps its own."""
     if len(results) == 1:
         return next(iter(results.values()))
     reason = "; ".join(f"{name}: {result.reason}" for name, result in results.items())
     if any(result.outcome == "fail" for result in results.values()):
-        return judged([fault for result in results.values() for fault in result.faults], "")
-    return absent(reason) if all(r.outcome == "not applicable" for r in results.values()) else Result("pass", reason)
+        return pass_or_fail([fault for result in results.values() for fault in result.faults], "")
+    return (
+        not_applicable(reason)
+        if all(r.outcome == "not applicable" for r in results.values())
+        else CheckResult("pass", reason)
+    )
 
 
-def absent(reason: str) -> Result:
-    """There is nothing to check."""
-    return Result("not applicable", reason)
+def not_applicable(reason: str) -> CheckResult:
+    """The check does not apply, for this reason."""
+    return CheckResult("not applicable", reason)

@@ -1,21 +1,19 @@
-"""From a table's cell down to the bytes it came from: cell, metric, predictions, checkpoint, data, commit.
+"""Trace a table's cell to the files it was computed from: cell, metric, predictions, checkpoint, data, commit.
 
     run = Run.at(Path("."), Path("config/embedded.yaml"))
-    for cell in read_cells(run):           every number of ours in results/tables
-        link = follow(run, cell)           a tree of links
-        for one in walk(link): ...           each link of it once
+    for cell in read_measured_cells(run):    every measured number in results/tables
+        link = cell_link(run, cell)          a tree of links
+        for one in walk(link): ...           each link of the tree once
 
-Each link has the digest of what is there now, and what the link above it wrote down when it was made: where the two
-differ, something was exchanged. The modules `check_*.py` judge, this one does not. Loads
-neither torch nor transformers.
+Each link has the digest that its file has now, and the digest that the link above recorded when it was made. If they
+differ, the file was changed or replaced. The checks are in `check_*.py`. Loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import subprocess
+import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,18 +32,18 @@ Kind = Literal[
     "cell", "metric", "items", "judgements", "features", "predictions", "checkpoint", "configuration", "foundations",
     "data", "commit", "environment",
 ]  # fmt: skip
-FORMS = ("jsonl", "tar", "safetensors")  # of prediction files
+SUFFIXES = ("jsonl", "tar", "safetensors")  # of prediction files
 LOCK, ENVIRONMENT = "dvc.lock", "requirements.lock"
 
 
 @dataclass(frozen=True)
 class Link:
-    """One step of the way from a cell to the data.
+    """One file or commit in the lineage of a cell.
 
-    path: relative to the repository, "" where it is no file.  name: CELL, MODEL/BENCHMARK, STAGE, ...
-    digest: of what is there now (sha256; a commit's is its own), "" where nothing is there
-    recorded: the digest that the link above wrote down, "" where it wrote none
-    facts: what its file says of it.  problem: why it cannot be read
+    path: relative to the repository, "" if it is not a file.  name: CELL, MODEL/BENCHMARK, STAGE, ...
+    digest: its present sha256 (for a commit its own hash), "" if it does not exist
+    recorded: the digest that the link above recorded, "" if it recorded none
+    facts: metadata from the file.  problem: why the file cannot be read
     """
 
     kind: Kind
@@ -59,16 +57,15 @@ class Link:
 
     @property
     def agrees(self) -> bool:
-        """Whether it is there, readable, and what the link above says it was."""
+        """Whether it exists, can be read, and has the digest that the link above recorded."""
         return bool(self.digest) and not self.problem and self.recorded in ("", self.digest)
 
 
 @dataclass(frozen=True)
-class CellLine:
-    """A cell of ours as a line of results/tables/TABLE.csv. place: file and line; source: MODEL/BENCHMARK."""
+class MeasuredCell:
+    """A measured cell, a line of results/tables/TABLE.csv. place: file and line.  source: MODEL/BENCHMARK"""
 
     id: str
-    table: str
     place: str
     source: str
     columns: Mapping[str, str]
@@ -76,10 +73,10 @@ class CellLine:
 
 @dataclass(frozen=True)
 class Run:
-    """A checkout of the repository, and a run of the experiment that is looked at. Digests are computed once.
+    """A run of an experiment in a checkout of the repository. Digests are computed once.
 
-    experiment: with the seed of this run.  name: the run's, which its folders below results/ have
-    runs: all runs of the experiment by name; one called like the experiment where it has one seed
+    experiment: with the seed of this run.  name: of the run and of its folders below results/
+    runs: all runs of the experiment by name; with one seed a single run with the experiment's name
     """
 
     root: Path
@@ -105,14 +102,14 @@ class Run:
         return next(iter(runs.values()))
 
     def digest(self, path: str) -> str:
-        """sha256 of a file or a folder, as `dreamllm.digests.digest`; "" where there is none."""
+        """sha256 of a file or a folder, as `dreamllm.digests.digest`; "" if it does not exist."""
         if path not in self._digests:
-            there = path and (self.root / path).exists()
-            self._digests[path] = digest(self.root / path) if there else ""
+            exists = path and (self.root / path).exists()
+            self._digests[path] = digest(self.root / path) if exists else ""
         return self._digests[path]
 
     def git(self, *arguments: str) -> str | None:
-        """What git says, None where it fails or there is no git."""
+        """The output of a git command; None if it fails or git is not installed."""
         command = ["git", "-C", str(self.root), *arguments]
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -126,38 +123,42 @@ class Run:
         return Paths(self.experiment, self.name)
 
     def predictions(self, model: str, benchmark: str) -> str:
-        """The prediction file of a model on a benchmark that is there, whatever its form; "" where there is none."""
-        files = (self.paths.predictions(model, benchmark, form) for form in FORMS)
+        """The existing prediction file of a model on a benchmark, with any suffix; "" if there is none."""
+        files = (self.paths.predictions(model, benchmark, suffix) for suffix in SUFFIXES)
         return next((file for file in files if (self.root / file).exists()), "")
 
 
 # ---- cells and metrics -----------------------------------------------------------------------------------------------
 
 
-def read_cells(run: Run) -> list[CellLine]:
-    """All measured cells of ours in results/tables, in the order of the files; none where there are no tables."""
+def read_measured_cells(run: Run) -> list[MeasuredCell]:
+    """All measured cells in results/tables, in the order of the files; none without tables.
+
+    Raises BenchmarkProblem for a file that is not CSV.
+    """
+    from dreamllm.results.csv_files import read_csv
+
     cells = []
     for path in sorted((run.root / TABLES).glob("*.csv")):  # claims.csv has no column `source`
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
-        for line in reader:
+        for number, line in enumerate(read_csv(path).to_dict("records"), 2):
             if line.get("source") == "ours" and line.get("from"):
-                place = f"{TABLES}/{path.name}, line {reader.line_num}"
-                cells.append(CellLine(line["id"], path.stem, place, line["from"], line))
+                place = f"{TABLES}/{path.name}, line {number}"
+                cells.append(MeasuredCell(line["id"], place, line["from"], {str(key): line[key] for key in line}))
     return cells
 
 
 def metrics_files(run: Run) -> dict[str, str]:
-    """The experiment's metrics files by MODEL/BENCHMARK as they say of themselves, malformed ones left out."""
+    """The run's metrics files by the MODEL/BENCHMARK that they name; malformed files are left out."""
     found = {}
     for path in sorted((run.root / run.paths.results("metrics")).rglob("*.json")):
-        content = _json(path)
+        content = read_json_or_none(path)
         if isinstance(content, dict) and {"model", "benchmark"} <= content.keys():
             found[f"{content['model']}/{content['benchmark']}"] = path.relative_to(run.root).as_posix()
     return found
 
 
-def follow(run: Run, cell: CellLine) -> Link:
-    """The whole way below a cell: to the metrics of every run behind it, and on from there."""
+def cell_link(run: Run, cell: MeasuredCell) -> Link:
+    """A cell with its lineage: the metrics of every run that it averages, and everything below them."""
     metrics = []
     for other in run.runs.values():
         known = ("metric", cell.source) in other._links
@@ -169,11 +170,11 @@ def follow(run: Run, cell: CellLine) -> Link:
 
 
 def metric_link(run: Run, source: str, path: str) -> Link:
-    """A metrics file (path "" = there is none) and everything below it."""
+    """A metrics file (path "" if there is none) and everything below it."""
     if (known := run._links.get(("metric", source))) is not None:
         return known
     model, _, benchmark = source.partition("/")
-    content = _json(run.root / path) if path else None
+    content = read_json_or_none(run.root / path) if path else None
     if not path:
         problem = f"no metrics file of {source} below {run.paths.results('metrics')}"
         link = Link("metric", "", source, "", problem=problem)
@@ -185,23 +186,23 @@ def metric_link(run: Run, source: str, path: str) -> Link:
         instruments = content.get("protocol", {}).get("instruments", {})
         below += [foundation_link(run, name, recorded, measures=True) for name, recorded in instruments.items()]
         facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": content.get("protocol", {})}
-        problem = "" if inputs else "protocol.inputs is missing: it does not say what it was made from"
+        problem = "" if inputs else "protocol.inputs is missing: the file does not name its inputs"
         link = Link("metric", path, source, run.digest(path), "", tuple(below), facts, problem)
     run._links["metric", source] = link
     return link
 
 
 def _input(run: Run, model: str, benchmark: str, name: str, recorded: str) -> Link:
-    """A file that a metric was made from, by the name and the digest in the metric's protocol."""
+    """A file that a metric was computed from, by the name and the digest in the metric's protocol."""
     predicted = f"{run.paths.results('predictions')}/{model}/{name}"
-    if name.rpartition(".")[2] in FORMS and (run.root / predicted).exists():
+    if name.rpartition(".")[2] in SUFFIXES and (run.root / predicted).exists():
         return prediction_link(run, predicted, recorded)
     if name.endswith(".safetensors"):
         folder = run.paths.results("features") + ("" if name.startswith("real_") else f"/{model}")
         return _features(run, model, f"{folder}/{name}", recorded)
     if benchmark == "human":
-        page, said = f"{run.paths.rating_form(model)}/{name}", f"{run.paths.ratings(model)}/{name}"
-        path = page if (run.root / page).exists() else said
+        key, rating = f"{run.paths.rating_form(model)}/{name}", f"{run.paths.ratings(model)}/{name}"
+        path = key if (run.root / key).exists() else rating
         return Link("judgements", path, name, run.digest(path), recorded)
     if name in (f"{benchmark}.jsonl", f"{benchmark}.tar"):
         return prediction_link(run, predicted, recorded)
@@ -210,7 +211,7 @@ def _input(run: Run, model: str, benchmark: str, name: str, recorded: str) -> Li
 
 
 def _features(run: Run, model: str, path: str, recorded: str) -> Link:
-    """Stored features of pictures; those of drawn ones come from the predictions of that sample."""
+    """Stored features of pictures; those of generated pictures have the sample's predictions below them."""
     name = Path(path).stem
     below: tuple[Link, ...] = ()
     if not name.startswith("real_"):
@@ -223,15 +224,15 @@ def _features(run: Run, model: str, path: str, recorded: str) -> Link:
 
 
 def prediction_link(run: Run, path: str, recorded: str) -> Link:
-    """A prediction file, and the checkpoints, foundations and settings that its header names."""
+    """A prediction file, with the checkpoints and foundations that its header names below it."""
     key = ("predictions", path, recorded)
     if key in run._links:
         return run._links[key]
     name = Path(path).relative_to(run.paths.results("predictions")).with_suffix("").as_posix()
     header, problem = read_header(run.root / path)
     protocol = header.get("protocol", {})
-    below = [checkpoint_link(run, stage, said) for stage, said in protocol.get("checkpoints", {}).items()]
-    below += [foundation_link(run, part, said) for part, said in protocol.get("foundations", {}).items()]
+    below = [checkpoint_link(run, stage, recorded_) for stage, recorded_ in protocol.get("checkpoints", {}).items()]
+    below += [foundation_link(run, part, recorded_) for part, recorded_ in protocol.get("foundations", {}).items()]
     facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
         "settings": protocol.get("settings"),
         "versions": protocol.get("libraries"),
@@ -244,9 +245,7 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], str]:
-    """The header of a prediction file of either form, and why it has none. Reads no more than the index."""
-    import tarfile
-
+    """The header of a prediction file, or {} and the reason why it has none. Reads only the file's index."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "numpy") as tensors:
@@ -261,39 +260,41 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
                 line = file.readline()
         return json.loads(line)["header"], ""
     except FileNotFoundError:
-        return {}, "is not there"
+        return {}, "does not exist"
     except (OSError, tarfile.TarError, SafetensorError, ValueError, KeyError, TypeError) as error:
         return {}, f"has no header ({type(error).__name__})"
 
 
 def checkpoint_link(run: Run, stage: str, recorded: str) -> Link:
-    """A stage's checkpoint and what its checkpoint.json says it was made from."""
+    """A stage's checkpoint, with the inputs that its checkpoint.json names below it."""
     key = ("checkpoint", stage, recorded)
     if key in run._links:
         return run._links[key]
     path = run.paths.checkpoint(stage)
-    about = _json(run.root / path / "checkpoint.json")
+    about = read_json_or_none(run.root / path / "checkpoint.json")
     there = run.digest(path)
     if not isinstance(about, dict):
-        problem = "has no readable checkpoint.json" if there else "is not there"
+        problem = "has no readable checkpoint.json" if there else "does not exist"
         link = Link("checkpoint", path, stage, there, recorded, problem=problem)
     else:
-        link = Link("checkpoint", path, stage, there, recorded, tuple(_below(run, stage, about)), _facts(run, about))
+        link = Link(
+            "checkpoint", path, stage, there, recorded, tuple(_checkpoint_inputs(run, stage, about)), _facts(run, about)
+        )
     run._links[key] = link
     return link
 
 
-def _below(run: Run, stage: str, about: Mapping[str, Any]) -> Iterator[Link]:
-    """What a checkpoint.json names."""
+def _checkpoint_inputs(run: Run, stage: str, about: Mapping[str, Any]) -> Iterator[Link]:
+    """Configuration, parent checkpoints, foundations, data and commit that a checkpoint.json names."""
     yield Link("configuration", run.config, stage, run.digest(run.config), facts=about.get("config", {}))
     known = run.experiment.stages.get(stage)
     parents = run.experiment.lineage(*known.init) if known else []
-    said = list(about.get("init", []))
-    said += [""] * (len(parents) - len(said))
-    for parent, tensors in zip(parents, said, strict=False):
-        above = checkpoint_link(run, parent, "")  # it wrote down the digest of the tensors alone
-        now = run.digest(f"{run.paths.checkpoint(parent)}/trained.safetensors")
-        yield Link("checkpoint", above.path, parent, now, tensors, above.made_from, above.facts, above.problem)
+    recorded = list(about.get("init", []))
+    recorded += [""] * (len(parents) - len(recorded))
+    for parent, tensors in zip(parents, recorded, strict=False):
+        link = checkpoint_link(run, parent, "")
+        now = run.digest(f"{run.paths.checkpoint(parent)}/trained.safetensors")  # `init` has the digests of the tensors
+        yield Link("checkpoint", link.path, parent, now, tensors, link.made_from, link.facts, link.problem)
     for part, digest_ in about.get("foundations", {}).items():
         yield foundation_link(run, part, digest_)
     for name, files in about.get("data", {}).items():
@@ -310,13 +311,13 @@ def _facts(run: Run, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def foundation_link(run: Run, part: str, recorded: str, *, measures: bool = False) -> Link:
-    """One of the foundations, llm, clip, sd or judge: of the model, or those of the emoji world that measure it."""
+    """A foundation model (llm, clip, sd, judge): one that the model is built from, or one that measures it."""
     path = run.paths.instrument(part) if measures else run.paths.foundation(part)
     return Link("foundations", path, part, run.digest(path), recorded)
 
 
 def commit_link(run: Run, recorded: str) -> Link:
-    """The commit of the code, and the environment that it pins. "-modified" is no commit: the code was not in git."""
+    """The commit of the code, with its lock file below it. The suffix "-modified" means uncommitted changes."""
     sha = recorded.removesuffix("-modified")
     known = (run.git("rev-parse", "--verify", "--quiet", f"{sha}^{{commit}}") or "").strip() if sha else ""
     below: tuple[Link, ...] = ()
@@ -326,11 +327,11 @@ def commit_link(run: Run, recorded: str) -> Link:
     return Link("commit", "", sha, known, recorded, below, {"modified": recorded.endswith("-modified")})
 
 
-# ---- what else is written down ---------------------------------------------------------------------------------------
+# ---- other records ---------------------------------------------------------------------------------------------------
 
 
 def _usage(run: Run, job: str) -> Usage | None:
-    """What Snakemake measured of a job; None where it left no file that can be read."""
+    """What Snakemake measured of a job; None without a readable file."""
     try:
         return read_usage(run.root / run.paths.timing(job))
     except (FileNotFoundError, RecordProblem):
@@ -338,7 +339,7 @@ def _usage(run: Run, job: str) -> Usage | None:
 
 
 def recorded_outputs(run: Run) -> dict[str, tuple[str, str]]:
-    """What dvc.lock says of every output: path -> (stage, md5). Nothing where there is no dvc.lock."""
+    """Every output in dvc.lock: path -> (stage, md5); {} without a dvc.lock."""
     path = run.root / LOCK
     content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     stages = (content or {}).get("stages", {})
@@ -346,7 +347,7 @@ def recorded_outputs(run: Run) -> dict[str, tuple[str, str]]:
 
 
 def walk(link: Link) -> Iterator[Link]:
-    """The link and all below it, each file and what is recorded of it once, from the cell downwards."""
+    """The link and all links below it in breadth-first order, each file once for each digest recorded of it."""
     seen, todo = set(), [link]
     while todo:
         one = todo.pop(0)
@@ -357,8 +358,8 @@ def walk(link: Link) -> Iterator[Link]:
             todo += one.made_from
 
 
-def _json(path: Path) -> Any:
-    """A JSON file's content, None where it is missing or malformed."""
+def read_json_or_none(path: Path) -> Any:
+    """A JSON file's content; None if it is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

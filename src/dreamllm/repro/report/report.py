@@ -12,7 +12,7 @@ from typing import Any
 from dreamllm.evaluate.files import read_json
 from dreamllm.paths import Paths
 from dreamllm.repro.audit import lineage
-from dreamllm.repro.audit.evidence import trained_stages
+from dreamllm.repro.audit.audited_run import trained_stages
 from dreamllm.repro.report import cost
 from dreamllm.results import claims, tables
 from dreamllm.results.claims import ClaimResult

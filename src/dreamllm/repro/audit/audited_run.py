@@ -1,4 +1,4 @@
-"""What the checks look at: the checkout, its chains, and the DAG as Snakemake tells it. Everything is read once."""
+"""The run that the checks examine: its files, their lineage, and Snakemake's DAG. Everything is read once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.findings import AuditProblem
 from dreamllm.repro.audit.lineage import Link, Run
 
-RUN = "make tables"  # what makes everything of the default configuration
-
 
 @dataclass(frozen=True)
 class Output:
-    """A file or folder that a rule of the experiment makes. status, plan: in Snakemake's words ("ok", "no update")."""
+    """An output of one of the experiment's rules. status, plan: Snakemake's words ("ok", "no update")"""
 
     path: str
     rule: str
@@ -32,22 +30,22 @@ class Output:
     plan: str
 
 
-class Evidence:
-    """A checkout with an experiment, as the checks see it.
+class AuditedRun:
+    """A run of an experiment, as the checks see it.
 
-    outputs: what the rules make; asked of Snakemake when it is needed and not given
+    outputs: of the rules; Snakemake lists them on first use if they are not given
     """
 
     def __init__(self, run: Run, outputs: list[Output] | None = None) -> None:
         self.run = run
-        self.ask = self._ask_snakemake if outputs is None else lambda: outputs
+        self.list_outputs = self._list_by_snakemake if outputs is None else lambda: outputs
 
     @cached_property
     def outputs(self) -> list[Output]:
-        """All outputs of the experiment's DAG. Raises AuditProblem when Snakemake cannot build it."""
-        return self.ask()
+        """All outputs of the experiment's DAG. Raises AuditProblem if Snakemake cannot build it."""
+        return self.list_outputs()
 
-    def _ask_snakemake(self) -> list[Output]:
+    def _list_by_snakemake(self) -> list[Output]:
         command = [sys.executable, "-m", "snakemake", f"--configfile={self.run.config}", "--detailed-summary"]
         done = subprocess.run(command, cwd=self.run.root, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -62,19 +60,19 @@ class Evidence:
 
     @property
     def command(self) -> str:
-        """What makes the experiment."""
+        """The command that runs the experiment."""
         if self.run.config == "config/embedded.yaml":
-            return RUN
+            return "make tables"
         return f"snakemake --cores all --configfile={self.run.config} results/tables"
 
     @cached_property
     def evaluated(self) -> list[str]:
-        """MODEL/BENCHMARK of every metrics file that the experiment makes by `dreamllm score`, in the rules' order."""
+        """MODEL/BENCHMARK of every metrics file that `dreamllm score` writes for the run, in the order of the rules."""
         return [f"{e.model}/{benchmark}" for e in self.run.experiment.evaluations for benchmark in e.benchmarks]
 
     @cached_property
     def metrics(self) -> dict[str, str]:
-        """The metrics files that are there of those that the tables are made from, in the order of the rules."""
+        """The existing metrics files that the tables are made from, by MODEL/BENCHMARK, in the order of the rules."""
         found, order = lineage.metrics_files(self.run), [*self.evaluated]
         if self.run.experiment.evaluation.pictures:
             order += [f"{name}_pictures" for name in self.evaluated]
@@ -84,16 +82,16 @@ class Evidence:
         return {name: found[name] for name in order if name in found}
 
     @cached_property
-    def runs(self) -> list[Evidence]:
-        """The same for every run of the experiment; the DAG is asked for once."""
-        others = [Evidence(run) for run in self.run.runs.values() if run.name != self.run.name]
+    def runs(self) -> list[AuditedRun]:
+        """All runs of the experiment, this one first; they share one list of outputs."""
+        others = [AuditedRun(run) for run in self.run.runs.values() if run.name != self.run.name]
         for other in others:
-            other.ask = lambda: self.outputs
+            other.list_outputs = lambda: self.outputs
         return [self, *others]
 
     @cached_property
     def all_metrics(self) -> list[str]:
-        """Metrics files of all runs in the order of the rule of the tables: of benchmarks, of pictures, of people."""
+        """Metrics files of all runs in the order of the rule `tables`: benchmarks, pictures, human ratings."""
         kinds: dict[int, list[str]] = {0: [], 1: [], 2: []}
         for run in self.runs:
             for source, path in run.metrics.items():
@@ -102,24 +100,24 @@ class Evidence:
 
     @cached_property
     def links(self) -> list[Link]:
-        """All links below the metrics that are there, each once; then the checkpoints that no metric comes from."""
+        """All links below the existing metrics, each once; then those of checkpoints that no metric depends on."""
         tops = [lineage.metric_link(self.run, source, path) for source, path in self.metrics.items()]
         tops += [lineage.checkpoint_link(self.run, stage, "") for stage in self.trained]
         unique = {(one.kind, one.path, one.name, one.recorded): one for top in tops for one in lineage.walk(top)}
         return list(unique.values())
 
     def of_kind(self, *kinds: str) -> Iterator[Link]:
-        """Links of these kinds, each path once for each digest that is recorded of it."""
+        """Links of these kinds, each path once for each digest recorded of it."""
         return (link for link in self.links if link.kind in kinds)
 
     @cached_property
     def trained(self) -> list[str]:
-        """Stages of the experiment whose checkpoints are there, with a checkpoint.json."""
+        """Stages of the experiment that have a checkpoint with a checkpoint.json."""
         return trained_stages(self.run)
 
     @cached_property
-    def tables_are_of_this(self) -> bool:
-        """Whether results/tables shows this experiment, by the runs that its index names."""
+    def tables_show_this_run(self) -> bool:
+        """Whether results/tables was made from this run, according to its index."""
         index = self.root / TABLES / "README.md"
         return index.is_file() and f"\n| {self.run.name} | " in index.read_text(encoding="utf-8")
 
@@ -129,13 +127,13 @@ class Evidence:
         return self.run.root
 
     def json(self, path: str) -> dict[str, Any]:
-        """A JSON file's content, {} where it is missing or malformed."""
-        content = lineage._json(self.root / path)
+        """A JSON file's content; {} if it is missing or malformed."""
+        content = lineage.read_json_or_none(self.root / path)
         return content if isinstance(content, dict) else {}
 
 
 def trained_stages(run: Run) -> list[str]:
-    """Stages of the experiment whose checkpoints are there, with a checkpoint.json."""
+    """Stages of the experiment that have a checkpoint with a checkpoint.json."""
     experiment = run.experiment
     names = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
     return [name for name in names if (run.root / run.paths.checkpoint(name) / "checkpoint.json").is_file()]
