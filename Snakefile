@@ -7,6 +7,7 @@
 # Rules: workflow/rules. Paths of all files: src/dreamllm/paths.py. Explanations: docs/workflow.md.
 from snakemake.utils import min_version
 
+from dreamllm import job_server
 from dreamllm.snakemake_records import refusal_under_dvc, sweep
 
 min_version("9.27")
@@ -18,6 +19,8 @@ if workflow.is_main_process and (reason := refusal_under_dvc("dvc.yaml")):
 
 onstart:
     sweep("results")  # remove unfinished files of killed jobs; this run holds the lock, so no other job is writing
+    if workflow.is_main_process and workflow.local_exec and MACHINE.gpus == 0 and MACHINE.threads == 1:
+        job_server.start(**MALLOC, **job_server.ONE_THREAD)  # they share the imports of torch; it ends with Snakemake
 
 
 report: "workflow/report/workflow.rst"
