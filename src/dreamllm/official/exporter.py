@@ -1,4 +1,4 @@
-"""Writes a trained model in the layout of the authors' released checkpoints."""
+"""Write a trained model in the format of the authors' released checkpoints."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ PLUGIN_FILES = {f"{plugin}.bin" for plugin in convert.PLUGINS}
 def export_official(
     foundations: Path, checkpoints: Sequence[Path], out: Path, *, clip: str = CLIP, sd: str = SD
 ) -> str:
-    """Write foundations and checkpoints as one official checkpoint, whole or not at all; returns a summary in words.
+    """Write foundations and checkpoints as one official checkpoint; returns a summary to print.
 
-    clip, sd: what the official code shall load CLIP's and Stable Diffusion's configurations from, if the model was not
-    imported: a name of the Hugging Face hub or a folder
-    Raises OfficialProblem for a model that the official code cannot hold, CheckpointProblem where parts do not fit.
+    Writes either everything or nothing.  clip, sd: hub names or folders that the official code loads the configurations
+    of CLIP and Stable Diffusion from; ignored for an imported model, which keeps its own
+    Raises OfficialProblem for a model that the official code does not support, CheckpointProblem for checkpoints that
+    do not belong to the foundations.
     """
     reports = [files.read_json(folder / REPORT) for folder in checkpoints if (folder / REPORT).is_file()]
     report = reports[0] if reports else None
@@ -34,32 +35,40 @@ def export_official(
     ids = dict(zip(tokens, processor.tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
     rows, size = model.get_input_embeddings().num_embeddings, len(processor.tokenizer)
     if report is None and rows != size:
-        raise OfficialProblem(f"the model has {rows} rows for {size} tokens; the official code would cut or add rows")
+        raise OfficialProblem(
+            f"the model has {rows} embeddings, but the tokenizer {size} tokens; the official code would resize them"
+        )
     base = report["config"] if report else None
     config = convert.official_config(model.config, ids, base, clip, sd)
     tensors = convert.split(model.state_dict(), model.config.text_config)
-    left = sum(_to_old_precision(file, of_file, report["keys"]) for file, of_file in tensors.items()) if report else 0
+    not_cast = 0
+    if report:
+        not_cast = sum(_cast_to_imported_precision(file, found, report["keys"]) for file, found in tensors.items())
     with new_folder(out) as folder:
         files.write(folder, config, tensors, foundations / "llm")
-    lines = [f"{file}: {len(of_file)} tensors" for file, of_file in tensors.items()]
-    if left:
-        lines.append(f"{left} tensors stay in float32: they were trained and would be rounded in their old precision")
+    lines = [f"{file}: {len(found)} tensors" for file, found in tensors.items()]
+    if not_cast:
+        lines.append(
+            f"{not_cast} tensors stay in float32, because they were trained and the imported precision would round them"
+        )
     return "\n".join(lines)
 
 
-def _to_old_precision(file: str, tensors: dict[str, torch.Tensor], keys: Sequence[Mapping[str, Any]]) -> int:
-    """Turn tensors of a file back to the precision that they were imported in, unless that would round them.
+def _cast_to_imported_precision(file: str, tensors: dict[str, torch.Tensor], keys: Sequence[Mapping[str, Any]]) -> int:
+    """Cast the tensors of a file in place to the precision that they were imported in, unless that would round them.
 
-    Buffers are rounded, as they were then. Returns how many tensors were left.
+    Buffers are always cast, as they were in the imported files. Returns the number of tensors that were not cast.
     """
     is_plugin = file != "model"
-    old = {key["name"]: key for key in keys if (key["file"] == file if is_plugin else key["file"] not in PLUGIN_FILES)}
-    left = 0
+    imported = {
+        key["name"]: key for key in keys if (key["file"] == file if is_plugin else key["file"] not in PLUGIN_FILES)
+    }
+    not_cast = 0
     for name, tensor in tensors.items():
-        if name in old:
-            cast = tensor.to(getattr(torch, old[name]["dtype"]))
-            if old[name]["use"] == "recomputed" or torch.equal(cast.to(tensor.dtype), tensor):
+        if name in imported:
+            cast = tensor.to(getattr(torch, imported[name]["dtype"]))
+            if imported[name]["use"] == "recomputed" or torch.equal(cast.to(tensor.dtype), tensor):
                 tensors[name] = cast
             else:
-                left += 1
-    return left
+                not_cast += 1
+    return not_cast

@@ -1,6 +1,6 @@
-"""Reads and writes the folder of an official checkpoint (`convert.py` says what is in it).
+"""Read and write the folder of an official checkpoint; `convert.py` describes its files.
 
-Pickles are read with `weights_only=True`, which refuses to run code in them.
+Pickles are read with `weights_only=True`, so that no code in them is run.
 """
 
 from __future__ import annotations
@@ -33,34 +33,34 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_m
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises OfficialProblem for a missing or malformed file."""
+    """Read a JSON object. Raises OfficialProblem for a missing or malformed file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise OfficialProblem(f"{path}: no such file; is {path.parent} the folder of an official checkpoint?") from None
+        raise OfficialProblem(f"{path}: no such file; give the folder of an official checkpoint") from None
     except ValueError as error:
         raise OfficialProblem(f"{path}: malformed JSON ({error})") from None
     if not isinstance(content, dict):
-        raise OfficialProblem(f"{path}: holds a {type(content).__name__}, not an object")
+        raise OfficialProblem(f"{path}: expected a JSON object, found a {type(content).__name__}")
     return content
 
 
 def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
-    """All tensors of an official checkpoint by file name, memory-mapped.
+    """All tensors of an official checkpoint by file and name, memory-mapped.
 
-    Raises OfficialProblem for a plugin's file or a shard that is missing, truncated, or holds anything but tensors.
+    Raises OfficialProblem for a plugin's file or a shard that is missing, truncated, or contains anything but tensors.
     """
     plugins = [f"{plugin}.bin" for plugin in PLUGINS]
     if absent := [name for name in plugins if not (folder / name).is_file()]:
         raise OfficialProblem(
-            f"{folder}: {', '.join(absent)} missing; a checkpoint needs {', '.join(plugins)} beside the language model "
-            "(older names, dream_queries.pt and *_projector.pt, are not read)"
+            f"{folder}: {', '.join(absent)} missing; a checkpoint needs {', '.join(plugins)} and the language model "
+            "(the older formats dream_queries.pt and *_projector.pt are not supported)"
         )
     return {name: _read(folder / name) for name in [*_language_model_files(folder), *plugins]}
 
 
 def _language_model_files(folder: Path) -> list[str]:
-    """Names of the language model's files; safetensors count before pickles, as in transformers."""
+    """Names of the language model's files; safetensors are preferred to pickles, as in transformers."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -68,14 +68,14 @@ def _language_model_files(folder: Path) -> list[str]:
         if index.is_file():
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-                raise OfficialProblem(f"{index}: has no weight_map of tensors to files")
+                raise OfficialProblem(f"{index}: has no weight_map from tensor names to file names")
             shards = sorted(set(weight_map.values()))
             if outside := [shard for shard in shards if Path(shard).name != shard]:
-                raise OfficialProblem(f"{index}: {outside[0]!r} is no name of a file beside it")
+                raise OfficialProblem(f"{index}: {outside[0]!r} is not the name of a file in the same folder")
             if absent := [shard for shard in shards if not (folder / shard).is_file()]:
-                raise OfficialProblem(f"{folder}: {', '.join(absent)} missing, which {index.name} names")
+                raise OfficialProblem(f"{folder}: {', '.join(absent)} missing, listed in {index.name}; download it")
             return shards
-    raise OfficialProblem(f"{folder}: no language model there, neither model*.safetensors nor pytorch_model*.bin")
+    raise OfficialProblem(f"{folder}: has no language model, neither model*.safetensors nor pytorch_model*.bin")
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
@@ -85,46 +85,47 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ")[:300]
-        raise OfficialProblem(f"{path}: refused, its pickle is broken or would run code: {reason}") from None
+        raise OfficialProblem(f"{path}: rejected, because its pickle is malformed or contains code: {reason}") from None
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise OfficialProblem(f"{path}: cannot be read, is it cut off? Download it again ({error})") from None
+        raise OfficialProblem(f"{path}: unreadable, probably truncated; download it again ({error})") from None
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
     ):
-        raise OfficialProblem(f"{path}: is not a dict of tensors by name")
+        raise OfficialProblem(f"{path}: is not a dict from names to tensors")
     return dict(content)
 
 
 def read_tokenizer(folder: Path, ids: Mapping[str, int], vocab_size: int):
-    """The tokenizer of an official checkpoint, after a check that its special tokens have the ids of config.json.
+    """Load the tokenizer of an official checkpoint.
 
-    Raises OfficialProblem where they have not, or where it knows tokens that have no row in the vocabulary.
+    ids: of the special tokens by config.json.  vocab_size: the number of the model's token embeddings
+    Raises OfficialProblem when the tokenizer is missing, has other ids, or has more tokens than embeddings.
     """
     if not (folder / "tokenizer.model").is_file():
-        raise OfficialProblem(f"{folder}: tokenizer.model missing")
+        raise OfficialProblem(f"{folder}: tokenizer.model missing; download it")
     tokenizer = AutoTokenizer.from_pretrained(folder, config=AutoConfig.for_model("llama"))
     known = tokenizer.get_vocab()
     if wrong := {token: (known.get(token), id_) for token, id_ in ids.items() if known.get(token) != id_}:
-        told = "; ".join(
+        differences = "; ".join(
             f"{token} is {there} in the tokenizer and {id_} in config.json" for token, (there, id_) in wrong.items()
         )
-        raise OfficialProblem(f"{folder}: tokenizer and config.json do not belong together: {told}")
+        raise OfficialProblem(f"{folder}: tokenizer and config.json do not belong together: {differences}")
     if len(tokenizer) > vocab_size:
         raise OfficialProblem(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {vocab_size} rows for them"
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, but the model only {vocab_size} embeddings"
         )
     return tokenizer
 
 
 def model_config(read: convert.OfficialConfig, clip_dir: Path, sd_dir: Path) -> DreamLLMConfig:
-    """Our configuration, with CLIP's and Stable Diffusion's from the folders that an official checkpoint names.
+    """Our configuration of an official model, with CLIP's and Stable Diffusion's from their folders.
 
-    clip_dir: of transformers, one tower or both.  sd_dir: of diffusers. Their weights are not looked at. Raises
-    OfficialProblem for a folder that is missing.
+    clip_dir: in transformers' format, with one tower or both.  sd_dir: in diffusers' format. No weights are read.
+    Raises OfficialProblem for a folder that is missing.
     """
     for folder in (clip_dir / "config.json", sd_dir / "vae", sd_dir / "unet", sd_dir / "scheduler"):
         if not folder.exists():
-            raise OfficialProblem(f"{folder}: missing; the configurations of CLIP and Stable Diffusion are needed")
+            raise OfficialProblem(f"{folder}: missing; give the folders of CLIP and Stable Diffusion")
     vision = AutoConfig.from_pretrained(clip_dir)
     return DreamLLMConfig(
         text_config=read.llm,
@@ -142,7 +143,7 @@ def model_config(read: convert.OfficialConfig, clip_dir: Path, sd_dir: Path) -> 
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of each file of a folder by its relative name, hidden ones left out."""
+    """sha256 of each file of a folder by its path within the folder, without hidden files."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -157,31 +158,33 @@ def digests(folder: Path) -> dict[str, str]:
 def write(
     folder: Path, config: Mapping[str, Any], files: Mapping[str, Mapping[str, torch.Tensor]], llm_dir: Path
 ) -> None:
-    """Fill an empty folder with an official checkpoint.
+    """Write an official checkpoint to an empty folder.
 
-    config: of `convert.official_config`.  files: of `convert.split`.  llm_dir: of the language model
-    Raises OfficialProblem when it has no tokenizer.model.
+    config: from `convert.official_config`.  files: from `convert.split`.  llm_dir: folder of the language model
+    Raises OfficialProblem when `llm_dir` has no tokenizer.model.
     """
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     for name, tensors in files.items():
-        # a tensor is cloned: torch.save would write all of a storage that it shares
-        whole = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
+        # clone each tensor, or torch.save would write the whole storage that it is a view of
+        cloned = {key: tensor.detach().contiguous().clone() for key, tensor in tensors.items()}
         if name == "model":
-            save_torch_state_dict(whole, folder, max_shard_size="5GB", metadata={"format": "pt"})
+            save_torch_state_dict(cloned, folder, max_shard_size="5GB", metadata={"format": "pt"})
         else:
-            torch.save(whole, folder / name)
+            torch.save(cloned, folder / name)
     write_tokenizer(folder, convert.special_ids(config["special_tokens2ids_dict"]), llm_dir, config)
 
 
 def write_tokenizer(folder: Path, ids: Mapping[str, int], llm_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the files of a slow LLaMA tokenizer with the special tokens.
 
-    The language model's own files are copied where they have these tokens already, as those of an imported model do.
+    Where the language model's tokenizer has these tokens already, as an imported one does, its files are copied.
     """
     if not (llm_dir / "tokenizer.model").is_file():
-        raise OfficialProblem(f"{llm_dir}: tokenizer.model missing; the official code reads no other kind of tokenizer")
+        raise OfficialProblem(
+            f"{llm_dir}: tokenizer.model missing; the official code supports only sentencepiece tokenizers"
+        )
     added = {token: ids[token] for token in sorted(SPECIAL_TOKENS)}
     if (llm_dir / "added_tokens.json").is_file() and read_json(llm_dir / "added_tokens.json") == added:
         for name in TOKENIZER_FILES:
@@ -191,11 +194,11 @@ def write_tokenizer(folder: Path, ids: Mapping[str, int], llm_dir: Path, config:
     shutil.copyfile(llm_dir / "tokenizer.model", folder / "tokenizer.model")
     flags = dict.fromkeys(["lstrip", "normalized", "rstrip", "single_word"], False)
     decoder = {str(id_): {"content": token, **flags, "special": True} for token, id_ in ids.items()}
-    others = sorted((token for token in SPECIAL_TOKENS if token != PAD), key=ids.__getitem__)
+    additional = sorted((token for token in SPECIAL_TOKENS if token != PAD), key=ids.__getitem__)
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": PAD}
-    about = {
+    tokenizer_config = {
         "added_tokens_decoder": decoder,
-        "additional_special_tokens": others,
+        "additional_special_tokens": additional,
         "add_bos_token": True,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -209,8 +212,8 @@ def write_tokenizer(folder: Path, ids: Mapping[str, int], llm_dir: Path, config:
     }
     contents = {
         "added_tokens.json": added,
-        "tokenizer_config.json": about,
-        "special_tokens_map.json": {"additional_special_tokens": others, **names},
+        "tokenizer_config.json": tokenizer_config,
+        "special_tokens_map.json": {"additional_special_tokens": additional, **names},
     }
     for name, content in contents.items():
         (folder / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

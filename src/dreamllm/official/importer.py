@@ -1,4 +1,4 @@
-"""Imports a checkpoint that the authors released; `dreamllm.verbs.import_official` says what is written."""
+"""Import a checkpoint that the authors released; `dreamllm.verbs.import_official` lists the files it writes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint
 
 REPORT = "import.json"
-NEW_PARTS = ("visual_projector", "dream_queries", "condition_projector")  # what lies in the checkpoint
-OF_SD = ("model_index.json", "text_encoder", "tokenizer", "feature_extractor", "scheduler")  # taken over as they are
+CHECKPOINT_PARTS = ("visual_projector", "dream_queries", "condition_projector")  # not part of a foundation model
+COPIED_FROM_SD = ("model_index.json", "text_encoder", "tokenizer", "feature_extractor", "scheduler")
 
 
 def import_official(
     source: Path, clip_dir: Path, sd_dir: Path, foundations: Path, out: Path, experiment: Experiment | None = None
 ) -> str:
-    """Write the official checkpoint in `source` to `foundations`/{llm,clip,sd} and `out`; returns a summary in words.
+    """Write the official checkpoint in `source` to `foundations`/{llm,clip,sd} and `out`; returns a summary to print.
 
-    clip_dir, sd_dir: folders that `source` was made with, for their configurations and for what it does not hold:
-    CLIP's text tower, Stable Diffusion's text encoder.  experiment: whose stages and evaluations use it
-    Raises OfficialProblem when anything does not fit; then nothing is written.
+    clip_dir, sd_dir: folders of the CLIP and the Stable Diffusion that `source` was trained with. Their configurations,
+    CLIP's text tower and Stable Diffusion's text encoder are taken from there, because `source` does not contain them.
+    experiment: the experiment that will use the model, if any; its section model must agree with `source`
+    Raises OfficialProblem, before anything is written, when files are missing or do not belong together.
     """
     options = (experiment.model if experiment else Model()).model_dump(mode="json")
     content = read_json(source / "config.json")
@@ -48,17 +49,17 @@ def import_official(
     for name in ("num_dream_queries", "vision_feature_layer"):
         if experiment and options[name] != getattr(read, name):
             raise OfficialProblem(
-                f"{source}: {name} is {getattr(read, name)}; write that in the section model of the configuration, "
-                f"which has {options[name]}"
+                f"{source}: {name} is {getattr(read, name)}, but {options[name]} in the configuration; "
+                f"set model.{name} to {getattr(read, name)} there"
             )
         options[name] = getattr(read, name)
     tokenizer = read_tokenizer(source, read.ids, read.llm.vocab_size)
     config = model_config(read, clip_dir, sd_dir)
-    tensors, keys = convert.convert(read_tensors(source), convert.expected_shapes(config), read.llm)
+    tensors, uses = convert.convert(read_tensors(source), convert.expected_shapes(config), read.llm)
     unused = sorted(
         path.name
         for path in source.iterdir()
-        if path.suffix in (".bin", ".pt", ".safetensors") and path.name not in {key.file for key in keys}
+        if path.suffix in (".bin", ".pt", ".safetensors") and path.name not in {entry.file for entry in uses}
     )
     with (
         new_folder(foundations / "llm") as llm,
@@ -70,13 +71,13 @@ def import_official(
         _write_sd(sd, config, tensors, sd_dir)
 
     report: dict[str, Any] = {
-        "summary": convert.summary(keys).splitlines(),
+        "summary": convert.summary(uses).splitlines(),
         "config": content,
         "files": digests(source),
         "files not read": unused,
         "tokens": len(tokenizer),
-        "keys": convert.as_json(keys),
-        "missing": [],  # or it would have been refused
+        "keys": convert.as_json(uses),
+        "missing": [],  # `convert` raises for a missing tensor
     }
     metadata = {
         "stage": RELEASED,
@@ -86,20 +87,20 @@ def import_official(
         "versions": provenance.versions(),
         "commit": provenance.commit(),
     }
-    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in NEW_PARTS}
+    trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in CHECKPOINT_PARTS}
     with new_folder(out) as folder:
         checkpoint.save_trained(folder, trained, metadata, "step,language_loss,diffusion_loss\n")
         (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     notes = [f"not read: {', '.join(unused)}"] if unused else []
-    if differing := [key.name for key in keys if key.use == "differs"]:
+    if differing := [entry.name for entry in uses if entry.use == "differs"]:
         notes.append(
-            f"{len(differing)} tensors have other values in the language model's file; the plugins' files count"
+            f"{len(differing)} tensors have other values in the language model's file; the plugins' files are used"
         )
     return "\n".join([*report["summary"], "nothing missing, nothing unexpected", *notes])
 
 
 def _part(tensors: convert.Tensors, prefix: str) -> dict[str, torch.Tensor]:
-    """Tensors of one part of the model, under the names that they have there."""
+    """Tensors of one part of the model, by their names within the part."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -114,7 +115,7 @@ def _write_language_model(folder: Path, config: DreamLLMConfig, tensors: convert
 
 
 def _write_clip(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, clip_dir: Path) -> None:
-    """The vision tower; with the text tower and both projections where `clip_dir` has weights of them."""
+    """Write CLIP: the vision tower, and the text tower and both projections where `clip_dir` has weights."""
     if any(clip_dir.glob("*.safetensors")) or any(clip_dir.glob("*.bin")):
         clip = AutoModel.from_pretrained(clip_dir, dtype="auto")
     else:
@@ -135,7 +136,7 @@ def _write_sd(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, sd
             model = part.from_config(settings)
         model.load_state_dict(_part(tensors, f"{name}."), assign=True)
         model.save_pretrained(folder / name)
-    for name in OF_SD:
+    for name in COPIED_FROM_SD:
         if (sd_dir / name).is_dir():
             shutil.copytree(sd_dir / name, folder / name, ignore=shutil.ignore_patterns("*.fp16.*", "*.msgpack"))
         elif (sd_dir / name).is_file():

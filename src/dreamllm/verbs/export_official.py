@@ -1,7 +1,7 @@
-"""Writes a trained model in the layout of the authors' released checkpoints: `dreamllm export-official`.
+"""Write a trained model in the format of the authors' released checkpoints: `dreamllm export-official`.
 
-Their code then loads it. An imported model that was not trained further comes out with the tensors it went in with, bit
-by bit, and with its own config.json.
+The authors' code can then load it. An imported model that was not trained further is exported with bit-identical
+tensors and its original config.json.
 """
 
 from __future__ import annotations
@@ -15,10 +15,16 @@ from dreamllm.official import CLIP, SD
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `dreamllm export-official`."""
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
-    parser.add_argument("--checkpoints", required=True, type=Path, nargs="+", help="in loading order")
+    parser.add_argument(
+        "--checkpoints", required=True, type=Path, nargs="+", help="checkpoint folders in loading order"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument("--clip", default=CLIP, help="what the official code loads CLIP from, if not imported")
-    parser.add_argument("--sd", default=SD, help="what the official code loads Stable Diffusion from, if not imported")
+    parser.add_argument(
+        "--clip",
+        default=CLIP,
+        help="hub name or folder that the official code loads CLIP from; ignored for an imported model",
+    )
+    parser.add_argument("--sd", default=SD, help="the same for Stable Diffusion")
 
 
 def main(arguments: argparse.Namespace) -> None:
