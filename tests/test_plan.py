@@ -18,7 +18,7 @@ from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.config.stages import Lora, Stage
 from dreamllm.repro.plan import arithmetic, report
 from dreamllm.repro.plan.architecture import PlanProblem, build, configurations, measure, parameters_by_part
-from dreamllm.repro.plan.arithmetic import Kind, Load, Size
+from dreamllm.repro.plan.arithmetic import DocumentKind, Load, Size
 
 ARCHITECTURES = repository.ROOT / "paper/architectures"
 ASSUMPTIONS = repository.ROOT / "paper/assumptions.yaml"
@@ -43,14 +43,14 @@ def stage(**changes) -> Stage:
 @pytest.mark.parametrize(
     ("kind", "mode", "expected"),
     [
-        (Kind("text", 10), "joint", Load(12, 10, 0, 0)),
-        (Kind("pair", 10, 1), "comprehension", Load(12 + 8, 10, 1, 0)),  # <im_start> 6 patches <im_end>
-        (Kind("pair", 10, 1), "creation", Load(12 + 5, 0, 0, 1)),  # <dream_start> 3 queries <dream_end>
-        (Kind("pair", 10, 1), "joint", Load(12 + 0.25 * 8 + 0.75 * 5, 2.5, 0.25, 0.75)),
-        (Kind("interleaved", 20, 2), "joint", Load(22 + 2 * (8 + 5), 20, 2, 2)),
-        (Kind("interleaved", 20, 2), "creation", Load(22 + 2 * 5, 20, 0, 2)),
-        (Kind("conversation", 20, 1, 2, 0.5), "comprehension", Load(22 + 3 * 8, 10, 3, 0)),
-        (Kind("conversation", 20, 1, 2, 0.5), "creation", Load(22 + 2 * 8 + 5, 10, 2, 1)),
+        (DocumentKind("text", 10), "joint", Load(12, 10, 0, 0)),
+        (DocumentKind("pair", 10, 1), "comprehension", Load(12 + 8, 10, 1, 0)),  # <im_start> 6 patches <im_end>
+        (DocumentKind("pair", 10, 1), "creation", Load(12 + 5, 0, 0, 1)),  # <dream_start> 3 queries <dream_end>
+        (DocumentKind("pair", 10, 1), "joint", Load(12 + 0.25 * 8 + 0.75 * 5, 2.5, 0.25, 0.75)),
+        (DocumentKind("interleaved", 20, 2), "joint", Load(22 + 2 * (8 + 5), 20, 2, 2)),
+        (DocumentKind("interleaved", 20, 2), "creation", Load(22 + 2 * 5, 20, 0, 2)),
+        (DocumentKind("conversation", 20, 1, 2, 0.5), "comprehension", Load(22 + 3 * 8, 10, 3, 0)),
+        (DocumentKind("conversation", 20, 1, 2, 0.5), "creation", Load(22 + 2 * 8 + 5, 10, 2, 1)),
     ],
 )
 def test_a_document_is_as_long_as_its_layout(kind, mode, expected):
@@ -71,12 +71,12 @@ def test_a_document_is_as_long_as_layout_makes_it():
             pictures = len(document.pictures) - shown
             patches, queries = processor.num_patches, processor.num_dream_queries
             text = sum(map(len, sequences)) - 2 - read * (patches + 2) - drawn * (queries + 2)
-            found = arithmetic.document_load(Kind(layout, text, pictures, shown), mode, 0.5, patches, queries)
+            found = arithmetic.document_load(DocumentKind(layout, text, pictures, shown), mode, 0.5, patches, queries)
             assert (found.tokens, found.read, found.drawn) == (sum(map(len, sequences)), read, drawn), (layout, mode)
 
 
 def test_a_mixture_is_the_weighted_mean_and_fills_the_rows():
-    kinds = {"pairs": Kind("pair", 10, 1), "text": Kind("text", 2)}
+    kinds = {"pairs": DocumentKind("pair", 10, 1), "text": DocumentKind("text", 2)}
     of = stage(mode="comprehension", mixture={"pairs": 1, "text": 3})
     mean = arithmetic.mixture_load(of, kinds, 6, 3)
     assert mean == Load(0.25 * 20 + 0.75 * 4, 0.25 * 10 + 0.75 * 2, 0.25, 0)
@@ -268,11 +268,11 @@ def test_foundations_in_a_folder_or_a_store_are_read_there(tmp_path, monkeypatch
     assert found["llm"]["hidden_size"] == 32 and found["scheduler"]["beta_schedule"] == "scaled_linear"
 
 
-def test_what_cannot_be_planned_is_told(tmp_path, monkeypatch):
+def test_an_experiment_that_cannot_be_planned_is_an_error(tmp_path, monkeypatch):
     monkeypatch.chdir(repository.ROOT)
     smoke = load("config/smoke.yaml")
     nowhere = smoke.foundations.model_copy(update={"folder": str(tmp_path)})
-    with pytest.raises(PlanProblem, match="not there yet; train them first"):
+    with pytest.raises(PlanProblem, match="do not exist yet; train them first"):
         configurations(smoke.model_copy(update={"foundations": nowhere}))
     paper = load("config/paper.yaml")
     unknown = paper.foundations.model_copy(update={"folder": str(tmp_path), "llm": "other-7b"})
@@ -317,7 +317,7 @@ def test_wrong_flags_and_assumptions_are_told(monkeypatch, tmp_path):
         report.read_assumptions(tmp_path / "wrong.yaml")
     (tmp_path / "less.yaml").write_text(text.replace("  gqa:", "  gqa_questions:"))
     assumptions = report.read_assumptions(tmp_path / "less.yaml")
-    with pytest.raises(ConfigProblem, match="says nothing about gqa, which a mixture names"):
+    with pytest.raises(ConfigProblem, match="has no entry gqa, which a mixture names"):
         report.kinds(load("config/paper-as-released.yaml"), assumptions, Path("less.yaml"))
 
 

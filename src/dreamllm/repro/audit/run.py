@@ -38,7 +38,7 @@ CHECKS: dict[str, tuple[str, Check]] = {
     "A10": ("deviations from the paper", check_inputs.deviations),
     "A11": ("wall time, hours, peak memory", check_dag.costs),
     "A12": ("raw predictions give the metrics", check_numbers.predictions),
-    "A13": ("verdicts follow from numbers and tolerance", check_numbers.claims),
+    "A13": ("status of claims follows from numbers and tolerance", check_numbers.claims),
     "A14": ("no untracked outputs", check_dag.orphans),
     "A15": ("small run on a CPU", check_dag.small_run),
     "A16": ("no test item in the training data", check_inputs.contamination),

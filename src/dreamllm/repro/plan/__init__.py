@@ -1,1 +1,1 @@
-"""What an experiment costs before anything is spent: `dreamllm plan`. See `report.py`."""
+"""Estimate what an experiment costs before it runs: `dreamllm plan`; see `report.py`."""

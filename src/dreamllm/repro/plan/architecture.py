@@ -1,7 +1,7 @@
-"""The model of a plan: DreamLLM on the meta device, which has shapes and no storage, from configurations alone.
+"""Build DreamLLM on the meta device (shapes without storage) and measure what the plan's arithmetic needs.
 
-Configurations are those of the foundations' folders where these are there; of foundations in a store, those in the
-store; of public models, those in paper/architectures/NAME.json, which say where they are from.
+The configurations come from the foundations' folder if it exists, else from the store that they are fetched from, else
+for public models from paper/architectures/NAME.json, which name their source.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FILES = {  # a configuration of a foundations' folder: key in an architecture's 
     "sd/unet/config.json": "unet",
     "sd/scheduler/scheduler_config.json": "scheduler",
 }
-NORMS = (nn.GroupNorm, nn.LayerNorm)  # whose results autocast leaves in fp32
-VAE_TENSORS = 4  # of the largest size that are alive at once when a picture is encoded
+NORMS = (nn.GroupNorm, nn.LayerNorm)  # autocast leaves their outputs in fp32
+VAE_TENSORS = 4  # of the largest size that exist at once while a picture is encoded
 
 
 class PlanProblem(ValueError):
-    """An experiment that cannot be planned: what is missing, and what to do."""
+    """An experiment that cannot be planned: what is missing and what to do."""
 
 
 def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) -> dict[str, dict[str, Any]]:
@@ -52,7 +52,9 @@ def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) 
         except (StoreProblem, KeyError) as problem:
             raise PlanProblem(f"{foundations.store}: no configurations of the foundations there ({problem})") from None
     if foundations.source == "train":
-        raise PlanProblem(f"{folder}: foundations are trained by this experiment and not there yet; train them first")
+        raise PlanProblem(
+            f"{folder}: this experiment trains its foundations, and they do not exist yet; train them first"
+        )
     llm = foundations.llm if foundations.source == "hub" else foundations.checkpoint
     sd = _architecture(foundations.sd, architectures)
     return {
@@ -63,7 +65,7 @@ def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) 
 
 
 def build(found: dict[str, dict[str, Any]], num_dream_queries: int) -> DreamLLMForConditionalGeneration:
-    """DreamLLM of these configurations on the meta device, its vocabulary with the special tokens."""
+    """DreamLLM with these configurations on the meta device; the vocabulary includes the special tokens."""
     text = AutoConfig.for_model(**found["llm"])
     known = found["llm"].get("vocab_size", text.vocab_size)
     text.vocab_size = known + len(SPECIAL_TOKENS)
@@ -81,7 +83,7 @@ def build(found: dict[str, dict[str, Any]], num_dream_queries: int) -> DreamLLMF
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Number of parameters of each direct part of a model, tied ones once."""
+    """Number of parameters of each direct submodule; tied parameters are counted once."""
     found: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
@@ -90,7 +92,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
 
 
 def measure(model: DreamLLMForConditionalGeneration) -> Size:
-    """What the arithmetic needs of a model: sizes, and what forward passes of the meta device count."""
+    """Sizes of a model, and FLOPs and activation bytes counted in forward passes on the meta device."""
     config, text = model.config, model.config.text_config
     side, latent = config.draw_size, config.unet_config["sample_size"]
     unet_inputs = (
@@ -134,7 +136,7 @@ def flops(forward: Callable[[], Any]) -> float:
 
 @torch.no_grad()
 def outputs(model: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, int]]:
-    """(name, bytes under bf16 autocast) of the result of every innermost module that a forward pass calls."""
+    """(name, bytes under bf16 autocast) of the output of every leaf module that a forward pass calls."""
     found: list[tuple[str, int]] = []
     hooks = []
     for name, module in model.named_modules():
@@ -154,8 +156,11 @@ def outputs(model: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, int
 
 
 def kept_by_blocks(unet: nn.Module, found: list[tuple[str, int]]) -> float:
-    """Bytes of activations with gradient checkpointing: one result per residual block and per transformer, which
-    diffusers checkpoints one by one, and everything inside the largest of them."""
+    """Bytes of activations with gradient checkpointing.
+
+    diffusers checkpoints each residual block and each transformer: one output of each is kept, and while the largest is
+    recomputed everything inside it.
+    """
     inside: dict[str, list[int]] = {}
     for name, size in found:
         steps = name.split(".")
@@ -170,7 +175,7 @@ def _architecture(name: str, folder: Path) -> dict[str, Any]:
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
         raise PlanProblem(
-            f"{path}: the architecture of {name} is not written down (there are: {known}); fetch the foundations "
+            f"{path}: no architecture file of {name} (there are: {known}); fetch the foundations "
             "first, or write the file from the model's config.json"
         )
     content = _json(path)

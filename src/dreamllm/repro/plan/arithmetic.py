@@ -1,7 +1,7 @@
 """The arithmetic of a plan as pure functions: documents, tokens, FLOPs, memory, time. Imports neither torch nor models.
 
-Everything here is an estimate. The formulas are in the docstrings; the numbers that no configuration can say (the
-length of a set's documents, the speed of a GPU) are in paper/assumptions.yaml and are printed with every plan.
+All results are estimates. The formulas are in the docstrings. Numbers that are in no configuration (the length of a
+set's documents, the speed of a GPU) are in paper/assumptions.yaml and are printed with every plan.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ from dreamllm.data.layout import Mode
 
 FP32, BF16 = 4, 2  # bytes
 ADAM = 2 * FP32  # two moments per trained parameter
-TOKENS_AROUND = (
-    2  # <s> and </s> of a document; also <im_start> and <im_end>, <dream_start> and <dream_end> of a picture
-)
+BOUNDARY_TOKENS = 2  # of a document: <s>, </s>; of a picture: <im_start>, <im_end> or <dream_start>, <dream_end>
 Layout = Literal["text", "pair", "interleaved", "conversation"]  # of the documents of a set
-RESERVED = 2e9  # bytes of a GPU that go to CUDA, to its libraries and to the gaps between tensors
+RESERVED = 2e9  # bytes of a GPU for CUDA, its libraries and fragmentation
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What the documents of a shard set are like, on average (paper/assumptions.yaml).
+class DocumentKind:
+    """The average document of a shard set (paper/assumptions.yaml).
 
-    text: tokens of text.  pictures: pictures that the mode reads, draws or both.  shown: pictures of the user,
-    which are only read.  prompt: share of the text that is no target of the language loss.
+    text: tokens of text.  pictures: pictures that are read, drawn or both, depending on the mode.  shown: pictures of
+    the user, which are only read.  prompt: share of the text that is not a target of the language loss.
     """
 
     layout: Layout
@@ -43,7 +41,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Load:
-    """Of one document, or of a step: tokens, targets of the language loss, pictures read and drawn."""
+    """Tokens, targets of the language loss, pictures read and pictures drawn, of a document or of a step."""
 
     tokens: float
     targets: float
@@ -62,25 +60,25 @@ class Load:
         )
 
 
-def document_load(kind: Kind, mode: Mode, read_share: float, patches: int, queries: int) -> Load:
-    """One average document as `data/layout.py` lays it out in a stage of this mode.
+def document_load(kind: DocumentKind, mode: Mode, read_share: float, patches: int, queries: int) -> Load:
+    """The average document in the layout of `data/layout.py`, in a stage of this mode.
 
-    A picture that is read takes patches + 2 tokens, one that is drawn queries + 2. A pair in joint mode is read with
-    the chance `read_share` and drawn otherwise; a drawn pair has no targets. Other pictures are drawn, then read.
+    A picture that is read takes patches + 2 tokens, one that is drawn queries + 2. In joint mode a pair is read with
+    probability `read_share` and drawn otherwise; a drawn pair has no targets. Other pictures are drawn, then read.
     """
     reads, draws = mode != "creation", mode != "comprehension"
     if kind.layout == "pair":
         read = {"comprehension": 1.0, "creation": 0.0, "joint": read_share}[mode]
-        drawn, heard = 1 - read, read  # heard: share of the documents whose text is a target
+        drawn, with_targets = 1 - read, read  # share of the documents whose text is a target
     else:
-        read, drawn, heard = kind.shown + reads * kind.pictures, draws * kind.pictures, 1.0
-    text = kind.text + TOKENS_AROUND
-    tokens = text + read * (patches + TOKENS_AROUND) + drawn * (queries + TOKENS_AROUND)
-    return Load(tokens, heard * (1 - kind.prompt) * kind.text, read, drawn)
+        read, drawn, with_targets = kind.shown + reads * kind.pictures, draws * kind.pictures, 1.0
+    text = kind.text + BOUNDARY_TOKENS
+    tokens = text + read * (patches + BOUNDARY_TOKENS) + drawn * (queries + BOUNDARY_TOKENS)
+    return Load(tokens, with_targets * (1 - kind.prompt) * kind.text, read, drawn)
 
 
-def mixture_load(stage: Stage, kinds: Mapping[str, Kind], patches: int, queries: int) -> Load:
-    """The average document of a stage's mixture; weights are shares of documents."""
+def mixture_load(stage: Stage, kinds: Mapping[str, DocumentKind], patches: int, queries: int) -> Load:
+    """The average document of a stage's mixture; its weights are shares of documents."""
     total, mean = sum(stage.mixture.values()), Load(0, 0, 0, 0)
     for name, weight in stage.mixture.items():
         load = document_load(kinds[name], stage.mode, stage.read_share, patches, queries)
@@ -89,7 +87,7 @@ def mixture_load(stage: Stage, kinds: Mapping[str, Kind], patches: int, queries:
 
 
 def documents_per_step(stage: Stage, mean: Load, fill: float) -> float:
-    """rows x context x fill / tokens of the average document; fill: share of a packed row that is no padding."""
+    """rows x context x fill / tokens of the average document; fill: share of a packed row that is not padding."""
     return stage.rows_per_batch * stage.context * fill / mean.tokens
 
 
@@ -98,7 +96,7 @@ def documents_per_step(stage: Stage, mean: Load, fill: float) -> float:
 
 @dataclass(frozen=True)
 class Size:
-    """What the arithmetic has to know of a model.
+    """The sizes of a model that the arithmetic needs.
 
     parameters: by part of DreamLLM.  layers, hidden, intermediate, key_value_share, vocabulary: of the language model;
     key_value_share: heads of keys and values by heads of queries.  embeddings: parameters of its token embeddings and
@@ -126,7 +124,7 @@ class Size:
 
 def language_forward(size: Size, tokens: float, context: int) -> float:
     """FLOPs of the decoder for `tokens` in rows of `context`: 2 per parameter and token, 4 x context x hidden per token
-    and layer for the scores and their use. The mask of packed documents saves no computing.
+    and layer for the scores and their use. The mask of packed documents does not save computation.
     """
     matrices = size.parameters["language_model"] - size.embeddings
     return tokens * (2 * matrices + 4 * context * size.hidden * size.layers)

@@ -1,8 +1,8 @@
-"""Print what an experiment costs, before anything is spent: `dreamllm plan --config FILE`.
+"""Estimate what an experiment costs before it runs: `dreamllm plan --config FILE`.
 
-Parameters, and for each stage what is trained, documents, tokens, pictures, memory per GPU, GPU-hours; then the disk.
-Nothing is fetched and nothing is built but shapes. How each number is made is in `arithmetic.py`; what is assumed is in
-paper/assumptions.yaml and printed with the plan. What evaluation costs is not counted.
+Prints the parameters; for each stage the trained parameters, documents, tokens, pictures, memory per GPU and GPU-hours;
+then the disk space. Nothing is downloaded and no weights are allocated. The formulas are in `arithmetic.py`, the
+assumptions in paper/assumptions.yaml; they are printed with the plan. Evaluation is not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import ConfigProblem, load, read_yaml
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.repro.plan import arithmetic
-from dreamllm.repro.plan.arithmetic import Kind, Layout, Size
+from dreamllm.repro.plan.arithmetic import DocumentKind, Layout, Size
 from dreamllm.sources import manifest
 
 ASSUMPTIONS = Path("paper/assumptions.yaml")
@@ -28,14 +28,14 @@ GPU = "A800"
 
 
 class Value(Section):
-    """A number and where it is from."""
+    """A number and its source."""
 
     value: Positive
     why: str
 
 
 class Average(Section):
-    """An average document of a shard set: the fields of `arithmetic.Kind`, and where they are from."""
+    """The average document of a shard set: the fields of `arithmetic.DocumentKind` and their source."""
 
     layout: Layout
     text: Positive
@@ -44,9 +44,9 @@ class Average(Section):
     prompt: Share = 0
     why: str
 
-    def kind(self) -> Kind:
-        """As the arithmetic wants it."""
-        return Kind(self.layout, self.text, self.pictures, self.shown, self.prompt)
+    def kind(self) -> DocumentKind:
+        """The same for `arithmetic`."""
+        return DocumentKind(self.layout, self.text, self.pictures, self.shown, self.prompt)
 
 
 class Gpu(Section):
@@ -68,7 +68,7 @@ class Assumptions(Section):
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage costs. steps: of the whole stage; memory: bytes on one GPU by what takes them."""
+    """What a stage costs. step: load of one step.  memory: bytes on one GPU by purpose"""
 
     name: str
     trained: dict[str, int]
@@ -88,20 +88,20 @@ def read_assumptions(path: Path) -> Assumptions:
         raise ConfigProblem("\n  ".join([f"{path}: {len(problems)} problem(s)", *problems])) from None
 
 
-def kinds(experiment: Experiment, assumptions: Assumptions, path: Path) -> dict[str, Kind]:
-    """The average document of each set that a stage names. Raises ConfigProblem for one that nothing is assumed of."""
+def kinds(experiment: Experiment, assumptions: Assumptions, path: Path) -> dict[str, DocumentKind]:
+    """The average document of each set in a mixture. Raises ConfigProblem for a set without assumptions."""
     found = {}
     for name in sorted({name for stage in experiment.stages.values() for name in stage.mixture}):
         key = name
         if name.startswith("mmc4_core") and not experiment.sources[name].min_similarity:
             key = "mmc4_core_unfiltered"
         if key not in assumptions.documents:
-            raise ConfigProblem(f"{path}: documents: says nothing about {key}, which a mixture names; add it there")
+            raise ConfigProblem(f"{path}: documents: has no entry {key}, which a mixture names; add it")
         found[name] = assumptions.documents[key].kind()
     return found
 
 
-def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, Kind], fill: float) -> StagePlan:
+def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, DocumentKind], fill: float) -> StagePlan:
     """All numbers of one stage."""
     stage, machine = experiment.stages[name], experiment.machine
     mean = arithmetic.mixture_load(stage, sets, size.patches, size.queries)
@@ -120,7 +120,7 @@ def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, Ki
 
 
 def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumptions: Assumptions) -> dict[str, float]:
-    """Bytes on disk by what takes them; sets of unknown size count with their pictures alone."""
+    """Bytes on disk by purpose; sets of unknown size count only with their pictures."""
     public = manifest.load() if experiment.sources else {}
     used: dict[str, float] = {}
     for name, use in experiment.sources.items():
@@ -131,7 +131,7 @@ def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumption
             pictures = 0.0
         else:
             pictures = documents * (about.pictures + about.shown) * assumptions.picture_bytes.value
-        copies = 2 if source.holds_addresses else 1  # as fetched by address, and in the shards
+        copies = 2 if source.holds_addresses else 1  # the downloaded pictures, and those in the shards
         used[f"set {name}"] = (source.bytes or 0) + copies * pictures
     trained = [sum(stage.trained.values()) for stage in stages]
     return used | {
@@ -152,7 +152,7 @@ def lines(
     utilisation: float,
     path: Path,
 ) -> list[str]:
-    """The plan, ready to print. sizes: of the model with each number of dream queries that the experiment has."""
+    """The lines of the plan. sizes: of the model, by number of dream queries"""
     size = sizes[experiment.model.num_dream_queries]
     card, machine = assumptions.gpus[gpu], experiment.machine
     processes = max(1, machine.gpus) * machine.nodes
@@ -186,7 +186,7 @@ def lines(
         "",
         f"assumed ({path})",
         f"  GPU {gpu}: {card.flops:.3g} FLOP/s in bf16, of which training reaches {utilisation:.0%}",
-        f"  packed rows are full to {assumptions.fill.value:.0%}",
+        f"  packed rows are filled to {assumptions.fill.value:.0%}",
         f"  a stored picture has {assumptions.picture_bytes.value:,.0f} bytes",
     ]
     for name in sets:
@@ -195,7 +195,7 @@ def lines(
     return text
 
 
-def _stage_lines(experiment: Experiment, plan: StagePlan, sets: dict[str, Kind]) -> list[str]:
+def _stage_lines(experiment: Experiment, plan: StagePlan, sets: dict[str, DocumentKind]) -> list[str]:
     public = manifest.load() if experiment.sources else {}
     text = [
         f"  trained parameters     {sum(plan.trained.values()):,} "
@@ -211,7 +211,7 @@ def _stage_lines(experiment: Experiment, plan: StagePlan, sets: dict[str, Kind])
             there = getattr(experiment.world.training, name)
         else:
             there = experiment.sources[name].documents or public[name].documents
-        epochs = f", {number / there:.2f} epochs of {there:,}" if there else ", size of the set not known"
+        epochs = f", {number / there:.2f} epochs of {there:,}" if there else ", size of the set unknown"
         text.append(f"    {name:<38} {number:>13,.0f}{epochs}")
     return text
 
@@ -233,11 +233,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="experiment file")
     parser.add_argument("--assumptions", type=Path, default=ASSUMPTIONS, help="default: %(default)s")
     parser.add_argument("--gpu", default=GPU, help="a GPU of the assumptions; default: %(default)s")
-    parser.add_argument("--utilisation", type=float, help="share of its speed that is reached; default: as assumed")
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        help="share of the GPU's speed that training reaches; default: as in the assumptions",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
-    """Entry point of `dreamllm plan`. Raises ConfigProblem or PlanProblem for what cannot be planned."""
+    """Entry point of `dreamllm plan`. Raises ConfigProblem or PlanProblem for an experiment that cannot be planned."""
     experiment = load(args.config)
     assumptions = read_assumptions(args.assumptions)
     if args.gpu not in assumptions.gpus:
