@@ -276,7 +276,7 @@ def test_an_experiment_that_cannot_be_planned_is_an_error(tmp_path, monkeypatch)
         configurations(smoke.model_copy(update={"foundations": nowhere}))
     paper = load("config/paper.yaml")
     unknown = paper.foundations.model_copy(update={"folder": str(tmp_path), "llm": "other-7b"})
-    with pytest.raises(PlanProblem, match="architecture of other-7b is not written down .* vicuna-7b-v1.1"):
+    with pytest.raises(PlanProblem, match="no architecture file of other-7b .* vicuna-7b-v1.1"):
         configurations(paper.model_copy(update={"foundations": unknown}))
 
 

@@ -76,9 +76,9 @@ class AuditedRun:
         found, order = lineage.metrics_files(self.run), [*self.evaluated]
         if self.run.experiment.evaluation.pictures:
             order += [f"{name}_pictures" for name in self.evaluated]
-        told = [name.partition("/")[0] for name in self.evaluated if name.endswith("/stories")]
-        said = self.root / f"data/human/{self.run.name}"
-        order += [f"{model}/human" for model in told if any((said / model).glob("*.json"))]
+        models = [name.partition("/")[0] for name in self.evaluated if name.endswith("/stories")]
+        ratings = {model: self.root / self.run.paths.ratings(model) for model in models}
+        order += [f"{model}/human" for model, folder in ratings.items() if any(folder.glob("*.json"))]
         return {name: found[name] for name in order if name in found}
 
     @cached_property

@@ -68,14 +68,14 @@ def _check_commit(
         what = f"stage {stage} was trained at commit {recorded[:12]}, which is not in this history"
         yield Fault(what, file, "git fetch --unshallow, or fetch the branch it is on")
         return
-    if (said := about.get("code")) is None:
+    if (digest := about.get("code")) is None:
         return  # imported, not trained
     module = TRAINED_BY.get(stage, "dreamllm.train.trainer")
     if (recorded, module) not in known:
         here = provenance.code_digest(module)  # if the present code has the digest, the commit need not be unpacked
-        known[recorded, module] = here if here == said else _code_at(audited, recorded, module)
-    if known[recorded, module] != said:
-        what = f"stage {stage} was trained by code {said}, commit {recorded[:12]} has {known[recorded, module]}"
+        known[recorded, module] = here if here == digest else _code_at(audited, recorded, module)
+    if known[recorded, module] != digest:
+        what = f"stage {stage} was trained by code {digest}, commit {recorded[:12]} has {known[recorded, module]}"
         yield Fault(what, file, again)
 
 
@@ -137,15 +137,15 @@ def _compare_digest(audited: AuditedRun, link: lineage.Link) -> Iterator[Fault]:
 def _compare_tensors(audited: AuditedRun, stage: str) -> Iterator[Fault]:
     """Compare a checkpoint's tensors with the digest in its checkpoint.json."""
     folder = audited.run.paths.checkpoint(stage)
-    said = audited.json(f"{folder}/checkpoint.json").get("tensors")
+    digest = audited.json(f"{folder}/checkpoint.json").get("tensors")
     name = "unet" if stage == "sd_finetuned" else "trained.safetensors"
     now = audited.run.digest(f"{folder}/{name}")
     fix = f"restore the recorded file (dvc checkout), or train again: {audited.command}"
-    if not said:
+    if not digest:
         yield Fault(f"stage {stage} does not record the digest of its tensors", f"{folder}/checkpoint.json", fix)
-    elif said != now:
+    elif digest != now:
         what = f"tensors of stage {stage} were replaced or truncated: "
-        what += f"recorded is {said[:12]}, the file is {now[:12] or 'missing'}"
+        what += f"recorded is {digest[:12]}, the file is {now[:12] or 'missing'}"
         yield Fault(what, f"{folder}/{name}", fix)
 
 

@@ -78,11 +78,11 @@ def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | No
     ends = [(float(one), float(other))]
     ends += [(float(a[end]), float(b[end])) for end in ("low", "high") if end in a and end in b]
     same_items = a.get("n") == b.get("n")
-    alike = same_items and ("low" in a) == ("low" in b)
-    if alike and all(x == y for x, y in ends):
+    comparable = same_items and ("low" in a) == ("low" in b)
+    if comparable and all(x == y for x, y in ends):
         return "same bytes", 0.0, "the same to the last bit"
     noise = max(SAME_NUMBER * max(abs(float(one)), abs(float(other))), NEAR_ZERO)
-    if alike and all(abs(x - y) <= max(SAME_NUMBER * max(abs(x), abs(y)), NEAR_ZERO) for x, y in ends):
+    if comparable and all(abs(x - y) <= max(SAME_NUMBER * max(abs(x), abs(y)), NEAR_ZERO) for x, y in ends):
         return "same number", noise, f"float noise, {SAME_NUMBER:g} of the larger"
     pairs = ((float(one), a, b), (float(other), b, a))
     lowest = min(float(one), float(other))  # equal values: the wider of both combinations
