@@ -70,4 +70,4 @@ lock: setup ## write requirements.lock from what is installed in .venv
 
 clean: ## remove what the default run made; foundations, environment and DVC's cache stay
 	rm -rf results/checkpoints results/predictions results/metrics results/tables results/figures results/report ro-crate-metadata.json codecheck.yml
-	rm -rf data/emoji scratch logs benchmarks/*/
+	rm -rf data/emoji scratch logs timings

@@ -69,9 +69,9 @@ def running(text: str) -> dict[str, str]:
 
 
 def seconds(folder: Path) -> dict[str, float]:
-    """Wall time of every job in seconds, from Snakemake's benchmark files."""
+    """Wall time of every job in seconds, from the timing files."""
     times = {}
-    for path in (folder / "benchmarks/smoke").glob("*.tsv"):
+    for path in (folder / "timings/smoke").glob("*.tsv"):
         with path.open(encoding="utf-8") as file:
             times[path.stem] = float(next(csv.DictReader(file, delimiter="\t"))["s"])
     return times

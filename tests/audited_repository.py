@@ -146,7 +146,7 @@ def write_scores(run: Run) -> None:
 
 def write_timings(run: Run) -> None:
     """Write the benchmark file of every job in Snakemake's format."""
-    folder = run.root / "benchmarks/small"
+    folder = run.root / "timings/small"
     folder.mkdir(parents=True)
     for output in dag_outputs(run.root):
         (folder / f"{Path(output.log).stem}.tsv").write_text("s\tmax_rss\tcpu_time\n2.5\t100.0\t2.0\n")

@@ -55,12 +55,8 @@ def write(root: Path) -> Path:
     (root / "results/figures").mkdir()
     red.save(root / "results/figures/curves.png")
     for job in ("train_sft", "predict_sft_draw", "tables"):
-        _write_text(
-            root / f"benchmarks/{NAME}/{job}.tsv", f"{TIMING}3600.0\t1:00:00\t500.0\t0\t0\t0\t0\t0\t50\t1800.0\n"
-        )
-    _write_text(
-        root / f"benchmarks/{NAME}/score_sft_draw.tsv", f"{TIMING}0.4\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\t0\tNA\n"
-    )
+        _write_text(root / f"timings/{NAME}/{job}.tsv", f"{TIMING}3600.0\t1:00:00\t500.0\t0\t0\t0\t0\t0\t50\t1800.0\n")
+    _write_text(root / f"timings/{NAME}/score_sft_draw.tsv", f"{TIMING}0.4\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\t0\tNA\n")
     checkpoint, pictures = f"results/checkpoints/{NAME}/sft", f"results/predictions/{NAME}/sft/draw.tar"
     write_record(root, checkpoint, "train_sft", [f"{root}/{SET}"], 0)
     write_record(root, pictures, "predict_pictures", [checkpoint], 10, log="predict_sft_draw")

@@ -18,7 +18,7 @@ def digest(path: Path) -> str:
 
 
 def main() -> None:
-    verb, *flags = sys.argv[1:]
+    verb, *flags = sys.argv[3:] if sys.argv[1] == "--job" else sys.argv[1:]
     if "--describe" not in flags:
         Path("logs").mkdir(exist_ok=True)
         with Path("logs/ran.txt").open("a") as ran:

@@ -179,7 +179,7 @@ def train_on_the_test(root: Path) -> None:
 
 
 def lose_a_timing(root: Path) -> None:
-    (root / "benchmarks/small/train_sft.tsv").unlink()
+    (root / "timings/small/train_sft.tsv").unlink()
 
 
 def lose_a_reason(root: Path) -> None:

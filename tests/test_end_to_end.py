@@ -46,9 +46,9 @@ def test_another_machine_makes_nothing_again(checkout):
     assert "Nothing to be done" in said
 
 
-def test_every_job_wrote_a_log_and_a_benchmark(checkout):
+def test_every_job_wrote_a_log_and_a_timing(checkout):
     logs = {path.stem for path in (checkout / "logs/smoke").glob("*.log")}
-    assert logs == {path.stem for path in (checkout / "benchmarks/smoke").glob("*.tsv")}
+    assert logs == {path.stem for path in (checkout / "timings/smoke").glob("*.tsv")}
     assert {"train_sft", "train_foundation_sd", "predict_sft_draw", "score_sft_draw", "tables"} <= logs
 
 

@@ -50,6 +50,9 @@ def test_one_process_is_the_program_itself(tmp_path):
     write_programs(tmp_path, python='printf "%s\\n" "$OMP_NUM_THREADS" "$@"')
     result = launch([1, 1, "predict", "--out", "a b"], tmp_path, OMP_NUM_THREADS="6", SLURM_JOB_ID="1")
     assert result.stdout.splitlines() == ["6", "-m", "dreamllm", "predict", "--out", "a b"]
+    job = ["--job", "logs/run/job.log"]
+    result = launch([1, 1, *job, "predict"], tmp_path, SLURM_JOB_ID="1")
+    assert result.stdout.splitlines()[1:] == ["-m", "dreamllm", *job, "predict"], "it measures itself"
 
 
 def test_the_threads_of_a_job_are_shared_out_to_its_processes(tmp_path):

@@ -18,7 +18,7 @@ import finished_run
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.repro.report import cost, gallery, site
 from dreamllm.repro.report.report import Report, gather
-from dreamllm.snakemake_records import RecordProblem
+from dreamllm.timings import TimingProblem
 
 
 def build(root: Path, out: Path) -> Path:
@@ -193,16 +193,16 @@ def test_gpu_hours_follow_what_the_rules_reserve(root, report) -> None:
     experiment = report.run.experiment
     machine = experiment.machine.model_copy(update={"gpus": 4, "nodes": 2})
     with_gpus = experiment.model_copy(update={"machine": machine})
-    gpus = {one.job: one.gpus for one in cost.read_timings(root / "benchmarks/smoke", with_gpus)}
+    gpus = {one.job: one.gpus for one in cost.read_timings(root / "timings/smoke", with_gpus)}
     assert gpus == {"train_sft": 8, "predict_sft_draw": 1, "score_sft_draw": 0, "tables": 0}
 
 
 def test_a_file_that_is_no_timing_is_refused(report, tmp_path) -> None:
     (tmp_path / "train_sft.tsv").write_text("step\tloss\n1\t2\n")
-    with pytest.raises(RecordProblem, match="columns s, max_rss"):
+    with pytest.raises(TimingProblem, match="columns s, max_rss"):
         cost.read_timings(tmp_path, report.run.experiment)
     (tmp_path / "train_sft.tsv").write_text("s\tmax_rss\tcpu_time\nlong\t2\t3\n")
-    with pytest.raises(RecordProblem, match="line 2: could not convert string to float: 'long'"):
+    with pytest.raises(TimingProblem, match="line 2: could not convert string to float: 'long'"):
         cost.read_timings(tmp_path, report.run.experiment)
 
 

@@ -85,7 +85,7 @@ def all_jobs(cluster: dict[str, str]) -> list[dict[str, str]]:
 
 
 def test_slurm_ran_the_dag_with_what_each_rule_asked_for(checkout, cluster):
-    made = {path.stem for path in (checkout / "benchmarks/smoke").glob("*.tsv")}
+    made = {path.stem for path in (checkout / "timings/smoke").glob("*.tsv")}
     ran = jobs(cluster)
     rules = "make_world train_foundation_sd predict_text predict_pictures predict_attention score figures tables"
     assert set(rules.split()) <= set(ran)

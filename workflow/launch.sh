@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# launch.sh NODES GPUS VERB ...   run `dreamllm VERB ...` with one process per GPU, on NODES nodes of a Slurm job with
-# GPUS each
+# launch.sh NODES GPUS [--job LOG] VERB ...   run `dreamllm VERB ...` with one process per GPU, on NODES nodes of a
+# Slurm job with GPUS each, and measure it as timings.py says
 #
 # A Slurm job sees only its own GPUs. Without Slurm, Snakemake limits how many GPUs jobs use but does not assign them,
 # so this script locks free ones until VERB ends: from CUDA_VISIBLE_DEVICES if it is set, else from all GPUs. Up to
@@ -55,18 +55,26 @@ take_gpus() { # lock GPUS of them, all or none; the locks belong to this process
 }
 
 [[ -n ${SLURM_JOB_ID:-} ]] || take_gpus
+unset DREAMLLM_JOB_SERVER # a job on a GPU, or in several processes, imports for itself
 if ((NODES * GPUS == 1)); then
     exec python -m dreamllm "$@"
 fi
+measured=() # all processes together
+if [[ $1 == --job ]]; then
+    measured=(python -m dreamllm.timings "$2")
+    shift 2
+fi
 export OMP_NUM_THREADS=$((THREADS > GPUS ? THREADS / GPUS : 1))
 if ((NODES == 1)); then # port 0: a free one, so that two trainings can share a machine
-    exec accelerate launch --config_file "$CONFIG" --num_processes "$GPUS" --main_process_port 0 --module dreamllm "$@"
+    exec "${measured[@]}" accelerate launch --config_file "$CONFIG" --num_processes "$GPUS" --main_process_port 0 \
+        --module dreamllm "$@"
 fi
 : "${SLURM_JOB_ID:?machine.nodes is $NODES: more than one node needs a Slurm job, see docs/cluster.md}"
 # The same port on all nodes, different for each job, and below the range of ports that the system assigns itself.
 export PORT=$((20000 + SLURM_JOB_ID % 12000))
 # shellcheck disable=SC2016  # expanded on each node, where srun has set Slurm's variables
-exec srun --nodes "$NODES" --ntasks "$NODES" --ntasks-per-node 1 --cpus-per-task "$THREADS" --kill-on-bad-exit=1 bash -c '
+exec "${measured[@]}" srun --nodes "$NODES" --ntasks "$NODES" --ntasks-per-node 1 --cpus-per-task "$THREADS" \
+    --kill-on-bad-exit=1 bash -c '
     set -euo pipefail
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # head would break the pipe
     address=$(scontrol --oneliner show node "$first" | sed -n "s/.* NodeAddr=\([^ ]*\).*/\1/p")

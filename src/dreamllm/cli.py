@@ -10,9 +10,12 @@ import argparse
 import errno
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 
 import dreamllm
+from dreamllm.timings import measured
 
 VERBS = {  # verb: (module, what it does)
     "plan": ("dreamllm.repro.plan.report", "print what an experiment costs, before anything is spent"),
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=dreamllm.__version__)
+    parser.add_argument("--job", type=Path, metavar="LOG", help="of Snakemake's jobs, logs/RUN/JOB.log: see timings.py")
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of those below; VERB --help tells its flags")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the verb's own flags")
     chosen = parser.parse_args(argv)
@@ -78,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     module.add_arguments(verb_parser)
     try:
-        module.main(verb_parser.parse_args(chosen.arguments))
+        with measured(chosen.job) if chosen.job else nullcontext():
+            module.main(verb_parser.parse_args(chosen.arguments))
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):
             raise  # only our own ...Problem classes are messages to the user; anything else is a bug

@@ -123,8 +123,8 @@ class Paths:
 
     @property
     def timings(self) -> str:
-        """The folder with time and memory of each job, as Snakemake measured them."""
-        return f"benchmarks/{self.run}"
+        """The folder with time and memory of each job (`timings.py`)."""
+        return f"timings/{self.run}"
 
     def timing(self, job: str) -> str:
         """Time and memory of one job."""

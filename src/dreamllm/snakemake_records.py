@@ -2,7 +2,6 @@
 
     .snakemake/metadata      a JSON record of every output: rule, inputs, command, start and end
     .snakemake/incomplete    an empty file for every output of a job that has begun and not ended
-    benchmarks/RUN/JOB.tsv   what the rule's `benchmark:` measured: seconds, CPU seconds, peak memory
 
 DVC runs a stage when its configuration or code changed, and records whatever the stage leaves as its result. Snakemake
 decides by its own records. For a file that has no record (it came by `dvc pull`) or that was edited later, Snakemake
@@ -14,14 +13,11 @@ folders hold such files.
 from __future__ import annotations
 
 import base64
-import csv
 import json
-import math
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,38 +26,6 @@ import yaml
 from dreamllm.digests import content_files
 
 SLACK = 0.01  # seconds; a record has the output's own time, as a float
-
-
-class RecordProblem(ValueError):
-    """A file of Snakemake's that cannot be read: which file, and what is wrong."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What Snakemake measured of a job. seconds: wall clock.  cpu_seconds: of all cores.  memory_mb: peak, MiB
-
-    None where Snakemake wrote NA, as it does for jobs that are shorter than its sampling interval.
-    """
-
-    seconds: float
-    cpu_seconds: float | None
-    memory_mb: float | None
-
-
-def read_usage(path: Path) -> Usage:
-    """Read the file of a job's `benchmark:`.
-
-    Raises FileNotFoundError where there is none, and RecordProblem for a file of another form.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        line = next(csv.DictReader(file, delimiter="\t"), {})
-    if not {"s", "cpu_time", "max_rss"} <= line.keys():
-        raise RecordProblem(f"{path}, line 1: should have the columns s, max_rss and cpu_time, and a line below")
-    try:
-        numbers = [None if line[key] in (None, "", "NA", "-") else float(line[key]) for key in ("cpu_time", "max_rss")]
-        return Usage(float(line["s"]), *(None if n is None or not math.isfinite(n) else n for n in numbers))
-    except (TypeError, ValueError) as error:
-        raise RecordProblem(f"{path}, line 2: {error}") from None
 
 
 def read_records(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:

@@ -7,8 +7,6 @@ rule make_world:
         benchmarks=directory(WORLD["benchmarks"]),
     log:
         f"logs/{NAME}/make_world.log",
-    benchmark:
-        f"benchmarks/{NAME}/make_world.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -17,4 +15,4 @@ rule make_world:
         code=code_digest("dreamllm.emoji.world"),
         config=digest(EXPERIMENT.world),
     shell:
-        "python -m dreamllm make-world --config {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"
+        "python -m dreamllm --job {log:q} make-world --config {params.experiment:q} --out {params.out:q} > {log:q} 2>&1"

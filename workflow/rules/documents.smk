@@ -14,8 +14,6 @@ for SET in BUILT:
             shards=directory(PATHS.source(SET, "shards")),
         log:
             f"logs/{NAME}/build_{SET}.log",
-        benchmark:
-            f"benchmarks/{NAME}/build_{SET}.tsv"
         threads: MACHINE.threads
         resources:
             **CPU_JOB,
@@ -30,7 +28,7 @@ for SET in BUILT:
             code=code_digest("dreamllm.sources.build", f"dreamllm.sources.readers.{PUBLIC[SET].format}"),
             config=digest(use(SET), PUBLIC[SET].format),
         shell:
-            "python -m dreamllm build-shards --source {params.source} --manifest {params.manifest:q}"
+            "python -m dreamllm --job {log:q} build-shards --source {params.source} --manifest {params.manifest:q}"
             " --config {params.experiment:q} --raw {input.raw:q} {params.fetched:q} {params.others:q}"
             " --processes {threads} --out {output.shards:q} > {log:q} 2>&1"
 
@@ -46,8 +44,6 @@ for SET in WRITTEN:
             shards=directory(PATHS.source(SET, "shards")),
         log:
             f"logs/{NAME}/write_{SET}.log",
-        benchmark:
-            f"benchmarks/{NAME}/write_{SET}.tsv"
         resources:
             **CPU_JOB,
         params:
@@ -63,7 +59,7 @@ for SET in WRITTEN:
                 EXPERIMENT.instruction_writer.model,
             ),
         shell:
-            "python -m dreamllm write-instructions --source {params.source} --manifest {params.manifest:q}"
+            "python -m dreamllm --job {log:q} write-instructions --source {params.source} --manifest {params.manifest:q}"
             " --config {params.experiment:q} --shards {input.shards:q} --cache {params.cache:q}"
             " --out {output.shards:q} > {log:q} 2>&1"
 
@@ -76,8 +72,6 @@ rule place_benchmark:
         benchmark=directory(PATHS.placed("{source}")),
     log:
         f"logs/{NAME}/place_{{source}}.log",
-    benchmark:
-        f"benchmarks/{NAME}/place_{{source}}.tsv"
     wildcard_constraints:
         source="|".join(PLACED),
     resources:
@@ -88,7 +82,7 @@ rule place_benchmark:
         answers_on=lambda wildcards: PUBLIC[wildcards.source].answers_on,
         code=code_digest("dreamllm.evaluate.placing"),
     shell:
-        "python -m dreamllm place-benchmark --source {wildcards.source} --manifest {params.manifest:q}"
+        "python -m dreamllm --job {log:q} place-benchmark --source {wildcards.source} --manifest {params.manifest:q}"
         " --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"
 
 

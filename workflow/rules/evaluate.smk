@@ -13,8 +13,6 @@ rule predict_text:
         predictions=PATHS.predictions("{model}", "{benchmark}", "jsonl"),
     log:
         "logs/{run}/predict_{model}_{benchmark}.log",
-    benchmark:
-        "benchmarks/{run}/predict_{model}_{benchmark}.tsv"
     threads: cores
     resources:
         **GPU_JOB,
@@ -31,7 +29,7 @@ rule predict_text:
         code=prediction_code,
         config=evaluation_settings,
     shell:
-        "{params.launch} predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
+        "{params.launch} --job {log:q} predict --model {wildcards.model} --benchmark {wildcards.benchmark} --split {params.split}"
         " --config {params.experiment:q} {params.seed} --foundations {params.foundations:q} {params.checkpoints:q}"
         " --benchmarks {input.benchmarks:q} {params.examples:q} {params.sample:q} --work {params.work:q}"
         " --out {output.predictions:q} > {log:q} 2>&1"
@@ -58,8 +56,6 @@ rule score:
         item_scores=PATHS.items("{model}", "{benchmark}"),
     log:
         "logs/{run}/score_{model}_{benchmark}.log",
-    benchmark:
-        "benchmarks/{run}/score_{model}_{benchmark}.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -69,7 +65,7 @@ rule score:
         judge=judge_settings,
         code=scoring_code,
     shell:
-        "python -m dreamllm score --benchmark {wildcards.benchmark} --predictions {input.predictions:q}"
+        "python -m dreamllm --job {log:q} score --benchmark {wildcards.benchmark} --predictions {input.predictions:q}"
         " --benchmarks {input.benchmarks:q} --foundations {params.foundations:q}"
         " --config {params.experiment:q} --judgements {params.judgements:q} --out {output.metrics:q}"
         " --items {output.item_scores:q} > {log:q} 2>&1"
@@ -84,8 +80,6 @@ rule submission:
         submission=PATHS.submission("{model}", "{benchmark}", "{suffix}"),
     log:
         "logs/{run}/submission_{model}_{benchmark}.{suffix}.log",
-    benchmark:
-        "benchmarks/{run}/submission_{model}_{benchmark}.{suffix}.tsv"
     wildcard_constraints:
         suffix="json|xlsx",
     resources:
@@ -93,5 +87,5 @@ rule submission:
     params:
         code=scoring_code,
     shell:
-        "python -m dreamllm submission --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
+        "python -m dreamllm --job {log:q} submission --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
         " --out {output.submission:q} > {log:q} 2>&1"

@@ -9,8 +9,6 @@ if FETCHED.source == "fetch":
             **{part: directory(folder) for part, folder in MEASURING.items()},
         log:
             f"logs/{NAME}/fetch_foundations.log",
-        benchmark:
-            f"benchmarks/{NAME}/fetch_foundations.tsv"
         resources:
             **CPU_JOB,
         params:
@@ -19,7 +17,7 @@ if FETCHED.source == "fetch":
             md5=FETCHED.md5,
             sha256=FETCHED.sha256,
         shell:
-            "python -m dreamllm fetch-foundations --store {params.store:q} --md5 {params.md5} --sha256 {params.sha256}"
+            "python -m dreamllm --job {log:q} fetch-foundations --store {params.store:q} --md5 {params.md5} --sha256 {params.sha256}"
             " --out {params.out:q} > {log:q} 2>&1"
 
 else:
@@ -38,8 +36,6 @@ else:
                 folder=directory(FOLDERS[PART]),
             log:
                 f"logs/{NAME}/train_foundation_{PART}.log",
-            benchmark:
-                f"benchmarks/{NAME}/train_foundation_{PART}.tsv"
             threads: MACHINE.threads
             resources:
                 **GPU_JOB,
@@ -56,5 +52,5 @@ else:
                     getattr(EXPERIMENT.foundations, PART),
                 ),
             shell:
-                "{params.launch} train-foundation --part {params.part} --config {params.experiment:q}"
+                "{params.launch} --job {log:q} train-foundation --part {params.part} --config {params.experiment:q}"
                 " {params.parts:q} --out {output.folder:q} > {log:q} 2>&1"

@@ -10,15 +10,13 @@ rule human_page:
         page=directory(PATHS.rating_form("{model}")),
     log:
         "logs/{run}/human_page_{model}.log",
-    benchmark:
-        "benchmarks/{run}/human_page_{model}.tsv"
     resources:
         **CPU_JOB,
     params:
         seed=EXPERIMENT.evaluation.seed,
         code=code_digest("dreamllm.evaluate.human.rating_form"),
     shell:
-        "python -m dreamllm human-page --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
+        "python -m dreamllm --job {log:q} human-page --predictions {input.predictions:q} --benchmarks {input.benchmarks:q}"
         " --seed {params.seed} --out {output.page:q} > {log:q} 2>&1"
 
 
@@ -33,12 +31,10 @@ rule human_score:
         metrics=PATHS.metrics("{model}", "human"),
     log:
         "logs/{run}/human_score_{model}.log",
-    benchmark:
-        "benchmarks/{run}/human_score_{model}.tsv"
     resources:
         **CPU_JOB,
     params:
         code=code_digest("dreamllm.evaluate.human.score"),
     shell:
-        "python -m dreamllm human-score --key {input.page:q}/key.json --judgements {input.judgements:q}"
+        "python -m dreamllm --job {log:q} human-score --key {input.page:q}/key.json --judgements {input.judgements:q}"
         " --out {output.metrics:q} > {log:q} 2>&1"

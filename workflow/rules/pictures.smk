@@ -8,8 +8,6 @@ if EXPERIMENT.evaluation.pictures:
             predictions=PATHS.sample("{model}", "{benchmark}", "{sample}"),
         log:
             "logs/{run}/predict_{model}_{benchmark}_{sample}.log",
-        benchmark:
-            "benchmarks/{run}/predict_{model}_{benchmark}_{sample}.tsv"
 
     rule features:
         input:
@@ -20,8 +18,6 @@ if EXPERIMENT.evaluation.pictures:
             features=PATHS.features("{model}", "{benchmark}", "{sample}"),
         log:
             "logs/{run}/features_{model}_{benchmark}_{sample}.log",
-        benchmark:
-            "benchmarks/{run}/features_{model}_{benchmark}_{sample}.tsv"
         threads: MACHINE.threads
         resources:
             **GPU_JOB,
@@ -31,7 +27,7 @@ if EXPERIMENT.evaluation.pictures:
             code=code_digest("dreamllm.evaluate.features"),
             config=features_settings,
         shell:
-            "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
+            "python -m dreamllm --job {log:q} features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
             " --predictions {input.predictions:q} --benchmarks {input.benchmarks:q} --clip {input.clip:q}"
             " --threads {threads} --out {output.features:q} > {log:q} 2>&1"
 
@@ -43,8 +39,6 @@ if EXPERIMENT.evaluation.pictures:
             statistics=PATHS.real_features("{benchmark}"),
         log:
             "logs/{run}/real_statistics_{benchmark}.log",
-        benchmark:
-            "benchmarks/{run}/real_statistics_{benchmark}.tsv"
         threads: MACHINE.threads
         resources:
             **GPU_JOB,
@@ -58,7 +52,7 @@ if EXPERIMENT.evaluation.pictures:
                 EXPERIMENT.evaluation.limit,
             ),
         shell:
-            "python -m dreamllm features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
+            "python -m dreamllm --job {log:q} features --config {params.experiment:q} --benchmark {wildcards.benchmark}"
             " --benchmarks {input.benchmarks:q} --clip {input.clip:q} --threads {threads}"
             " --out {output.statistics:q} > {log:q} 2>&1"
 
@@ -73,12 +67,10 @@ if EXPERIMENT.evaluation.pictures:
             metrics=PATHS.picture_metrics("{model}", "{benchmark}"),
         log:
             "logs/{run}/score_pictures_{model}_{benchmark}.log",
-        benchmark:
-            "benchmarks/{run}/score_pictures_{model}_{benchmark}.tsv"
         resources:
             **CPU_JOB,
         params:
             code=code_digest("dreamllm.evaluate.score_pictures"),
         shell:
-            "python -m dreamllm score-pictures --features {input.features:q} --statistics {input.statistics:q}"
+            "python -m dreamllm --job {log:q} score-pictures --features {input.features:q} --statistics {input.statistics:q}"
             " --out {output.metrics:q} > {log:q} 2>&1"

@@ -7,8 +7,6 @@ if EXPERIMENT.foundations.source == "hub":
             folder=directory(PATHS.foundation("{part}")),
         log:
             f"logs/{NAME}/fetch_foundation_{{part}}.log",
-        benchmark:
-            f"benchmarks/{NAME}/fetch_foundation_{{part}}.tsv"
         wildcard_constraints:
             part="|".join(FOUNDATIONS),
         resources:
@@ -18,7 +16,7 @@ if EXPERIMENT.foundations.source == "hub":
             model=lambda wildcards: getattr(EXPERIMENT.foundations, wildcards.part),
             release=lambda wildcards: release(getattr(EXPERIMENT.foundations, wildcards.part)),
         shell:
-            "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {params.model:q}"
+            "python -m dreamllm --job {log:q} fetch-released --manifest {params.manifest:q} --name {params.model:q}"
             " --out {output.folder:q} > {log:q} 2>&1"
 
 
@@ -29,8 +27,6 @@ if IMPORTED:
             folder=directory(PATHS.released("{name}")),
         log:
             f"logs/{NAME}/fetch_released_{{name}}.log",
-        benchmark:
-            f"benchmarks/{NAME}/fetch_released_{{name}}.tsv"
         wildcard_constraints:
             name="[A-Za-z0-9._-]+",
         resources:
@@ -39,7 +35,7 @@ if IMPORTED:
             manifest=RELEASES,
             release=lambda wildcards: release(wildcards.name),
         shell:
-            "python -m dreamllm fetch-released --manifest {params.manifest:q} --name {wildcards.name}"
+            "python -m dreamllm --job {log:q} fetch-released --manifest {params.manifest:q} --name {wildcards.name}"
             " --out {output.folder:q} > {log:q} 2>&1"
 
     rule import_released:
@@ -52,8 +48,6 @@ if IMPORTED:
             checkpoint=directory(PATHS.checkpoint(RELEASED)),
         log:
             f"logs/{NAME}/import_released.log",
-        benchmark:
-            f"benchmarks/{NAME}/import_released.tsv"
         threads: MACHINE.threads
         resources:
             **CPU_JOB,
@@ -63,6 +57,6 @@ if IMPORTED:
             code=code_digest("dreamllm.official.importer"),
             config=digest(EXPERIMENT.seed, EXPERIMENT.model),
         shell:
-            "python -m dreamllm import-official --source {input.source:q} --clip {input.clip:q} --sd {input.sd:q}"
+            "python -m dreamllm --job {log:q} import-official --source {input.source:q} --clip {input.clip:q} --sd {input.sd:q}"
             " --config {params.experiment:q} --foundations {params.foundations:q} --out {output.checkpoint:q}"
             " > {log:q} 2>&1"

@@ -19,8 +19,6 @@ rule site:
         report=directory(REPORT),
     log:
         f"logs/{NAME}/site.log",
-    benchmark:
-        f"benchmarks/{NAME}/site.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -30,7 +28,7 @@ rule site:
         code=code_digest("dreamllm.repro.report.site"),
         templates=[sha256_of_file(path) for path in sorted(Path("src/dreamllm/repro/report/templates").iterdir())],
     shell:
-        "python -m dreamllm site --config {params.experiment:q} --metrics {input.metrics:q} {input.human:q}"
+        "python -m dreamllm --job {log:q} site --config {params.experiment:q} --metrics {input.metrics:q} {input.human:q}"
         " --items {params.item_folders:q} --paper {params.paper:q} --out {output.report:q} > {log:q} 2>&1"
 
 
@@ -44,12 +42,10 @@ rule crate:
         manifest=CODECHECK,
     log:
         f"logs/{NAME}/crate.log",
-    benchmark:
-        f"benchmarks/{NAME}/crate.tsv"
     resources:
         **CPU_JOB,
     params:
         experiment=configfile,
         code=code_digest("dreamllm.repro.report.crate"),
     shell:
-        "python -m dreamllm crate --config {params.experiment:q} > {log:q} 2>&1"
+        "python -m dreamllm --job {log:q} crate --config {params.experiment:q} > {log:q} 2>&1"

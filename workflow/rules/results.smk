@@ -20,8 +20,6 @@ rule tables:
         ),
     log:
         f"logs/{NAME}/tables.log",
-    benchmark:
-        f"benchmarks/{NAME}/tables.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -30,7 +28,7 @@ rule tables:
         item_folders=lambda wildcards: [f"results/items/{run}" for run in RUNS],
         code=code_digest("dreamllm.results.tables"),
     shell:
-        "python -m dreamllm tables --metrics {input.metrics:q} {input.human:q} --items {params.item_folders:q}"
+        "python -m dreamllm --job {log:q} tables --metrics {input.metrics:q} {input.human:q} --items {params.item_folders:q}"
         " --paper {params.paper:q} --out {output.tables:q} > {log:q} 2>&1"
 
 
@@ -53,8 +51,6 @@ rule figures:
         ),
     log:
         f"logs/{NAME}/figures.log",
-    benchmark:
-        f"benchmarks/{NAME}/figures.tsv"
     resources:
         **CPU_JOB,
     params:
@@ -63,7 +59,7 @@ rule figures:
         losses=lambda wildcards, input: [f"{Path(c).name}={c}/losses.csv" for c in input.checkpoints],
         code=code_digest("dreamllm.results.figures"),
     shell:
-        "python -m dreamllm figures --losses {params.losses:q} --drawings {input.drawings:q}"
+        "python -m dreamllm --job {log:q} figures --losses {params.losses:q} --drawings {input.drawings:q}"
         " --stories {input.stories:q} --answers {input.answers:q} --in-context {input.in_context:q}"
         " --trained {params.trained:q} --attention {input.attention:q} --benchmarks {input.benchmarks:q}"
         " --out {output.figures:q} > {log:q} 2>&1"

@@ -6,8 +6,6 @@ rule fetch_source:
         raw=directory(PATHS.raw("{source}")),
     log:
         f"logs/{NAME}/fetch_{{source}}.log",
-    benchmark:
-        f"benchmarks/{NAME}/fetch_{{source}}.tsv"
     wildcard_constraints:
         source="|".join(DOWNLOADED),
     resources:
@@ -16,7 +14,7 @@ rule fetch_source:
         manifest=manifest.MANIFEST,
         files=lambda wildcards: digest(*PUBLIC[wildcards.source].files),
     shell:
-        "python -m dreamllm fetch-source --source {wildcards.source} --manifest {params.manifest:q}"
+        "python -m dreamllm --job {log:q} fetch-source --source {wildcards.source} --manifest {params.manifest:q}"
         " --out {output.raw:q} > {log:q} 2>&1"
 
 
@@ -33,8 +31,6 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
             urls=directory(PATHS.source(SET, "urls")),
         log:
             f"logs/{NAME}/list_urls_{SET}.log",
-        benchmark:
-            f"benchmarks/{NAME}/list_urls_{SET}.tsv"
         resources:
             **CPU_JOB,
         params:
@@ -44,7 +40,7 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
             code=code_digest("dreamllm.sources.urls", f"dreamllm.sources.readers.{PUBLIC[SET].format}"),
             config=digest(use(SET).candidates, use(SET).min_similarity, PUBLIC[SET].format, PUBLIC[SET].columns),
         shell:
-            "python -m dreamllm list-urls --source {params.source} --manifest {params.manifest:q}"
+            "python -m dreamllm --job {log:q} list-urls --source {params.source} --manifest {params.manifest:q}"
             " --config {params.experiment:q} --raw {input.raw:q} --out {output.urls:q} > {log:q} 2>&1"
 
     # img2dataset resumes from the shards that it finds, so it works in another folder and renames that at the end.
@@ -57,8 +53,6 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
             pictures=directory(PATHS.source(SET, "pictures")),
         log:
             f"logs/{NAME}/fetch_pictures_{SET}.log",
-        benchmark:
-            f"benchmarks/{NAME}/fetch_pictures_{SET}.tsv"
         threads: MACHINE.threads
         resources:
             **CPU_JOB,
@@ -68,6 +62,6 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
             side=use(SET).picture_side,
             distributor=distributor,
         shell:
-            "sh workflow/fetch_pictures.sh {input.urls:q}/urls.jsonl.gz {params.partial:q} {output.pictures:q}"
+            "python -m dreamllm.timings {log:q} sh workflow/fetch_pictures.sh {input.urls:q}/urls.jsonl.gz {params.partial:q} {output.pictures:q}"
             " --image_size {params.side} --processes_count {threads} --distributor {params.distributor}"
             " {params.captions:q} > {log:q} 2>&1"

@@ -19,8 +19,6 @@ for STAGE in EXPERIMENT.stages:
             checkpoint=directory(PATHS.checkpoint(STAGE)),
         log:
             f"logs/{{run}}/train_{STAGE}.log",
-        benchmark:
-            f"benchmarks/{{run}}/train_{STAGE}.tsv"
         priority: len(EXPERIMENT.stages) - list(EXPERIMENT.stages).index(STAGE)  # as in the file: longest chain first
         threads: MACHINE.threads
         resources:
@@ -36,7 +34,7 @@ for STAGE in EXPERIMENT.stages:
             code=code_digest("dreamllm.train.trainer"),
             config=stage_settings(STAGE),
         shell:
-            "{params.launch} train --stage {params.stage} --config {params.experiment:q} {params.seed}"
+            "{params.launch} --job {log:q} train --stage {params.stage} --config {params.experiment:q} {params.seed}"
             " --foundations {params.foundations:q} --data {input.shards:q} {params.init:q}"
             " --out {output.checkpoint:q} --work {params.work:q} > {log:q} 2>&1"
 
@@ -51,8 +49,6 @@ if EXPERIMENT.sd_finetuned:
             checkpoint=directory(PATHS.checkpoint("sd_finetuned")),
         log:
             "logs/{run}/train_sd_finetuned.log",
-        benchmark:
-            "benchmarks/{run}/train_sd_finetuned.tsv"
         threads: MACHINE.threads
         resources:
             **GPU_JOB,
@@ -64,5 +60,5 @@ if EXPERIMENT.sd_finetuned:
             code=code_digest("dreamllm.train.finetune_sd"),
             config=lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.sd_finetuned),
         shell:
-            "{params.launch} finetune-sd --config {params.experiment:q} {params.seed}"
+            "{params.launch} --job {log:q} finetune-sd --config {params.experiment:q} {params.seed}"
             " --foundations {params.foundations:q} --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"

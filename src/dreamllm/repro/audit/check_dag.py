@@ -9,7 +9,7 @@ from dreamllm.digests import content_files
 from dreamllm.paths import REPORT, Paths
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
-from dreamllm.snakemake_records import RecordProblem, Usage, read_usage
+from dreamllm.timings import TimingProblem, Usage, read_usage
 
 SMOKE_LIMIT = 600.0  # CPU seconds of the end-to-end run
 SMOKE = "config/smoke.yaml"
@@ -89,7 +89,7 @@ def costs(audited: AuditedRun) -> CheckResult:
             problem = "" if usage.seconds > 0 else "its time is not positive"
         except FileNotFoundError:
             usage, problem = Usage(0.0, None, None), "has no timing"
-        except RecordProblem:
+        except TimingProblem:
             usage, problem = Usage(0.0, None, None), "its timing cannot be read"
         if problem:
             faults.append(Fault(f"job {job}: {problem}", file, f"run it again: snakemake --forcerun {output.rule}"))

@@ -26,7 +26,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import load
 from dreamllm.digests import digest
 from dreamllm.paths import TABLES, Paths
-from dreamllm.snakemake_records import RecordProblem, Usage, read_usage
+from dreamllm.timings import TimingProblem, Usage, read_usage
 
 Kind = Literal[
     "cell", "metric", "items", "judgements", "features", "predictions", "checkpoint", "configuration", "foundations",
@@ -331,10 +331,10 @@ def commit_link(run: Run, recorded: str) -> Link:
 
 
 def _usage(run: Run, job: str) -> Usage | None:
-    """What Snakemake measured of a job; None without a readable file."""
+    """Time and memory of a job; None without a readable file."""
     try:
         return read_usage(run.root / run.paths.timing(job))
-    except (FileNotFoundError, RecordProblem):
+    except (FileNotFoundError, TimingProblem):
         return None
 
 

@@ -1,4 +1,4 @@
-"""Sum up what a run cost (time, memory, disk, estimated energy) from the files that Snakemake's `benchmark:` writes.
+"""Sum up what a run cost (time, memory, disk, estimated energy) from the timing files of its jobs.
 
 Nothing is measured here. A job without such a file, for example because its outputs came by DVC, is not counted.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from dreamllm.config.experiment import Experiment
 from dreamllm.digests import content_files
 from dreamllm.paths import FIGURES, TABLES
-from dreamllm.snakemake_records import Usage, read_usage
+from dreamllm.timings import Usage, read_usage
 
 WATTS_PER_CORE, WATTS_PER_GPU = 10, 400
 ASSUMPTION = (
@@ -45,7 +45,7 @@ KINDS = {  # how a job's name begins: its purpose
 
 @dataclass(frozen=True)
 class Timing(Usage):
-    """A job as Snakemake measured it. run: the folder of its file.  kind: its purpose.  gpus: reserved for it"""
+    """Time and memory of a job. run: the folder of its file.  kind: its purpose.  gpus: reserved for it"""
 
     run: str
     job: str
@@ -71,9 +71,9 @@ class Cost:
 
 
 def read_timings(folder: Path, experiment: Experiment) -> list[Timing]:
-    """The timing files of an experiment, benchmarks/NAME/*.tsv, sorted by name; none without such a folder.
+    """The timing files of an experiment, timings/NAME/*.tsv, sorted by name; none without such a folder.
 
-    Raises RecordProblem for a file that Snakemake did not write.
+    Raises TimingProblem for a file of another form.
     """
     return [_read(path, experiment) for path in sorted(folder.glob("*.tsv")) if path.stem not in REPORT_JOBS]
 

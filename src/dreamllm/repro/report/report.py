@@ -79,7 +79,7 @@ def read_checkpoints(run: lineage.Run) -> dict[str, dict[str, Any]]:
 
 
 def timings(run: lineage.Run, runs: Iterable[str]) -> list[cost.Timing]:
-    """What Snakemake measured of the jobs of the experiment and its runs."""
+    """Time and memory of the jobs of the experiment and its runs."""
     names = dict.fromkeys([run.experiment.name, run.name, *runs])
     return [
         one
