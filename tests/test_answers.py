@@ -133,23 +133,23 @@ def test_worked_examples_are_turns_worded_alike() -> None:
 
 def test_random_examples_depend_on_the_seed_and_the_question_alone() -> None:
     pool, questions = [vqa_item(f"p{n}") for n in range(20)], [vqa_item(f"q{n}") for n in range(5)]
-    chosen = few_shot.at_random(questions, pool, 4, seed=1)
+    chosen = few_shot.random_examples(questions, pool, 4, seed=1)
     assert all(len({item.id for item in row}) == 4 for row in chosen)
-    assert few_shot.at_random(questions[::-1], pool, 4, seed=1) == chosen[::-1]
-    assert few_shot.at_random(questions, pool, 4, seed=2) != chosen
+    assert few_shot.random_examples(questions[::-1], pool, 4, seed=1) == chosen[::-1]
+    assert few_shot.random_examples(questions, pool, 4, seed=2) != chosen
     assert chosen[0] != chosen[1]
 
 
 def test_the_likest_example_stands_last() -> None:
     pool = [vqa_item(f"p{n}") for n in range(4)]
     alike = np.array([[0.1, 0.9, 0.5, 0.5], [0.4, 0.3, 0.2, 0.1]])
-    chosen = few_shot.by_similarity([vqa_item("a"), vqa_item("b")], pool, 3, alike)
+    chosen = few_shot.nearest_examples([vqa_item("a"), vqa_item("b")], pool, 3, alike)
     assert [[item.id for item in row] for row in chosen] == [["p3", "p2", "p1"], ["p2", "p1", "p0"]]
 
 
 def test_the_answer_of_an_example_is_its_commonest() -> None:
-    assert few_shot.answer_of(vqa_item("1", ("dog", "cat", "cat"))) == "cat"
-    assert few_shot.answer_of(vqa_item("1", ("dog", "cat"))) == "dog"
+    assert few_shot.most_common_answer(vqa_item("1", ("dog", "cat", "cat"))) == "cat"
+    assert few_shot.most_common_answer(vqa_item("1", ("dog", "cat"))) == "dog"
 
 
 def test_too_few_examples_and_examples_without_answers_are_errors(tmp_path: Path) -> None:
@@ -217,10 +217,10 @@ def test_mmbench_is_shown_its_options_when_the_answer_cannot_be_known(asked, job
 def test_examples_stand_before_each_question_and_in_its_record(asked, job, monkeypatch) -> None:
     use = BenchmarkUse(task="vqa", source="okvqa", shots=[1], shots_from="okvqa_train")
 
-    def chosen(job: PredictionJob, items: list) -> list:
+    def examples_by_shots(job: PredictionJob, items: list) -> list:
         return [(1, few_shot.Examples({"1": [vqa_item("4")], "2": [vqa_item("3")]}, job.pictures))]
 
-    monkeypatch.setattr(few_shot, "chosen", chosen)
+    monkeypatch.setattr(few_shot, "examples_by_shots", examples_by_shots)
     records = job(use, [vqa_item("1"), vqa_item("2")])
     assert [(record["id"], record["shots"]) for record in records] == [("1-shot-1", ["4"]), ("1-shot-2", ["3"])]
     assert asked[1][1].startswith(f"{QUESTION} 3") and asked[1][2] == "The short answer (one word) is: cat"
@@ -318,9 +318,9 @@ def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
     items, pool = (tasks.load("vqa", checkout / name, "test") for name in ("placed", "train"))
     shown, shown_pool = (pictures_of(checkout / name, "test") for name in ("placed", "train"))
     clip = checkout / "foundations/clip"
-    alike = few_shot.similarities(items, shown, [*pool, *pool], shown_pool, clip)
+    alike = few_shot.image_similarities(items, shown, [*pool, *pool], shown_pool, clip)
     assert alike.shape == (3, 8) and (alike <= 1 + 1e-5).all()
-    itself = few_shot.similarities(pool, shown_pool, pool, shown_pool, clip)
+    itself = few_shot.image_similarities(pool, shown_pool, pool, shown_pool, clip)
     assert np.diag(itself) == pytest.approx(np.ones(4), abs=1e-5)
 
 

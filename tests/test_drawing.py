@@ -21,8 +21,8 @@ from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.emoji.world import write_training
 from dreamllm.evaluate import drawing, predictions, score, tasks
-from dreamllm.evaluate.drawn import Drawn
 from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
+from dreamllm.evaluate.image_predictions import ImageFolder
 from dreamllm.evaluate.tasks import latency
 from dreamllm.evaluate.tasks.draw import DrawItem
 from dreamllm.evaluate.tasks.illustrations import IllustrationItem
@@ -66,9 +66,11 @@ def test_a_run_that_was_killed_draws_only_what_is_missing(
 
 
 def test_pictures_of_other_settings_are_not_taken_for_these(world: Path, tmp_path: Path) -> None:
-    one = Drawn(tmp_path, {"steps": 1})
+    one = ImageFolder(tmp_path, {"steps": 1})
     one.add("000000.png", tiny.picture())
-    assert "000000.png" in Drawn(tmp_path, {"steps": 1}) and "000000.png" not in Drawn(tmp_path, {"steps": 2})
+    assert "000000.png" in ImageFolder(tmp_path, {"steps": 1}) and "000000.png" not in ImageFolder(
+        tmp_path, {"steps": 2}
+    )
     assert one["000000.png"].tobytes() == tiny.picture().tobytes() and list(one) == ["000000.png"]
 
 

@@ -160,7 +160,7 @@ def test_workers_render_the_same_pictures_as_one_process():
 
 def test_prompts_that_the_text_encoder_does_not_see_to_their_end_are_counted(foundations):
     long = "there is a cat left of a car. there is a red cat. there is a blue car. a picture on sand."
-    counted = drawing.cut_off(foundations / "sd", ["a red cat on sand.", long])
+    counted = drawing.count_truncated(foundations / "sd", ["a red cat on sand.", long])
     assert counted == {"longest": 24, "prompts": 2, "cut": 1}
 
 

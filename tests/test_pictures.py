@@ -242,8 +242,8 @@ def measured(world: Path, clip: Path, tmp_path_factory: pytest.TempPathFactory) 
         look(config, folder, clip, folder / f"{sample}.safetensors", folder / f"draw-{sample}.tar")
     items = tasks.load("draw", folder / "benchmarks", "test")
     shown = pictures_of(folder / "benchmarks", "test")
-    about, statistics = features.of_real(items, shown, [networks.clip_network(clip)])
-    features.store(folder / "real.safetensors", about | {"n": 12}, statistics)  # as if of as many
+    about, statistics = features.real_statistics(items, shown, [networks.clip_network(clip)])
+    features.write_features(folder / "real.safetensors", about | {"n": 12}, statistics)  # as if of as many
     return folder
 
 
@@ -252,8 +252,8 @@ def look(config: Path, folder: Path, clip: Path, out: Path, drawn: Path) -> None
     cli.main(["features", *map(str, [*flags, "--out", out, "--predictions", drawn])])
 
 
-def samples_of(folder: Path) -> list[features.Stored]:
-    return [features.restore(folder / f"{number}.safetensors") for number in (0, 1)]
+def samples_of(folder: Path) -> list[features.FeatureFile]:
+    return [features.read_features(folder / f"{number}.safetensors") for number in (0, 1)]
 
 
 def test_every_sample_has_its_own_seeds_and_pictures_and_all_have_the_same_prompts(measured: Path) -> None:
@@ -266,7 +266,7 @@ def test_every_sample_has_its_own_seeds_and_pictures_and_all_have_the_same_promp
 
 
 def test_metrics_by_every_rule_with_the_spread_over_the_seeds(measured: Path) -> None:
-    result = score_pictures.score(samples_of(measured)[::-1], features.restore(measured / "real.safetensors"))
+    result = score_pictures.score(samples_of(measured)[::-1], features.read_features(measured / "real.safetensors"))
     metrics = result["metrics"]
     assert set(metrics) == {
         f"{kind}_{name}" for kind in ("fid_clip", "clip_score") for name in (*selection.RULES, "seeds", "seeds_std")
@@ -284,7 +284,7 @@ def test_metrics_by_every_rule_with_the_spread_over_the_seeds(measured: Path) ->
 def test_the_verbs_end_in_a_metrics_file(measured: Path, clip: Path, tmp_path: Path) -> None:
     flags = ["--config", measured / "own/config.yaml", "--benchmark", "draw", "--benchmarks", measured / "benchmarks"]
     cli.main(["features", *map(str, [*flags, "--clip", clip, "--out", tmp_path / "real.safetensors"])])
-    real = features.restore(tmp_path / "real.safetensors")
+    real = features.read_features(tmp_path / "real.safetensors")
     assert (real.about["n"], real.arrays["clip.covariance"].shape) == (4, (6, 6))
     given = [measured / "0.safetensors", measured / "1.safetensors"]
     out = ["--statistics", tmp_path / "real.safetensors", "--out", tmp_path / "draw.json"]
@@ -296,7 +296,7 @@ def test_the_best_picture_is_the_one_whose_own_prompt_fits_best(measured: Path) 
     one, two = samples_of(measured)
     chosen = selection.best(np.stack([one.arrays["clip_prompt"], two.arrays["clip_prompt"]]))
     expected = np.where((chosen == 1)[:, None], two.arrays["clip"], one.arrays["clip"])
-    real = features.restore(measured / "real.safetensors")
+    real = features.read_features(measured / "real.safetensors")
     result = score_pictures.score([one, two], real)["metrics"]["fid_clip_best"]["value"]
     mean, covariance = real.arrays["clip.mean"], real.arrays["clip.covariance"]
     assert result == score_pictures.fid.score(expected, mean, covariance, 12)["value"]
@@ -320,7 +320,7 @@ def test_stored_features_are_the_same_bytes_every_time(measured: Path, clip: Pat
 
 
 def test_one_sample_has_no_spread_and_few_pictures_no_fid(measured: Path) -> None:
-    one, real = samples_of(measured)[0], features.restore(measured / "real.safetensors")
+    one, real = samples_of(measured)[0], features.read_features(measured / "real.safetensors")
     metrics = score_pictures.score([one], real)["metrics"]
     assert metrics["fid_clip_seeds"]["reason"] == "one sample per prompt has no spread"
     real.about["n"] = 4
@@ -344,7 +344,7 @@ def test_the_spread_has_students_interval_and_the_chi_squared_one() -> None:
 
 
 def broken(measured: Path, words: str, change) -> None:
-    stored, real = samples_of(measured), features.restore(measured / "real.safetensors")
+    stored, real = samples_of(measured), features.read_features(measured / "real.safetensors")
     change(stored, real)
     with pytest.raises(BenchmarkProblem, match=words):
         score_pictures.score(stored, real)
@@ -374,14 +374,14 @@ def test_samples_that_do_not_belong_together_are_refused(measured: Path) -> None
 
 
 def test_files_of_the_other_kind_are_refused(measured: Path, tmp_path: Path) -> None:
-    (one, two), real = samples_of(measured), features.restore(measured / "real.safetensors")
+    (one, two), real = samples_of(measured), features.read_features(measured / "real.safetensors")
     with pytest.raises(BenchmarkProblem, match="holds statistics of real pictures"):
-        score_pictures.score([features.Stored(real.path, real.about | {"sample": 0}, real.arrays)], real)
+        score_pictures.score([features.FeatureFile(real.path, real.about | {"sample": 0}, real.arrays)], real)
     with pytest.raises(BenchmarkProblem, match="holds features of drawn pictures"):
         score_pictures.score([one], two)
     (tmp_path / "x.safetensors").write_bytes(b"nonsense")
     with pytest.raises(BenchmarkProblem, match="is no features file"):
-        features.restore(tmp_path / "x.safetensors")
+        features.read_features(tmp_path / "x.safetensors")
 
 
 def rewrite_index(source: Path, out: Path, change) -> Path:
@@ -418,9 +418,9 @@ def test_features_that_are_not_finite_name_the_item(measured: Path, clip: Path) 
     drawn = predictions.read(measured / "draw-0.tar")
     items = tasks.load("draw", measured / "benchmarks", "test")
     with pytest.raises(BenchmarkProblem, match="item 0: its features for n are not finite"):
-        features.of_drawn(drawn, "draw", items, [broken], networks.Clip(clip))
+        features.generated_features(drawn, "draw", items, [broken], networks.Clip(clip))
     with pytest.raises(BenchmarkProblem, match="not finite"):
-        features.of_real(items, pictures_of(measured / "benchmarks", "test"), [broken])
+        features.real_statistics(items, pictures_of(measured / "benchmarks", "test"), [broken])
 
 
 def test_empty_prompts_and_captions_are_refused(measured: Path, tmp_path: Path) -> None:

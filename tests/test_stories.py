@@ -8,7 +8,7 @@ import pytest
 
 from dreamllm.emoji.grammar import step
 from dreamllm.emoji.scenes import Scene, sample_scene
-from dreamllm.evaluate.metrics.story_structure import follow, sentences, wanted_scenes, well_placed
+from dreamllm.evaluate.metrics.story_structure import expected_scenes, follow, sentences, well_placed
 
 OPENING = "a red cat on sky."
 CAT = Scene("sky", "single", (("cat", "red"),), 1)
@@ -72,4 +72,4 @@ def test_sentences_that_do_not_fit_the_scene_lead_nowhere(words: str) -> None:
 def test_wanted_scenes_follow_the_words_of_the_model_and_stop_where_they_fail() -> None:
     parts = [IMAGE, text("the cat turns blue."), IMAGE, text("hm."), IMAGE, text("now it is on sand."), IMAGE]
     blue = Scene("sky", "single", (("cat", "blue"),), 1)
-    assert list(wanted_scenes(CAT, parts)) == [CAT, blue, None, None]
+    assert list(expected_scenes(CAT, parts)) == [CAT, blue, None, None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamllm.data.document import Document
 from dreamllm.evaluate import prompts
-from dreamllm.evaluate.few_shot import Examples, answer_of
+from dreamllm.evaluate.few_shot import Examples, most_common_answer
 from dreamllm.evaluate.job import PredictionJob, batches, record
 
 if TYPE_CHECKING:
@@ -58,14 +58,15 @@ def answer(
             before = []
             if examples is not None:
                 before = [
-                    (examples.pictures.read(one.picture), one.question, answer_of(one)) for one in examples.of[item.id]
+                    (examples.pictures.read(one.picture), one.question, most_common_answer(one))
+                    for one in examples.by_question[item.id]
                 ]
             documents.append(prompts.about_picture(item.id, picture, question, wording, settings.prompts, before))
         given_up = [is_unknown and bool(if_unknown) for is_unknown in unknown]
         outputs = iter(write([document for document, done in zip(documents, given_up, strict=True) if not done]))
         for document, first, done in zip(documents, firsts, given_up, strict=True):
-            one = record(document.id, prompts.shown(document), settings.seed)
+            one = record(document.id, prompts.as_text(document), settings.seed)
             one |= {} if first is None else {"first": first}
-            one |= {} if examples is None else {"shots": [example.id for example in examples.of[document.id]]}
+            one |= {} if examples is None else {"shots": [example.id for example in examples.by_question[document.id]]}
             records.append(one | {"output": if_unknown if done else next(outputs)})
     return records

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DrawRequest:
     """A picture to be drawn. prompt: what it is drawn from, which is the item's unless it was rewritten."""
 
     item: Any
@@ -40,11 +40,11 @@ class Wanted:
         return {"id": self.item.id, "prompt": self.item.prompt, "seed": self.seed, "image": self.name} | rewritten
 
 
-def plan(items: Sequence[Any], seed: int, sample: int, texts: Sequence[str] | None = None) -> list[Wanted]:
+def plan(items: Sequence[Any], seed: int, sample: int, texts: Sequence[str] | None = None) -> list[DrawRequest]:
     """One picture per item, with the seed of this sample. texts: what to draw from in place of the items' prompts."""
     texts = [item.prompt for item in items] if texts is None else texts
     return [
-        Wanted(item, text, selection.seed(seed, sample, k), f"{k:06d}.png")
+        DrawRequest(item, text, selection.seed(seed, sample, k), f"{k:06d}.png")
         for k, (item, text) in enumerate(zip(items, texts, strict=True))
     ]
 
@@ -55,26 +55,28 @@ def plan(items: Sequence[Any], seed: int, sample: int, texts: Sequence[str] | No
 def draw(
     model: DreamLLMForConditionalGeneration,
     processor: DreamLLMProcessor,
-    wanted: Sequence[Wanted],
+    requests: Sequence[DrawRequest],
     settings: DrawingSettings,
-    document: Callable[[Wanted], Document] = lambda one: prompts.opening(one.item.id, one.prompt),
-) -> Iterator[tuple[Wanted, Image.Image]]:
-    """Draw each prompt by itself. document: what a picture is drawn from, the prompt alone unless told otherwise."""
+    document: Callable[[DrawRequest], Document] = lambda request: prompts.plain_text(request.item.id, request.prompt),
+) -> Iterator[tuple[DrawRequest, Image.Image]]:
+    """Draw each prompt by itself. document: what a picture is drawn from, the prompt alone unless given."""
     from dreamllm.model import generate
 
-    for batch in batches(wanted, settings.batch_size, "pictures"):
-        documents = [document(one) for one in batch]
-        pictures = generate.draw(model, processor, documents, [one.seed for one in batch], how(settings))
+    for batch in batches(requests, settings.batch_size, "pictures"):
+        documents = [document(request) for request in batch]
+        pictures = generate.draw(
+            model, processor, documents, [request.seed for request in batch], picture_sampling(settings)
+        )
         yield from zip(batch, pictures, strict=True)
 
 
 def illustrate(
     model: DreamLLMForConditionalGeneration,
     processor: DreamLLMProcessor,
-    wanted: Sequence[Wanted],
+    requests: Sequence[DrawRequest],
     settings: DrawingSettings,
     drawn: Mapping[str, Image.Image],
-) -> Iterator[tuple[Wanted, Image.Image]]:
+) -> Iterator[tuple[DrawRequest, Image.Image]]:
     """Draw the pictures of whole documents, each from all text before it and the model's own pictures before it.
 
     The first pictures of all documents are drawn, then the second ones, and so on. drawn: the pictures that are there,
@@ -83,25 +85,27 @@ def illustrate(
     """
     from dreamllm.model import generate
 
-    told: dict[str, list[Wanted]] = {}  # by document, in its order
-    for one in wanted:
-        told.setdefault(one.item.document, []).append(one)
+    by_document: dict[str, list[DrawRequest]] = {}
+    for request in requests:
+        by_document.setdefault(request.item.document, []).append(request)
 
-    def document(one: Wanted) -> Document:
+    def document(request: DrawRequest) -> Document:
         parts: list[Part] = []
-        for earlier in told[one.item.document][: one.item.position]:
+        for earlier in by_document[request.item.document][: request.item.position]:
             parts += [Text(earlier.item.text), Picture(drawn[earlier.name])]
-        return _fitting(processor, one.item.id, [*parts, Text(one.item.text)])
+        return _truncate_to_context(processor, request.item.id, [*parts, Text(request.item.text)])
 
-    for position in range(max(map(len, told.values()), default=0)):
-        due = [one for one in wanted if one.item.position == position and one.name not in drawn]
-        for batch in batches(due, settings.batch_size, "pictures"):
-            documents = [document(one) for one in batch]
-            pictures = generate.draw(model, processor, documents, [one.seed for one in batch], how(settings))
+    for position in range(max(map(len, by_document.values()), default=0)):
+        pending = [request for request in requests if request.item.position == position and request.name not in drawn]
+        for batch in batches(pending, settings.batch_size, "pictures"):
+            documents = [document(request) for request in batch]
+            pictures = generate.draw(
+                model, processor, documents, [request.seed for request in batch], picture_sampling(settings)
+            )
             yield from zip(batch, pictures, strict=True)
 
 
-def _fitting(processor: DreamLLMProcessor, id_: str, parts: Sequence[Part]) -> Document:
+def _truncate_to_context(processor: DreamLLMProcessor, id_: str, parts: Sequence[Part]) -> Document:
     """The end of a document, as much of it as fits the context with a picture to be drawn behind it."""
     parts = list(parts)
     while True:
@@ -132,7 +136,8 @@ def rewrite(
     texts: list[str] = []
     for start in range(0, len(items), sampling.batch_size):
         documents = [
-            prompts.rewriting(item.id, item.prompt, wording) for item in items[start : start + sampling.batch_size]
+            prompts.rewrite_request(item.id, item.prompt, wording)
+            for item in items[start : start + sampling.batch_size]
         ]
         texts += generate.write(
             model, processor, documents, max_new_tokens=sampling.max_new_tokens, num_beams=sampling.num_beams
@@ -143,14 +148,14 @@ def rewrite(
 # ---- Stable Diffusion ----------------------------------------------------------------------------------------------
 
 
-def sd_of(job: PredictionJob) -> tuple[Path, Path | None]:
-    """The folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet in place of its own."""
-    return job.foundations / "sd", job.checkpoints[0] / "unet" if job.checkpoints else None
+def sd_folders(job: PredictionJob) -> tuple[Path, Path | None]:
+    """Folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet that replaces its own."""
+    return job.foundations / "sd", job.checkpoints[0] / "unet" if job.model == "sd_finetuned" else None
 
 
 def draw_with_sd(
-    folder: Path, unet: Path | None, wanted: Sequence[Wanted], settings: DrawingSettings
-) -> Iterator[tuple[Wanted, Image.Image]]:
+    folder: Path, unet: Path | None, requests: Sequence[DrawRequest], settings: DrawingSettings
+) -> Iterator[tuple[DrawRequest, Image.Image]]:
     """The same with Stable Diffusion and its own text encoder, from the same initial noise.
 
     unet: folder of the UNet to put in place of the foundation's
@@ -171,12 +176,12 @@ def draw_with_sd(
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     pipeline.scheduler = make_scheduler(settings.scheduler, schedule)
     side = pipeline.unet.config.sample_size
-    for batch in batches(wanted, settings.batch_size, "pictures"):
-        generators = [torch.Generator().manual_seed(one.seed) for one in batch]
+    for batch in batches(requests, settings.batch_size, "pictures"):
+        generators = [torch.Generator().manual_seed(request.seed) for request in batch]
         shape = (pipeline.unet.config.in_channels, side, side)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
         pictures = pipeline(
-            prompt=[one.prompt for one in batch],
+            prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             generator=generators,
@@ -185,7 +190,7 @@ def draw_with_sd(
         yield from zip(batch, pictures, strict=True)
 
 
-def cut_off(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
+def count_truncated(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
     """How many prompts Stable Diffusion's text encoder does not see to their end: it reads `longest` tokens.
 
     DreamLLM reads a prompt whole, or there is a LayoutProblem.
@@ -198,7 +203,7 @@ def cut_off(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
     return {"longest": longest, "prompts": len(lengths), "cut": sum(length > longest for length in lengths)}
 
 
-def how(settings: DrawingSettings) -> PictureSampling:
+def picture_sampling(settings: DrawingSettings) -> PictureSampling:
     """The settings as `model.sampling` wants them."""
     from dreamllm.model.sampling import PictureSampling
 

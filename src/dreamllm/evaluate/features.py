@@ -38,7 +38,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True)
-class Stored:
+class FeatureFile:
     """A file of features or statistics: arrays by name, and what they are of."""
 
     path: Path
@@ -68,24 +68,31 @@ def main(args: argparse.Namespace) -> None:
     if evaluation.pictures is None:
         raise BenchmarkProblem(args.config, "evaluation.pictures", "is null; it says how pictures are measured")
     if evaluation.pictures.features == "inception":
-        chosen = networks.inception(Path(evaluation.pictures.inception))
+        extractors = networks.inception(Path(evaluation.pictures.inception))
     else:
-        chosen = [networks.clip_network(args.clip)]
+        extractors = [networks.clip_network(args.clip)]
     if args.predictions:
-        drawn = read(args.predictions)
-        items = tasks.load(task, args.benchmarks, drawn.header["split"], drawn.header.get("limit"))
-        about, arrays = of_drawn(drawn, args.benchmark, items, chosen, networks.Clip(args.clip), args.threads)
+        predictions = read(args.predictions)
+        items = tasks.load(task, args.benchmarks, predictions.header["split"], predictions.header.get("limit"))
+        about, arrays = generated_features(
+            predictions, args.benchmark, items, extractors, networks.Clip(args.clip), args.threads
+        )
         about["clip"] = digest(args.clip)
     else:
         items = tasks.load(task, args.benchmarks, evaluation.split, evaluation.limit)
-        shown = pictures_of(args.benchmarks, evaluation.split)
-        about, arrays = of_real(items, shown, chosen, args.threads)
+        pictures = pictures_of(args.benchmarks, evaluation.split)
+        about, arrays = real_statistics(items, pictures, extractors, args.threads)
         about |= {"benchmark": args.benchmark, "split": evaluation.split}
-    store(args.out, about, arrays)
+    write_features(args.out, about, arrays)
 
 
-def of_drawn(
-    drawn: Predictions, benchmark: str, items: Sequence[Any], chosen: Sequence[Network], clip: Clip, threads: int = 1
+def generated_features(
+    predictions: Predictions,
+    benchmark: str,
+    items: Sequence[Any],
+    extractors: Sequence[Network],
+    clip: Clip,
+    threads: int = 1,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Features, CLIP's cosines and seeds of drawn pictures, one per item.
 
@@ -93,20 +100,24 @@ def of_drawn(
     than its item's, or when features are not finite: pictures and captions that do not belong together give a number,
     too, but not this one (in the official code they do not: each of its seeds shuffles the captions anew).
     """
-    if drawn.header["benchmark"] != benchmark:
-        raise BenchmarkProblem(drawn.path, "header", f"is for {drawn.header['benchmark']!r}, not for {benchmark!r}")
-    check_complete(drawn, [item.id for item in items])
+    if predictions.header["benchmark"] != benchmark:
+        raise BenchmarkProblem(
+            predictions.path, "header", f"is for {predictions.header['benchmark']!r}, not for {benchmark!r}"
+        )
+    check_complete(predictions, [item.id for item in items])
     for item in items:
-        if (prompt := drawn.get(item.id, "prompt", str)) != item.prompt:
-            raise BenchmarkProblem(drawn.path, f"item {item.id}", f"was drawn for {prompt!r}, not for {item.prompt!r}")
-    names = [drawn.get(item.id, "image", str) for item in items]
+        if (prompt := predictions.get(item.id, "prompt", str)) != item.prompt:
+            raise BenchmarkProblem(
+                predictions.path, f"item {item.id}", f"was drawn for {prompt!r}, not for {item.prompt!r}"
+            )
+    names = [predictions.get(item.id, "image", str) for item in items]
     places = [f"item {item.id}" for item in items]
-    arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*(n.name for n in chosen), "prompt", "captions")}
+    arrays: dict[str, list[np.ndarray]] = {name: [] for name in (*(n.name for n in extractors), "prompt", "captions")}
 
-    def shown(number: int) -> Image.Image:
-        return drawn.image(names[number], places[number])
+    def load_picture(number: int) -> Image.Image:
+        return predictions.image(names[number], places[number])
 
-    for start, pictures, found in _looks(shown, len(items), chosen, threads):
+    for start, pictures, found in _feature_batches(load_picture, len(items), extractors, threads):
         for name, values in found.items():
             arrays[name].append(values)
         embedded = clip.embed_pictures(pictures)  # (B, D)
@@ -118,22 +129,22 @@ def of_drawn(
     for name, values in whole.items():
         if not np.isfinite(values).all():
             item = items[int(np.argwhere(~np.isfinite(values))[0][0])]
-            raise BenchmarkProblem(drawn.path, f"item {item.id}", f"its features for {name} are not finite")
+            raise BenchmarkProblem(predictions.path, f"item {item.id}", f"its features for {name} are not finite")
     about = {
-        **{key: drawn.header.get(key) for key in ("model", "benchmark", "split", "limit", "sample")},
+        **{key: predictions.header.get(key) for key in ("model", "benchmark", "split", "limit", "sample")},
         "ids": [item.id for item in items],
-        "networks": {network.name: network.weights for network in chosen},
-        "predictions": sha256_of_file(drawn.path),
-        "protocol": drawn.header.get("protocol", {}),
+        "networks": {network.name: network.weights for network in extractors},
+        "predictions": sha256_of_file(predictions.path),
+        "protocol": predictions.header.get("protocol", {}),
         "prompts_cut_by_clip": sum(clip.too_long(item.prompt) for item in items),
     }
     whole["clip_prompt"], whole["clip_captions"] = whole.pop("prompt"), whole.pop("captions")
-    whole["seeds"] = np.array([drawn.get(item.id, "seed", int) for item in items], dtype=np.int64)
+    whole["seeds"] = np.array([predictions.get(item.id, "seed", int) for item in items], dtype=np.int64)
     return about, whole
 
 
-def of_real(
-    items: Sequence[Any], shown: Pictures, chosen: Sequence[Network], threads: int = 1
+def real_statistics(
+    items: Sequence[Any], pictures: Pictures, extractors: Sequence[Network], threads: int = 1
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Mean and covariance of the features of the real pictures that the items name, each counted once.
 
@@ -141,20 +152,20 @@ def of_real(
     """
     names = list(dict.fromkeys(item.picture for item in items))  # several prompts may share a picture
     statistics = {}
-    for name, values in extract(lambda number: shown.read(names[number]), len(names), chosen, threads).items():
+    for name, values in extract(lambda number: pictures.read(names[number]), len(names), extractors, threads).items():
         try:
             statistics[f"{name}.mean"], statistics[f"{name}.covariance"] = fid.gaussian(values)
         except ValueError as error:
-            raise BenchmarkProblem(shown.path, "", str(error)) from None
-    return {"networks": {network.name: network.weights for network in chosen}, "n": len(names)}, statistics
+            raise BenchmarkProblem(pictures.path, "", str(error)) from None
+    return {"networks": {network.name: network.weights for network in extractors}, "n": len(names)}, statistics
 
 
 def extract(
-    shown: Callable[[int], Image.Image], count: int, chosen: Sequence[Network], threads: int = 1
+    load_picture: Callable[[int], Image.Image], count: int, extractors: Sequence[Network], threads: int = 1
 ) -> dict[str, np.ndarray]:
-    """Features (count, D), float32, by network, of the pictures shown(0) ... shown(count - 1)."""
-    arrays: dict[str, list[np.ndarray]] = {network.name: [] for network in chosen}
-    for _, _, found in _looks(shown, count, chosen, threads):
+    """Features (count, D), float32, by network, of the pictures load_picture(0) ... load_picture(count - 1)."""
+    arrays: dict[str, list[np.ndarray]] = {network.name: [] for network in extractors}
+    for _, _, found in _feature_batches(load_picture, count, extractors, threads):
         for name, values in found.items():
             arrays[name].append(values)
     return {name: np.concatenate(values) for name, values in arrays.items()}
@@ -165,26 +176,26 @@ def _captions(item: Any) -> Sequence[str]:
     return getattr(item, "captions", ()) or (item.prompt,)
 
 
-def _looks(
-    shown: Callable[[int], Image.Image], count: int, chosen: Sequence[Network], threads: int
+def _feature_batches(
+    load_picture: Callable[[int], Image.Image], count: int, extractors: Sequence[Network], threads: int
 ) -> Iterator[tuple[int, list[Image.Image], dict[str, np.ndarray]]]:
     """Batches of pictures 0 .. count - 1: number of the first, pictures, features (B, D) by network."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(threads) as pool:  # threads, since a zip file cannot be read in forked processes
         for start in tqdm(range(0, count, BATCH), desc="features", unit="batch", mininterval=5):
-            pictures = list(pool.map(shown, range(start, min(start + BATCH, count))))
+            pictures = list(pool.map(load_picture, range(start, min(start + BATCH, count))))
             yield (
                 start,
                 pictures,
-                {network.name: network.features(list(pool.map(network.prepare, pictures))) for network in chosen},
+                {network.name: network.features(list(pool.map(network.prepare, pictures))) for network in extractors},
             )
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------
 
 
-def store(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+def write_features(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write a features file; the same content always gives the same bytes."""
     from safetensors.numpy import save
 
@@ -193,14 +204,14 @@ def store(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> N
         file.write_bytes(save(contiguous, metadata={"about": json.dumps(about, sort_keys=True)}))
 
 
-def restore(path: Path) -> Stored:
-    """Read what `store` wrote. Raises BenchmarkProblem for a file that is missing, damaged or something else."""
+def read_features(path: Path) -> FeatureFile:
+    """Read a features file. Raises BenchmarkProblem when it is missing, damaged or something else."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["about"])
-            return Stored(path, about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            return FeatureFile(path, about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except FileNotFoundError:
         raise BenchmarkProblem(path, "", "no such file") from None
     except (SafetensorError, KeyError, ValueError) as error:

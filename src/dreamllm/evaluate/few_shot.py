@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,88 +22,68 @@ from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.seeds import seed_of
 
-PICTURES_AT_A_TIME = 64
-
-
-class Question(Protocol):
-    """What a question about an image has: also as an example."""
-
-    @property
-    def id(self) -> str:
-        """Its id in the benchmark."""
-
-    @property
-    def picture(self) -> str:
-        """File name of its image."""
-
-    @property
-    def question(self) -> str:
-        """The question itself."""
-
-    @property
-    def answers(self) -> tuple[str, ...]:
-        """Answers of its annotators."""
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Worked examples by the id of the question that they stand before, and the images that they are about."""
+    """Worked examples (items of the task vqa) by the id of the question that they precede, and their images."""
 
-    of: Mapping[str, Sequence[Question]]
+    by_question: Mapping[str, Sequence[Any]]
     pictures: Pictures
 
 
-def chosen(job: PredictionJob, items: Sequence[Question]) -> Iterator[tuple[int, Examples]]:
-    """Each number of examples in `shots`, with the examples of every question.
+def examples_by_shots(job: PredictionJob, items: Sequence[Any]) -> Iterator[tuple[int, Examples]]:
+    """Yield each number of examples in `shots`, with the examples of every question.
 
-    They are from the benchmark files in `job.examples`, or else from the other split of the benchmark's own.
+    Examples come from the benchmark files in `job.examples`; without these, from the other split of the benchmark.
     Raises BenchmarkProblem when there are too few examples, or examples whose answers are not public.
     """
     folder = job.examples or job.folder
     split = job.split if job.examples else {"test": "dev", "dev": "test"}[job.split]
     pool, pictures = tasks.load("vqa", folder, split), pictures_of(folder, split)
     check_pool(pool, max(job.use.shots), folder)
-    alike = None
+    similarity = None
     if job.use.shots_by == "similarity":
-        alike = similarities(items, job.pictures, pool, pictures, job.foundations / "clip")
+        similarity = image_similarities(items, job.pictures, pool, pictures, job.foundations / "clip")
     for number in job.use.shots:
-        if alike is None:
-            rows = at_random(items, pool, number, job.settings.seed)
+        if similarity is None:
+            rows = random_examples(items, pool, number, job.settings.seed)
         else:
-            rows = by_similarity(items, pool, number, alike)
+            rows = nearest_examples(items, pool, number, similarity)
         yield number, Examples({item.id: row for item, row in zip(items, rows, strict=True)}, pictures)
 
 
-def at_random(questions: Sequence[Question], pool: Sequence[Question], shots: int, seed: int) -> list[list[Question]]:
-    """`shots` examples for each question, a function of the seed and the question's id, none twice."""
+def random_examples(questions: Sequence[Any], pool: Sequence[Any], shots: int, seed: int) -> list[list[Any]]:
+    """Draw `shots` different examples for each question. They depend on the seed and the question's id alone."""
     return [
         random.Random(seed_of(seed, "few-shot examples", question.id)).sample(list(pool), shots)
         for question in questions
     ]
 
 
-def by_similarity(
-    questions: Sequence[Question], pool: Sequence[Question], shots: int, alike: np.ndarray
-) -> list[list[Question]]:
-    """The examples with the most similar images, the most similar last; of equals the earlier one in the pool is last.
+def nearest_examples(
+    questions: Sequence[Any], pool: Sequence[Any], shots: int, similarity: np.ndarray
+) -> list[list[Any]]:
+    """The `shots` examples with the most similar images, most similar last; of equals the earlier in the pool is last.
 
-    alike: similarity (questions, pool)
+    similarity: of images, (questions, pool)
     """
-    chosen = np.argsort(-alike, axis=1, kind="stable")[:, :shots]
-    return [[pool[place] for place in row[::-1]] for row in chosen]
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :shots]
+    return [[pool[place] for place in row[::-1]] for row in nearest]
 
 
-def similarities(
-    questions: Sequence[Question], shown: Pictures, pool: Sequence[Question], shown_pool: Pictures, clip: Path
+def image_similarities(
+    questions: Sequence[Any], pictures: Pictures, pool: Sequence[Any], pool_pictures: Pictures, clip: Path
 ) -> np.ndarray:
     """Cosine similarity (questions, pool) of the pictures' CLIP embeddings; each picture is embedded once."""
 
-    def of_items(items: Sequence[Question], pictures: Pictures) -> np.ndarray:
+    def embeddings(items: Sequence[Any], pictures: Pictures) -> np.ndarray:
         names = list(dict.fromkeys(item.picture for item in items))
         features = dict(zip(names, clip_embeddings(map(pictures.read, names), clip), strict=True))
         return np.stack([features[item.picture] for item in items])
 
-    return of_items(questions, shown) @ of_items(pool, shown_pool).T
+    return embeddings(questions, pictures) @ embeddings(pool, pool_pictures).T
 
 
 def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
@@ -117,7 +97,7 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
     model = CLIPVisionModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(clip, backend="pil")
     rest, features = iter(pictures), []
-    while batch := [picture for picture, _ in zip(rest, range(PICTURES_AT_A_TIME), strict=False)]:
+    while batch := [picture for picture, _ in zip(rest, range(BATCH_SIZE), strict=False)]:
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device)
         with torch.inference_mode():
             features.append(torch.nn.functional.normalize(model(pixel_values=pixels).image_embeds, dim=-1).cpu())
@@ -125,16 +105,16 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
 
 
 def item_id(shots: int, id_: str) -> str:
-    """Id of a question with a number of examples before it, in a file that holds several numbers."""
+    """Id of a question that is asked with this number of examples: a prediction file holds several numbers."""
     return f"{shots}-shot-{id_}"
 
 
-def answer_of(example: Question) -> str:
-    """What is written behind an example's question: its most frequent answer, of equals the first."""
+def most_common_answer(example: Any) -> str:
+    """The answer that an example is shown with: the most frequent of its annotators', of equals the first."""
     return Counter(example.answers).most_common(1)[0][0]
 
 
-def check_pool(pool: Sequence[Question], shots: int, folder: Path) -> None:
+def check_pool(pool: Sequence[Any], shots: int, folder: Path) -> None:
     """Raises BenchmarkProblem when there are too few examples, or examples whose answers are not public."""
     if len(pool) < shots:
         raise BenchmarkProblem(folder, "", f"{shots} examples are asked for, there are {len(pool)}")

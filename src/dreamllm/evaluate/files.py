@@ -74,9 +74,9 @@ def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], path
     if name not in record:
         raise BenchmarkProblem(path, place, f"has no field {name!r}; it has {', '.join(map(repr, record)) or 'none'}")
     value = record[name]
-    wanted = kind if isinstance(kind, tuple) else (kind,)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-        names = " or ".join(type_.__name__ for type_ in wanted)
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(type_.__name__ for type_ in kinds)
         raise BenchmarkProblem(path, place, f"field {name!r} should be {names}, it is {type(value).__name__}")
     return value
 

@@ -97,13 +97,13 @@ class ScoringJob:
         """The images of the split."""
         return pictures_of(self.folder, self.header["split"])
 
-    def scene_classifier(self, wanted: Sequence[Scene]) -> SceneClassifier:
+    def scene_classifier(self, expected: Sequence[Scene]) -> SceneClassifier:
         """What reads scenes off images. Raises BenchmarkProblem for objects that it was not trained to tell."""
         from dreamllm.emoji.foundations import scene_classifier
 
         folder = self.foundations / "judge"
         classifier = scene_classifier.load(folder)
-        if unknown := sorted({name for scene in wanted for name, _ in scene.objects} - set(classifier.names)):
+        if unknown := sorted({name for scene in expected for name, _ in scene.objects} - set(classifier.names)):
             what = f"knows no {', no '.join(unknown)}: train foundations on this world, or take one of fewer pictograms"
             raise BenchmarkProblem(folder, "", what)
         return classifier

@@ -10,7 +10,7 @@ from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.data.document import Document
 from dreamllm.data.layout import TEMPLATES, Vocabulary, lay_out_prompt
 from dreamllm.evaluate.job import batches, record
-from dreamllm.evaluate.prompts import PromptSet, shown
+from dreamllm.evaluate.prompts import PromptSet, as_text
 
 
 def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
@@ -63,7 +63,7 @@ def choose(
                 rows.append((list(ids), next(shared, min(len(asked), len(ids)))))
         values = iter(loglikelihoods(model, rows, vocabulary.pad))
         for item in batch:
-            prompt = shown(choices(item, settings.prompts)[0])
+            prompt = as_text(choices(item, settings.prompts)[0])
             numbers = [next(values) for _ in item.options]
             options = {"options": list(item.options), "loglikelihoods": numbers}
             records.append(record(item.id, prompt, settings.seed) | options)

@@ -164,7 +164,7 @@ def _vizwiz(raw: Path, folder: Path) -> dict[str, str]:
     questions, annotations, names = [], [], {}
     pictures = [file.name for file in members(raw, ".jpg")]
     only_test = bool(pictures) and all(name.startswith("VizWiz_test_") for name in pictures)
-    for record in read_json(_called(raw, "test.json" if only_test else "val.json")):
+    for record in read_json(_member_named(raw, "test.json" if only_test else "val.json")):
         name = record["image"]
         id_ = int(name.rsplit("_", 1)[-1].split(".")[0])
         questions.append({"question_id": id_, "image_id": id_, "question": record["question"]})
@@ -283,7 +283,7 @@ WRITERS: dict[str, Callable[[Path, Path], dict[str, str]]] = {
 }
 
 
-def _called(raw: Path, name: str) -> Member:
+def _member_named(raw: Path, name: str) -> Member:
     """The one member with exactly this name."""
     found = [member for member in members(raw, name) if member.name == name]
     if len(found) != 1:

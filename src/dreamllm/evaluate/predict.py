@@ -83,23 +83,23 @@ def main(args: argparse.Namespace) -> None:
         "task": use.task,
         "split": args.split,
         "limit": limit,
-        "protocol": protocol(args, settings) | _of_its_own(use),
+        "protocol": protocol(args, settings) | _benchmark_settings(use),
     }
     task.predict(job, tasks.load(use.task, args.benchmarks, args.split, limit), header)
 
 
 def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
     """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
-    wanted = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
+    folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
         "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency", "attention"}),
-        "foundations": {name: digest(args.foundations / name) for name in wanted},
+        "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
         "machine": machine(),
     }
 
 
-def _of_its_own(use: BenchmarkUse) -> dict[str, Any]:
+def _benchmark_settings(use: BenchmarkUse) -> dict[str, Any]:
     """What the protocol says of a benchmark that is not one of the emoji world's."""
     return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots else {}

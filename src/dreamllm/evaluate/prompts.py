@@ -76,17 +76,17 @@ def first_word_is_no(reply: str) -> bool:
     return re.match(r"\W*no\b", reply.lower()) is not None
 
 
-def opening(id_: str, text: str) -> Document:
+def plain_text(id_: str, text: str) -> Document:
     """A text to be drawn, or an opening to be continued."""
     return Document(id_, "text", (Text(text),))
 
 
-def rewriting(id_: str, prompt: str, prompts: PromptSet) -> Document:
+def rewrite_request(id_: str, prompt: str, prompts: PromptSet) -> Document:
     """A request to put the description of a picture into other words, in the form of an instruction of training."""
     request = "{} describe the picture." if prompts == "emoji" else "Describe the picture of this in one sentence: {}"
     return Document(id_, "conversation", (Text(request.format(prompt), "user"),))
 
 
-def shown(document: Document) -> str:
+def as_text(document: Document) -> str:
     """The prompt in words for a prediction record, pictures as <image>."""
     return " ".join(part.text if isinstance(part, Text) else "<image>" for part in document.parts)

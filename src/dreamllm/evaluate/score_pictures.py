@@ -25,13 +25,13 @@ import numpy as np
 from dreamllm.atomic import new_file
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate import selection
-from dreamllm.evaluate.features import Stored, restore
+from dreamllm.evaluate.features import FeatureFile, read_features
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.metrics import fid
 from dreamllm.evaluate.metrics.intervals import mean_bootstrap, measurement, undefined
 
 LIBRARIES = ("numpy", "scipy", "torch", "torchvision", "transformers", "clean-fid")
-SAME = ("model", "benchmark", "split", "limit", "ids", "networks", "clip", "protocol")
+MUST_AGREE = ("model", "benchmark", "split", "limit", "ids", "networks", "clip", "protocol")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,12 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Score the samples of one model on one benchmark and write the metrics file."""
-    result = score([restore(path) for path in args.features], restore(args.statistics))
+    result = score([read_features(path) for path in args.features], read_features(args.statistics))
     with new_file(args.out) as file:
         file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def score(samples: Sequence[Stored], real: Stored) -> dict[str, Any]:
+def score(samples: Sequence[FeatureFile], real: FeatureFile) -> dict[str, Any]:
     """All metrics of the samples of one model, ready for JSON.
 
     Raises BenchmarkProblem when the files are not of the same items, an item has the same seed twice, or the real
@@ -59,26 +59,26 @@ def score(samples: Sequence[Stored], real: Stored) -> dict[str, Any]:
     about = samples[0].about
     metrics: dict[str, dict[str, Any]] = {}
     by_sample: dict[str, list[float | None]] = {}
-    chosen = {
+    selected = {
         rule: choose(np.stack([sample.arrays[scores] for sample in samples]))
         for rule, (scores, choose) in selection.RULES.items()
     }
     for network in about["networks"]:
         statistics = real.arrays[f"{network}.mean"], real.arrays[f"{network}.covariance"], real.about["n"]
         features = np.stack([sample.arrays[network] for sample in samples])  # (S, N, D)
-        alone = [fid.score(drawn, *statistics) for drawn in features]
-        for rule, numbers in chosen.items():
+        per_sample = [fid.score(drawn, *statistics) for drawn in features]
+        for rule, numbers in selected.items():
             metrics[f"fid_{network}_{rule}"] = (
-                alone[0] if rule == "first" else fid.score(selection.take(features, numbers), *statistics)
+                per_sample[0] if rule == "first" else fid.score(selection.take(features, numbers), *statistics)
             )
-        by_sample[f"fid_{network}"] = [measured["value"] for measured in alone]
-        metrics |= spread(f"fid_{network}_seeds", alone)
+        by_sample[f"fid_{network}"] = [measured["value"] for measured in per_sample]
+        metrics |= spread(f"fid_{network}_seeds", per_sample)
     cosines = np.stack([sample.arrays["clip_prompt"] for sample in samples])  # (S, N)
-    alone = [mean_bootstrap(100 * values) for values in cosines]
-    for rule, numbers in chosen.items():
+    per_sample = [mean_bootstrap(100 * values) for values in cosines]
+    for rule, numbers in selected.items():
         metrics[f"clip_score_{rule}"] = mean_bootstrap(100 * selection.take(cosines, numbers))
-    by_sample["clip_score"] = [measured["value"] for measured in alone]
-    metrics |= spread("clip_score_seeds", alone)
+    by_sample["clip_score"] = [measured["value"] for measured in per_sample]
+    metrics |= spread("clip_score_seeds", per_sample)
     protocol = about["protocol"] | {
         "n": len(about["ids"]),
         "limit": about["limit"],
@@ -88,7 +88,7 @@ def score(samples: Sequence[Stored], real: Stored) -> dict[str, Any]:
         "networks": about["networks"],
         "clip": about["clip"],
         "scorer": {name: version(name) for name in LIBRARIES},
-        "inputs": {stored.path.name: sha256_of_file(stored.path) for stored in (*samples, real)},
+        "inputs": {file.path.name: sha256_of_file(file.path) for file in (*samples, real)},
     }
     name = f"{about['benchmark']}_pictures"
     return {
@@ -102,13 +102,13 @@ def score(samples: Sequence[Stored], real: Stored) -> dict[str, Any]:
     }
 
 
-def spread(name: str, alone: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation over the samples of what each gives alone, with 95 % intervals for normal values.
+def spread(name: str, per_sample: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation over samples, with 95 % intervals for normally distributed values.
 
-    n is the number of samples.
+    per_sample: the measurement of each sample; n is the number of samples
     """
-    values = np.array([measured["value"] for measured in alone], dtype=np.float64)  # None becomes NaN
-    reason = next((measured["reason"] for measured in alone if measured["value"] is None), "")
+    values = np.array([measured["value"] for measured in per_sample], dtype=np.float64)  # None becomes NaN
+    reason = next((measured["reason"] for measured in per_sample if measured["value"] is None), "")
     if len(values) < 2:
         reason = reason or "one sample per prompt has no spread"
     if reason:
@@ -121,12 +121,12 @@ def spread(name: str, alone: Sequence[dict[str, Any]]) -> dict[str, dict[str, An
     return {name: measurement(mean, n, mean - half, mean + half), f"{name}_std": measurement(std, n, low, high)}
 
 
-def _check(samples: Sequence[Stored], real: Stored) -> None:
+def _check(samples: Sequence[FeatureFile], real: FeatureFile) -> None:
     first = samples[0]
     for number, sample in enumerate(samples):
         if "ids" not in sample.about:
             raise BenchmarkProblem(sample.path, "", "holds statistics of real pictures, not features of drawn ones")
-        for key in SAME:
+        for key in MUST_AGREE:
             if sample.about.get(key) != first.about.get(key):
                 raise BenchmarkProblem(sample.path, key, f"is not the same as in {first.path}")
         if sample.about["sample"] != number:

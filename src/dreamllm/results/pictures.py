@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dreamllm.evaluate import tasks
-from dreamllm.evaluate.few_shot import answer_of
+from dreamllm.evaluate.few_shot import most_common_answer
 from dreamllm.evaluate.files import pictures_of
 from dreamllm.evaluate.metrics import vqa_accuracy
 from dreamllm.evaluate.predictions import Predictions, check_complete
@@ -163,7 +163,9 @@ def questions(models: Sequence[Predictions], folder: Path) -> Figure:
     for item, (picture, text) in zip(chosen, axes.reshape(-1, 2), strict=False):
         _show(picture, shown.read(item.picture))
         text.text(0, 0.92, textwrap.fill(item.question, 26), fontweight="bold", va="top", transform=text.transAxes)
-        text.text(0, 0.62, f"answer: {answer_of(item)}", color="#666666", va="center", transform=text.transAxes)
+        text.text(
+            0, 0.62, f"answer: {most_common_answer(item)}", color="#666666", va="center", transform=text.transAxes
+        )
         for height, letter, answer in zip((0.38, 0.14), "AB", answers[item.id], strict=True):
             right = vqa_accuracy.accuracy(vqa_accuracy.clip(answer), item.answers, "official") >= 0.5
             line = f"{letter}  {'✓' if right else '✗'}  {textwrap.shorten(answer, 30) or '(nothing)'}"

@@ -60,8 +60,8 @@ def read_answer(answer: str, options: Mapping[str, str]) -> str | None:
         return UNREADABLE
     if len(answer) > 2 * sum(len(text) for text in options.values()):
         return None
-    told = [letter for letter, text in options.items() if text.lower() in answer.lower()]
-    return told[0] if len(told) == 1 else None
+    mentioned = [letter for letter, text in options.items() if text.lower() in answer.lower()]
+    return mentioned[0] if len(mentioned) == 1 else None
 
 
 def judge_prompt(item: Any, answer: str) -> str:

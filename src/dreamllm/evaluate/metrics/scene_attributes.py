@@ -13,7 +13,7 @@ from dreamllm.emoji.scenes import Scene
 ATTRIBUTES = ("object", "colour", "bind", "all")
 
 
-def compare(found: Scene | None, wanted: Scene) -> dict[str, bool]:
+def compare(found: Scene | None, expected: Scene) -> dict[str, bool]:
     """Which attributes are right.
 
     object   the objects, in whatever order and colour
@@ -24,16 +24,16 @@ def compare(found: Scene | None, wanted: Scene) -> dict[str, bool]:
     if found is None:
         return dict.fromkeys(ATTRIBUTES, False)
     names, colours = (sorted(values) for values in zip(*found.objects, strict=True))
-    wanted_names, wanted_colours = (sorted(values) for values in zip(*wanted.objects, strict=True))
+    expected_names, expected_colours = (sorted(values) for values in zip(*expected.objects, strict=True))
     return {
-        "object": names == wanted_names,
-        "colour": colours == wanted_colours,
-        "bind": sorted(found.objects) == sorted(wanted.objects),
-        "all": found == wanted,
+        "object": names == expected_names,
+        "colour": colours == expected_colours,
+        "bind": sorted(found.objects) == sorted(expected.objects),
+        "all": found == expected,
     }
 
 
-def compare_each(found: Sequence[Scene | None], wanted: Sequence[Scene]) -> dict[str, list[bool]]:
+def compare_each(found: Sequence[Scene | None], expected: Sequence[Scene]) -> dict[str, list[bool]]:
     """`compare` for many, as one list per attribute."""
-    results = [compare(one, other) for one, other in zip(found, wanted, strict=True)]
+    results = [compare(one, other) for one, other in zip(found, expected, strict=True)]
     return {attribute: [result[attribute] for result in results] for attribute in ATTRIBUTES}

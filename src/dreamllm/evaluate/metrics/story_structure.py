@@ -26,14 +26,14 @@ def well_placed(opening: str, parts: Sequence[Part]) -> bool:
     for part in parts:
         if "text" in part:
             words += part["text"]
-        elif len(told := sentences(words)) == 1 and told[0][-1] in ".!?":
+        elif len(complete := sentences(words)) == 1 and complete[0][-1] in ".!?":
             words = ""
         else:
             return False
     return not sentences(words)
 
 
-def wanted_scenes(first: Scene, parts: Sequence[Part]) -> Iterator[Scene | None]:
+def expected_scenes(first: Scene, parts: Sequence[Part]) -> Iterator[Scene | None]:
     """For each drawn picture, the scene that the story has come to by the model's own words.
 
     The opening tells of `first`; from a sentence that nobody can follow on, there is no wanted scene (None).

@@ -24,7 +24,7 @@ from dreamllm.evaluate import drawing
 from dreamllm.evaluate.job import PredictionJob, ScoringJob, record
 from dreamllm.evaluate.predictions import Predictions, write_tensors
 from dreamllm.evaluate.tasks import draw
-from dreamllm.evaluate.tasks.draw import DrawItem, read
+from dreamllm.evaluate.tasks.draw import DrawItem
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
-
-__all__ = ["TASK", "limit", "predict", "read", "score"]
 
 TASK = replace(
     draw.TASK,
@@ -43,6 +41,7 @@ TASK = replace(
     instruments=(),
     image_metrics=False,
 )
+read = draw.read
 
 
 def limit(settings: EvaluationSettings) -> int | None:
@@ -54,9 +53,11 @@ def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any
     """Write the maps and images of the prompts."""
     model, processor = job.load()
     header["protocol"]["layers"] = list(cross_attention(model.unet))
-    wanted = drawing.plan(items, job.settings.seed, 0)
-    tensors = measure(model, processor, wanted, job.settings.drawing)
-    write_tensors(job.out, header, [record(one.item.id, one.prompt, one.seed) for one in wanted], tensors)
+    requests = drawing.plan(items, job.settings.seed, 0)
+    tensors = measure(model, processor, requests, job.settings.drawing)
+    write_tensors(
+        job.out, header, [record(request.item.id, request.prompt, request.seed) for request in requests], tensors
+    )
 
 
 def score(job: ScoringJob, items: Sequence[DrawItem], predictions: Predictions) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def score(job: ScoringJob, items: Sequence[DrawItem], predictions: Predictions) 
 def measure(
     model: DreamLLMForConditionalGeneration,
     processor: DreamLLMProcessor,
-    wanted: Sequence[drawing.Wanted],
+    requests: Sequence[drawing.DrawRequest],
     settings: DrawingSettings,
 ) -> dict[str, torch.Tensor]:
     """maps (N, Q, h, w), whose sum over queries is 1 everywhere, and the pictures (N, H, W, 3) of the prompts."""
@@ -77,9 +78,9 @@ def measure(
 
     side = model.unet.config.sample_size
     maps, pictures = [], []
-    batches = [wanted[i : i + settings.batch_size] for i in range(0, len(wanted), settings.batch_size)]
+    batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     for batch in batches:
-        with recorded(model.unet, len(batch), side) as calls:
+        with record_attention(model.unet, len(batch), side) as calls:
             for _, picture in drawing.draw(model, processor, batch, settings):
                 pictures.append(torch.from_numpy(np.array(picture)))
         maps.append(torch.stack(calls).mean(dim=0))
@@ -87,7 +88,7 @@ def measure(
 
 
 @contextmanager
-def recorded(unet: UNet2DConditionModel, pictures: int, side: int) -> Iterator[list[torch.Tensor]]:
+def record_attention(unet: UNet2DConditionModel, pictures: int, side: int) -> Iterator[list[torch.Tensor]]:
     """A list to which every call of a cross-attention layer adds its maps (pictures, Q, side, side).
 
     With guidance a call is for the null conditions and then the pictures'; the last ones count.

@@ -104,16 +104,16 @@ def score(job: ScoringJob, items: Sequence[CaptionItem], predictions: Prediction
 
     def measure(chosen: Sequence[int]) -> Metrics:
         metrics = {"cider": mean_bootstrap([ciders[i] for i in chosen])}
-        wanted = [Scene.from_json(scene.scene) for i in chosen if (scene := items[i].scene)]
-        if len(wanted) == len(chosen):
-            right = compare_each([found[i] for i in chosen], wanted)
+        expected = [Scene.from_json(scene.scene) for i in chosen if (scene := items[i].scene)]
+        if len(expected) == len(chosen):
+            right = compare_each([found[i] for i in chosen], expected)
             metrics["exact"] = mean_share(right["all"])
             metrics |= {name: mean_share(right[name]) for name in ("object", "colour", "bind")}
             metrics["readable"] = mean_share([found[i] is not None for i in chosen])
         return metrics
 
     scores: dict[str, Sequence[float]] = {"cider": ciders}
-    wanted = [Scene.from_json(item.scene.scene) for item in items if item.scene]
-    if len(wanted) == len(items):
-        scores["exact"] = compare_each(found, wanted)["all"]
+    expected = [Scene.from_json(item.scene.scene) for item in items if item.scene]
+    if len(expected) == len(items):
+        scores["exact"] = compare_each(found, expected)["all"]
     return by_group(measure, items) | {"items": scores}

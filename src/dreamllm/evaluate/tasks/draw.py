@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.evaluate import drawing
-from dreamllm.evaluate.drawn import write_drawn
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_jsonl
 from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group, scenes_of
+from dreamllm.evaluate.image_predictions import write_images, write_sd_images
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.tasks import Task
@@ -64,18 +64,15 @@ def read(folder: Path, split: str, file: str = TASK.files[0]) -> list[list[DrawI
 
 def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
     """Draw each prompt, or what the model makes of it first if the evaluation says `rewrite` (paper Table 10)."""
-    settings = job.settings.drawing
     if job.model in TASK.foundations:
-        header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", [item.prompt for item in items])
-        return write_drawn(job, items, header, lambda due, _: drawing.draw_with_sd(*drawing.sd_of(job), due, settings))
+        return write_sd_images(job, items, header)
     model, processor = job.load()
+    settings = job.settings.drawing
     if not any(one.rewrite for one in job.experiment.evaluations if one.model == job.model):
-        return write_drawn(job, items, header, lambda due, _: drawing.draw(model, processor, due, settings))
+        return write_images(job, items, header, lambda pending, _: drawing.draw(model, processor, pending, settings))
     texts = drawing.rewrite(model, processor, items, job.prompts, job.settings.text)
     header["protocol"]["rewritten"] = {"prompts": len(texts), "empty": sum(not text for text in texts)}
-    header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", texts)
-    sd = job.foundations / "sd"
-    write_drawn(job, items, header, lambda due, _: drawing.draw_with_sd(sd, None, due, settings), texts)
+    write_sd_images(job, items, header, texts)
 
 
 def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> dict[str, Any]:
@@ -94,11 +91,11 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
     places = [(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     real = job.pictures
     result: dict[str, Any] = {"metrics": {}, "groups": {}}
-    wanted = [Scene.from_json(item.scene.scene) for item in items if getattr(item, "scene", None)]
-    if len(wanted) == len(items):
-        classifier = job.scene_classifier(wanted)
-        right = compare_each(classifier.predict([predictions.image(*place) for place in places]), wanted)
-        right_on_real = compare_each(classifier.predict([real.read(item.picture) for item in items]), wanted)
+    expected = [Scene.from_json(item.scene.scene) for item in items if getattr(item, "scene", None)]
+    if len(expected) == len(items):
+        classifier = job.scene_classifier(expected)
+        right = compare_each(classifier.predict([predictions.image(*place) for place in places]), expected)
+        right_on_real = compare_each(classifier.predict([real.read(item.picture) for item in items]), expected)
 
         def measure(chosen: Sequence[int]) -> Metrics:
             return {name: mean_share([right[name][i] for i in chosen]) for name in ATTRIBUTES}
@@ -107,6 +104,6 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
         result["metrics"]["judge_on_real"] = mean_share(right_on_real["all"])  # what a perfect model could reach
     network = networks.clip_network(job.foundations / "clip")
     drawn = features.extract(lambda number: predictions.image(*places[number]), len(places), [network])
-    about, known = features.of_real(items, real, [network])
+    about, known = features.real_statistics(items, real, [network])
     result["metrics"]["fid"] = fid.score(drawn["clip"], known["clip.mean"], known["clip.covariance"], about["n"])
     return result

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.evaluate import drawing
-from dreamllm.evaluate.drawn import write_drawn
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_jsonl
+from dreamllm.evaluate.image_predictions import write_images
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.evaluate.tasks import draw
-from dreamllm.evaluate.tasks.draw import score
-
-__all__ = ["TASK", "predict", "read", "score"]
 
 TASK = replace(draw.TASK, files=("illustrations_{split}.jsonl",))
+score = draw.score
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,6 @@ def predict(job: PredictionJob, items: Sequence[IllustrationItem], header: dict[
     if job.model in TASK.foundations:
         return draw.predict(job, items, header)  # type: ignore[arg-type]
     model, processor = job.load()
-    wanted = drawing.plan(items, job.settings.seed, job.sample)
+    requests = drawing.plan(items, job.settings.seed, job.sample)
     settings = job.settings.drawing
-    write_drawn(job, items, header, lambda _, drawn: drawing.illustrate(model, processor, wanted, settings, drawn))
+    write_images(job, items, header, lambda _, images: drawing.illustrate(model, processor, requests, settings, images))

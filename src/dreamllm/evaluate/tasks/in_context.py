@@ -1,7 +1,7 @@
 """In context: images and a sentence, continued with a generated image (paper Figure 5).
 
     in_context_SPLIT.jsonl   {"id", "kind", "held_out", "shown": [file name, ...], "sentence", "picture", "scene"}
-    in_context_SPLIT.zip     the images: those that are shown, and a real one of what is wanted
+    in_context_SPLIT.zip     the images: those that are shown, and a real one of what is expected
 
 Kinds are edit, subject and compose (`emoji/contexts.py`). Stable Diffusion, which reads no images, draws the sentence
 alone.
@@ -16,9 +16,9 @@ from typing import Any
 
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.evaluate import drawing
-from dreamllm.evaluate.drawn import write_drawn
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_jsonl
 from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group
+from dreamllm.evaluate.image_predictions import write_images, write_sd_images
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.tasks import Task
@@ -35,7 +35,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class InContextItem:
-    """What is shown and said, the real picture of what is wanted, and its scene.
+    """What is shown and said, the real picture of what is expected, and its scene.
 
     prompt: the sentence.  scene: its kind is that of the context
     """
@@ -83,17 +83,16 @@ def document(item: InContextItem, shown: Pictures) -> Document:
 
 def predict(job: PredictionJob, items: Sequence[InContextItem], header: dict[str, Any]) -> None:
     """Draw what each item's images and sentence ask for."""
-    settings = job.settings.drawing
     if job.model in TASK.foundations:
-        header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", [item.prompt for item in items])
-        return write_drawn(job, items, header, lambda due, _: drawing.draw_with_sd(*drawing.sd_of(job), due, settings))
+        return write_sd_images(job, items, header)
     model, processor = job.load()
+    settings = job.settings.drawing
     shown = context_pictures(job.folder, job.split)
 
-    def prompt(one: drawing.Wanted) -> Document:
-        return document(one.item, shown)
+    def prompt(request: drawing.DrawRequest) -> Document:
+        return document(request.item, shown)
 
-    write_drawn(job, items, header, lambda due, _: drawing.draw(model, processor, due, settings, prompt))
+    write_images(job, items, header, lambda pending, _: drawing.draw(model, processor, pending, settings, prompt))
 
 
 def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predictions) -> dict[str, Any]:
@@ -103,11 +102,11 @@ def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predicti
     from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare_each
 
     shown = context_pictures(job.folder, job.header["split"])
-    wanted = [Scene.from_json(item.scene.scene) for item in items]
-    classifier = job.scene_classifier(wanted)
+    expected = [Scene.from_json(item.scene.scene) for item in items]
+    classifier = job.scene_classifier(expected)
     drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
-    right = compare_each(classifier.predict(drawn), wanted)
-    real = compare_each(classifier.predict([shown.read(item.picture) for item in items]), wanted)["all"]
+    right = compare_each(classifier.predict(drawn), expected)
+    real = compare_each(classifier.predict([shown.read(item.picture) for item in items]), expected)["all"]
 
     def measure(chosen: Sequence[int]) -> Metrics:
         metrics = {name: mean_share([right[name][i] for i in chosen]) for name in ATTRIBUTES}

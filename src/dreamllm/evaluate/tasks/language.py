@@ -83,8 +83,8 @@ def choices(item: ChoiceItem, wording: prompts.PromptSet) -> tuple[Document, lis
             "piqa": "Question: {goal}\nAnswer:",
             "boolq": "Choose yes or no to answer the question.\n\n{passage}\n\n{question}?\nAnswer:",
         }[item.task].format(**item.fields)
-        options = [prompts.opening(item.id, f"{question} {option}") for option in item.options]
-        return prompts.opening(item.id, question), options
+        options = [prompts.plain_text(item.id, f"{question} {option}") for option in item.options]
+        return prompts.plain_text(item.id, question), options
     question = {"piqa": "{goal} describe the picture.", "boolq": "{passage} {question}?"}[item.task].format(
         **item.fields
     )

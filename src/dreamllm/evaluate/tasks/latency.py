@@ -18,9 +18,7 @@ from dreamllm.evaluate import drawing
 from dreamllm.evaluate.job import PredictionJob, ScoringJob, record
 from dreamllm.evaluate.predictions import Predictions, write
 from dreamllm.evaluate.tasks import draw
-from dreamllm.evaluate.tasks.draw import DrawItem, read
-
-__all__ = ["TASK", "limit", "predict", "read", "score"]
+from dreamllm.evaluate.tasks.draw import DrawItem
 
 TASK = replace(
     draw.TASK,
@@ -30,6 +28,7 @@ TASK = replace(
     image_metrics=False,
     timed=True,
 )
+read = draw.read
 
 
 def limit(settings: EvaluationSettings) -> int | None:
@@ -40,8 +39,9 @@ def limit(settings: EvaluationSettings) -> int | None:
 def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
     """Write the seconds of each prompt's image."""
     if job.model in TASK.foundations:
-        header["protocol"]["text_encoder"] = drawing.cut_off(job.foundations / "sd", [item.prompt for item in items])
-        return write(job.out, header, measure(items, partial(drawing.draw_with_sd, *drawing.sd_of(job)), job.settings))
+        sd, unet = drawing.sd_folders(job)
+        header["protocol"]["text_encoder"] = drawing.count_truncated(sd, [item.prompt for item in items])
+        return write(job.out, header, measure(items, partial(drawing.draw_with_sd, sd, unet), job.settings))
     write(job.out, header, measure(items, partial(drawing.draw, *job.load()), job.settings))
 
 
@@ -50,18 +50,18 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Seconds for each item's image, by steps. draw: a generator that draws an image when it is asked for one."""
     seconds: list[dict[str, float]] = [{} for _ in items]
-    wanted = drawing.plan(items, settings.seed, 0)
+    requests = drawing.plan(items, settings.seed, 0)
     for steps in settings.latency.steps:
-        how = settings.drawing.model_copy(update={"steps": steps, "batch_size": 1})
-        pictures = draw([wanted[0], *wanted], how)
+        drawing_settings = settings.drawing.model_copy(update={"steps": steps, "batch_size": 1})
+        pictures = draw([requests[0], *requests], drawing_settings)
         next(pictures)
         for of_item in seconds:
             start = perf_counter()
             next(pictures)
             of_item[str(steps)] = perf_counter() - start
     return [
-        record(one.item.id, one.prompt, one.seed) | {"seconds": of_item}
-        for one, of_item in zip(wanted, seconds, strict=True)
+        record(request.item.id, request.prompt, request.seed) | {"seconds": of_item}
+        for request, of_item in zip(requests, seconds, strict=True)
     ]
 
 

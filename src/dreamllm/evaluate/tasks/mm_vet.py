@@ -91,10 +91,14 @@ def score(job: ScoringJob, items: Sequence[MmVetItem], predictions: Predictions)
         members[name] = [place for place, item in enumerate(items) if short in item.capabilities]
     if (chat := job.chat) is None:
         return {"metrics": dict.fromkeys(members, undefined(NO_JUDGE)), "groups": {}}
-    wanted = [(place, judging) for judging in range(job.judgings) for place in range(len(items))]
+    requests = [(place, judging) for judging in range(job.judgings) for place in range(len(items))]
     with ThreadPoolExecutor(chat.settings.parallel) as threads:
-        judged = list(threads.map(lambda w: judge(chat, items[w[0]], outputs[w[0]], w[1]), wanted))
-    unread = [items[place].id for (place, _), score in zip(wanted, judged, strict=True) if score is None]
+        judged = list(
+            threads.map(
+                lambda place, judging: judge(chat, items[place], outputs[place], judging), *zip(*requests, strict=True)
+            )
+        )
+    unread = [items[place].id for (place, _), score in zip(requests, judged, strict=True) if score is None]
     if unread:
         reason = f"the judge gave no number in {len(unread)} of {len(judged)} judgings, first for {unread[0]}"
         return {"metrics": dict.fromkeys(members, undefined(reason)), "groups": {}}

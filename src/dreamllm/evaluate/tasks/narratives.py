@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from dreamllm.evaluate.tasks import draw
-from dreamllm.evaluate.tasks.draw import DrawItem, predict, score
-
-__all__ = ["TASK", "predict", "read", "score"]
+from dreamllm.evaluate.tasks.draw import DrawItem
 
 TASK = replace(draw.TASK, files=("narratives_{split}.jsonl",), in_public_sets=False)
+predict, score = draw.predict, draw.score
 
 
 def read(folder: Path, split: str) -> list[list[DrawItem]]:

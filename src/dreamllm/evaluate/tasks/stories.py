@@ -56,7 +56,7 @@ def read(folder: Path, split: str) -> list[list[StoryItem]]:
 def predict(job: PredictionJob, items: Sequence[StoryItem], header: dict[str, Any]) -> None:
     """Continue each opening with text (greedily) and images; story k has the seed `settings.seed` + k."""
     from dreamllm.data.document import Text
-    from dreamllm.evaluate.drawing import how
+    from dreamllm.evaluate.drawing import picture_sampling
     from dreamllm.model import generate
 
     model, processor = job.load()
@@ -68,9 +68,11 @@ def predict(job: PredictionJob, items: Sequence[StoryItem], header: dict[str, An
     images: dict[str, Image.Image] = {}
     for batch in batches(items, settings.drawing.batch_size, "stories"):
         seeds = [settings.seed + len(records) + k for k in range(len(batch))]
-        documents = [prompts.opening(item.id, item.opening) for item in batch]
-        told = generate.interleave(model, processor, documents, seeds, limits, how(settings.drawing))
-        for item, seed, continuation in zip(batch, seeds, told, strict=True):
+        documents = [prompts.plain_text(item.id, item.opening) for item in batch]
+        continuations = generate.interleave(
+            model, processor, documents, seeds, limits, picture_sampling(settings.drawing)
+        )
+        for item, seed, continuation in zip(batch, seeds, continuations, strict=True):
             parts = []
             for part in continuation.parts:
                 if isinstance(part, Text):
@@ -89,7 +91,7 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     from dreamllm.emoji.scenes import Scene
     from dreamllm.evaluate.metrics.intervals import mean_share
     from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare
-    from dreamllm.evaluate.metrics.story_structure import wanted_scenes, well_placed
+    from dreamllm.evaluate.metrics.story_structure import expected_scenes, well_placed
 
     def parts_of(id_: str) -> list[dict[str, str]]:
         parts = predictions.get(id_, "parts", list)
@@ -102,16 +104,16 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     parts = {item.id: parts_of(item.id) for item in items}
     ended = [predictions.get(item.id, "stopped", str) == "end" for item in items]
     placed = [well_placed(item.opening, parts[item.id]) for item in items]
-    wanted = [list(wanted_scenes(Scene.from_json(item.scenes[0]), parts[item.id])) for item in items]
+    expected = [list(expected_scenes(Scene.from_json(item.scenes[0]), parts[item.id])) for item in items]
     names = [(item.id, part["image"]) for item in items for part in parts[item.id] if "image" in part]
     classifier = job.scene_classifier([Scene.from_json(scene) for item in items for scene in item.scenes])
     seen = classifier.predict([predictions.image(name, f"item {id_}") for id_, name in names])
-    followed = [scene for scenes in wanted for scene in scenes]
+    followed = [scene for scenes in expected for scene in scenes]
     right = [compare(found, scene) if scene else {} for found, scene in zip(seen, followed, strict=True)]
     metrics = {
         "placement": mean_share(placed),
         "ended": mean_share(ended),
-        "followed": mean_share([None not in scenes for scenes in wanted]),
+        "followed": mean_share([None not in scenes for scenes in expected]),
     }
     for name in ATTRIBUTES:  # an image in a story that cannot be followed is wrong
         metrics[name] = mean_share([of_image.get(name, False) for of_image in right], "no picture was drawn")

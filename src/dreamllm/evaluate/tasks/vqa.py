@@ -131,7 +131,7 @@ def predict(job: PredictionJob, items: Sequence[VqaItem], header: dict[str, Any]
     if not job.use.shots:
         return write(job.out, header, answered())
     records = []
-    for shots, examples in few_shot.chosen(job, items):
+    for shots, examples in few_shot.examples_by_shots(job, items):
         records += [one | {"id": few_shot.item_id(shots, one["id"])} for one in answered(examples)]
     write(job.out, header | {"shots": job.use.shots}, records)
 
