@@ -6,6 +6,7 @@ Usage: python workflow/describe.py      (tests/test_config.py fails when the two
 from __future__ import annotations
 
 import json
+import textwrap
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -56,7 +57,8 @@ def _sections(section: type[Section], path: str) -> list[tuple[type[Section], st
 
 
 def _section(section: type[Section], path: str) -> str:
-    lines = [f"\n## {f'`{path}`' if path else 'Top level'}\n\n{' '.join((section.__doc__ or '').split())}\n\n"]
+    description = textwrap.fill(" ".join((section.__doc__ or "").split()), 120, break_on_hyphens=False)
+    lines = [f"\n## {f'`{path}`' if path else 'Top level'}\n\n{description}\n\n"]
     lines += ["| key | kind | default | meaning |\n", "|---|---|---|---|\n"]
     for key, field in section.model_fields.items():
         meaning = " ".join((field.description or "").split())
