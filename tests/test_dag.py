@@ -166,23 +166,23 @@ def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(che
     (tmp_path / "many.yaml").write_text(text + "\nmachine: {gpus: 8, nodes: 2}\n")
     target = "results/checkpoints/smoke/align_creation"
     many = repository.run(checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'many.yaml'}", target).stdout
-    assert "bash workflow/launch.sh 2 8 train --stage align_creation" in many
+    assert "bash workflow/launch.sh 2 8 --job logs/smoke/train_align_creation.log train" in many
     assert "nodes=2" in many and "mpi=srun" in many
     (tmp_path / "shared.yaml").write_text(text + "\nmachine: {gpus: 1, jobs_per_gpu: 8}\n")
     timed = [f"results/predictions/smoke/sft/{name}.jsonl" for name in ("latency", "captions")]
     shared = repository.run(
         checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'shared.yaml'}", *timed
     ).stdout
-    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 train --stage sft " in shared
-    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 predict --model sft --benchmark captions" in shared
-    assert "JOBS_PER_GPU=1 bash workflow/launch.sh 1 1 predict --model sft --benchmark latency" in shared
+    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 --job logs/smoke/train_sft.log train" in shared
+    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 --job logs/smoke/predict_sft_captions.log predict" in shared
+    assert "JOBS_PER_GPU=1 bash workflow/launch.sh 1 1 --job logs/smoke/predict_sft_latency.log predict" in shared
     small = ("--cores", "3", "--configfile=config/smoke.yaml")
     alone = repository.run(checkout, "snakemake", "-n", "-p", *small, *timed).stdout
     captions, latency = (alone.split(f"output: {path}")[1].split("--out")[0] for path in reversed(timed))
-    assert "threads: 3" in latency and "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m dreamllm predict" in latency
-    assert "threads" not in captions and "python -m dreamllm predict" in captions
+    assert "threads: 3" in latency and "OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 python -m dreamllm --job" in latency
+    assert "threads" not in captions and "python -m dreamllm --job" in captions
     one = repository.run(checkout, "snakemake", "-n", "-p", "--configfile=config/smoke.yaml", target).stdout
-    assert "python -m dreamllm train --stage align_creation" in one and "mpi" not in one
+    assert "python -m dreamllm --job logs/smoke/train_align_creation.log train" in one and "mpi" not in one
 
 
 def test_files_stay_short():
