@@ -140,14 +140,14 @@ def test_random_examples_depend_on_the_seed_and_the_question_alone() -> None:
     assert chosen[0] != chosen[1]
 
 
-def test_the_likest_example_stands_last() -> None:
+def test_the_most_similar_example_is_last() -> None:
     pool = [vqa_item(f"p{n}") for n in range(4)]
-    alike = np.array([[0.1, 0.9, 0.5, 0.5], [0.4, 0.3, 0.2, 0.1]])
-    chosen = few_shot.nearest_examples([vqa_item("a"), vqa_item("b")], pool, 3, alike)
+    similarity = np.array([[0.1, 0.9, 0.5, 0.5], [0.4, 0.3, 0.2, 0.1]])
+    chosen = few_shot.nearest_examples([vqa_item("a"), vqa_item("b")], pool, 3, similarity)
     assert [[item.id for item in row] for row in chosen] == [["p3", "p2", "p1"], ["p2", "p1", "p0"]]
 
 
-def test_the_answer_of_an_example_is_its_commonest() -> None:
+def test_an_example_has_its_most_common_answer() -> None:
     assert few_shot.most_common_answer(vqa_item("1", ("dog", "cat", "cat"))) == "cat"
     assert few_shot.most_common_answer(vqa_item("1", ("dog", "cat"))) == "dog"
 
@@ -318,8 +318,8 @@ def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
     items, pool = (tasks.load("vqa", checkout / name, "test") for name in ("placed", "train"))
     shown, shown_pool = (pictures_of(checkout / name, "test") for name in ("placed", "train"))
     clip = checkout / "foundations/clip"
-    alike = few_shot.image_similarities(items, shown, [*pool, *pool], shown_pool, clip)
-    assert alike.shape == (3, 8) and (alike <= 1 + 1e-5).all()
+    similarity = few_shot.image_similarities(items, shown, [*pool, *pool], shown_pool, clip)
+    assert similarity.shape == (3, 8) and (similarity <= 1 + 1e-5).all()
     itself = few_shot.image_similarities(pool, shown_pool, pool, shown_pool, clip)
     assert np.diag(itself) == pytest.approx(np.ones(4), abs=1e-5)
 

@@ -156,7 +156,7 @@ def test_the_first_items_are_balanced_and_their_real_pictures_show_what_is_wante
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ('"shown": ["000000000000.png"]', '"shown": []', "needs a picture that is shown"),
+        ('"shown": ["000000000000.png"]', '"shown": []', "needs a sentence and at least one picture"),
         ('"shown": ["000000000000.png"]', '"shown": ["7.png"]', "picture 7.png is not in"),
         ('"held_out": false', '"held_out": 0', "field 'held_out' should be bool"),
         ('"id": 1,', '"id": 0,', "0: occurs twice"),
@@ -210,8 +210,8 @@ def test_a_model_draws_from_the_pictures_and_stable_diffusion_from_the_sentence(
         assert drawn[model].image("000005.png", "").tobytes() == other.image("000005.png", "").tobytes()
 
 
-class Sighted:
-    """A judge that sees exactly what is there, told beforehand."""
+class PerfectClassifier:
+    """A scene classifier that returns scenes given in advance."""
 
     def __init__(self, scenes: list[Scene]) -> None:
         self.scenes = scenes
@@ -229,7 +229,7 @@ def test_scores_are_by_kind_and_a_picture_of_another_scene_is_wrong(folder, tmp_
     records = [{"id": item.id, "image": f"{item.id}.png"} for item in items]
     header = {"model": "sft", "benchmark": "in_context", "split": "test"}
     predictions.write(tmp_path / "p.tar", header, records, images)
-    monkeypatch.setattr(scene_classifier, "load", lambda path: Sighted(seen))
+    monkeypatch.setattr(scene_classifier, "load", lambda path: PerfectClassifier(seen))
     (tmp_path / "judge").mkdir()
     result = score.score(predictions.read(tmp_path / "p.tar"), "in_context", folder, tmp_path)
     assert result["groups"]["subject"]["all"]["value"] == result["groups"]["compose/held_out"]["bind"]["value"] == 1

@@ -77,7 +77,7 @@ def test_pictures_of_other_settings_are_not_taken_for_these(world: Path, tmp_pat
 # ---- rewritten prompts, time, documents ----------------------------------------------------------------------------
 
 
-def test_rewritten_prompts_are_drawn_by_stable_diffusion_and_both_are_told(
+def test_rewritten_prompts_are_drawn_by_stable_diffusion_and_both_are_recorded(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluations = [{"model": "anew", "stages": ["stage"], "benchmarks": ["draw"], "rewrite": True}]
@@ -103,7 +103,7 @@ def scored_n(world: Path, drawn: predictions.Predictions) -> int:
         ({"model": "sd", "benchmarks": ["draw"], "rewrite": True}, "sd was trained on no instructions"),
         (
             {"model": "stage", "benchmarks": ["draw", "vqa"], "rewrite": True},
-            "of the task draw alone",
+            "of the task draw only",
         ),
     ],
 )

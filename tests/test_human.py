@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_page_and_another_one_another(built, folder
 
 @pytest.mark.parametrize("count", [0, 1, 3, STORIES + 2])
 def test_a_number_of_documents_that_cannot_be_had(count: int, folder: Path) -> None:
-    with pytest.raises(HumanProblem, match=f"no {count} samples from {STORIES} stories"):
+    with pytest.raises(HumanProblem, match=f"cannot take {count} samples from {STORIES} stories"):
         rating_form.build(predictions.read(folder / "told.tar"), folder, count, 0)
 
 
@@ -118,7 +118,7 @@ def test_predictions_that_are_no_stories_or_not_whole(folder: Path, tmp_path: Pa
         rating_form.build(predictions.read(tmp_path / "less.tar"), folder, None, 0)
     bare = [record | {"parts": []} for record in told.records.values()]
     predictions.write(tmp_path / "bare.tar", told.header, bare, {})
-    with pytest.raises(HumanProblem, match="there is nothing to judge"):
+    with pytest.raises(HumanProblem, match="there is nothing to rate"):
         rating_form.build(predictions.read(tmp_path / "bare.tar"), folder, None, 0)
 
 
@@ -141,7 +141,7 @@ def judged(key: Path, name: str, says, **changes: Any) -> Path:
     return path
 
 
-def test_support_and_agreement_of_judges_that_see_everything(key: Path) -> None:
+def test_support_and_agreement_of_raters_that_see_everything(key: Path) -> None:
     files = [judged(key, name, lambda source: source == "real") for name in ("one", "two")]
     found = score.score(key, files)
     assert (found["model"], found["benchmark"], found["split"]) == ("sft", "human", "test")
@@ -153,9 +153,9 @@ def test_support_and_agreement_of_judges_that_see_everything(key: Path) -> None:
     assert found["groups"]["judge/one"]["supported"]["value"] == 0.5
 
 
-def test_one_judge_alone_or_judges_who_say_always_the_same_have_no_agreement(key: Path) -> None:
+def test_one_rater_alone_or_raters_who_say_always_the_same_have_no_agreement(key: Path) -> None:
     one = score.score(key, [judged(key, "one", lambda source: source == "real")])
-    assert one["metrics"]["fleiss_kappa"]["reason"] == "agreement needs two judges or more"
+    assert one["metrics"]["fleiss_kappa"]["reason"] == "agreement needs two raters or more"
     same = score.score(key, [judged(key, name, lambda source: True) for name in ("one", "two")])
     assert same["metrics"]["cohen_kappa"]["value"] is None
 
@@ -173,7 +173,7 @@ def test_scores_stand_in_the_table_beside_the_papers(key: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda js: js[1:], "1 of 8 samples are not judged, the first is 001"),
+        (lambda js: js[1:], "1 of 8 samples are not rated, the first is 001"),
         (lambda js: [*js, js[0]], "sample 001: occurs twice"),
         (lambda js: [*js, {"sample": "999", "supported": True}], "sample 999 is not on the page"),
         (lambda js: [{"sample": "001"}, *js[1:]], r"judgements\[0\]: has no field 'supported'"),
@@ -189,14 +189,14 @@ def test_judgements_that_are_not_one_for_each_sample(change, words: str, key: Pa
         score.score(key, [path])
 
 
-def test_judgements_of_another_page_of_nobody_and_of_one_judge_twice(key: Path) -> None:
+def test_judgements_of_another_page_of_nobody_and_of_one_rater_twice(key: Path) -> None:
     with pytest.raises(HumanProblem, match="is of page abc, the key is of page"):
         score.score(key, [judged(key, "one", lambda source: True, page="abc")])
-    with pytest.raises(HumanProblem, match="the judge has no name"):
+    with pytest.raises(HumanProblem, match="the rater has no name"):
         score.score(key, [judged(key, " ", lambda source: True)])
     one = judged(key, "one", lambda source: True)
     again = judged(key, "two", lambda source: True, rater="one")
-    with pytest.raises(HumanProblem, match="a second file of judge 'one'"):
+    with pytest.raises(HumanProblem, match="a second file of rater 'one'"):
         score.score(key, [one, again])
     one.write_text("[")
     with pytest.raises(BenchmarkProblem, match="malformed JSON"):
@@ -207,7 +207,7 @@ def test_judgements_of_another_page_of_nobody_and_of_one_judge_twice(key: Path) 
 
 
 def test_fleiss_kappa_by_hand() -> None:
-    # yes-counts 3, 2, 1, 0 of three judges: P = (1 + 1/3 + 1/3 + 1) / 4 = 2/3, half of all say yes, so Pe = 1/2
+    # yes-counts 3, 2, 1, 0 of three raters: P = (1 + 1/3 + 1/3 + 1) / 4 = 2/3, half of all say yes, so Pe = 1/2
     table = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]], dtype=float)
     assert score.fleiss_kappa(table) == pytest.approx((2 / 3 - 1 / 2) / (1 / 2))
 
@@ -220,7 +220,7 @@ def test_cohen_kappa_of_the_usual_worked_example() -> None:
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), min_size=2, max_size=20))
-def test_kappas_are_at_most_one_and_one_for_equal_judges(judgements: list[tuple[bool, ...]]) -> None:
+def test_kappas_are_at_most_one_and_one_for_equal_raters(judgements: list[tuple[bool, ...]]) -> None:
     table = np.array(judgements, dtype=float).T
     for kappa in (score.fleiss_kappa, score.mean_cohen_kappa):
         assert (kappa(table) or 0) <= 1

@@ -103,7 +103,7 @@ def test_two_pictures_never_share_a_seed(first: int, s: int, t: int, i: int, k: 
 
 
 def test_items_that_would_run_into_the_next_samples_seeds_are_refused() -> None:
-    with pytest.raises(ValueError, match="1000000 items at most"):
+    with pytest.raises(ValueError, match="at most 1000000 items"):
         selection.seed(42, 0, 10**6)
 
 

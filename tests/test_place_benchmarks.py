@@ -265,13 +265,13 @@ def test_mmbench_test_has_no_answers(tmp_path):
     assert {item.answer for item in tasks.load("mmbench", tmp_path / "out", "test")} == {None}
 
 
-def test_missing_pictures_and_files_are_told_and_nothing_is_placed(tmp_path, val2014):
+def test_missing_pictures_and_files_are_reported_and_nothing_is_placed(tmp_path, val2014):
     questions = {"questions": [{"question_id": 1, "image_id": 77, "question": "What?"}]}
     write(tmp_path / "raw/questions.json", questions)
     with pytest.raises(RecordProblem, match="0 files end in annotations.json"):
         place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
     write(tmp_path / "raw/annotations.json", {"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]})
-    with pytest.raises(RecordProblem, match="1 of 1 pictures are not there, first COCO_val2014_000000000077.jpg"):
+    with pytest.raises(RecordProblem, match="1 of 1 pictures are missing, first COCO_val2014_000000000077.jpg"):
         place(source("vqav2"), tmp_path / "raw", val2014, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -136,11 +136,16 @@ def test_predictions_are_the_same_bytes_every_time(world: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("model", "benchmark", "checkpoints", "words"),
     [
-        ("sd", "vqa", [], "'in_context' and 'latency' and 'narratives' only"),
-        ("llm", "draw", [], "'language' only"),
-        ("stage", "vqa", [], "needs the --checkpoints"),
-        ("sd_finetuned", "draw", [], "needs the --checkpoints"),
-        ("sd", "draw", ["arm"], "without any --checkpoints"),
+        (
+            "sd",
+            "vqa",
+            [],
+            "run only the tasks 'draw' and 'illustrations' and 'in_context' and 'latency' and 'narratives'",
+        ),
+        ("llm", "draw", [], "run only the tasks 'harness' and 'language'"),
+        ("stage", "vqa", [], "give its --checkpoints"),
+        ("sd_finetuned", "draw", [], "give its --checkpoints"),
+        ("sd", "draw", ["arm"], "give no --checkpoints"),
     ],
 )
 def test_models_that_cannot_take_a_benchmark(

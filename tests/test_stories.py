@@ -69,7 +69,7 @@ def test_sentences_that_do_not_fit_the_scene_lead_nowhere(words: str) -> None:
     assert follow(CAT, words) is None
 
 
-def test_wanted_scenes_follow_the_words_of_the_model_and_stop_where_they_fail() -> None:
+def test_expected_scenes_follow_the_words_of_the_model_and_stop_where_they_fail() -> None:
     parts = [IMAGE, text("the cat turns blue."), IMAGE, text("hm."), IMAGE, text("now it is on sand."), IMAGE]
     blue = Scene("sky", "single", (("cat", "blue"),), 1)
     assert list(expected_scenes(CAT, parts)) == [CAT, blue, None, None]

@@ -26,7 +26,7 @@ def answer(
     says_unknown: Callable[[str], bool] = lambda reply: False,
     if_unknown: str = "",
 ) -> list[dict[str, Any]]:
-    """A record with the model's words for each item.
+    """Write an answer to each item; returns the records of the prediction file.
 
     Where the wording asks first whether a question can be answered, `first` is the reply. If it `says_unknown`, the
     answer is `if_unknown` without being asked again, or the question is asked with its options where that is empty.

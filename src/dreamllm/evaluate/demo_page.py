@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 CHECKPOINT = Path("results/checkpoints/embedded/sft")
 STOPPED = {
     "end": "the model ended here",
-    "tokens": "stopped at the wanted number of tokens",
-    "pictures": "stopped at the wanted number of pictures",
+    "tokens": "stopped at the maximum number of tokens",
+    "pictures": "stopped at the maximum number of pictures",
     "context": "stopped where the context was full",
 }
 
@@ -89,8 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     checkpoint = f"folder of a checkpoint; once for each, in loading order (default: {CHECKPOINT})"
     parser.add_argument("--checkpoints", type=Path, action="append", metavar="FOLDER", help=checkpoint)
     parser.add_argument("--out", type=Path, default=Path("scratch/generated"), help="for index.html and the pictures")
-    parser.add_argument("--seed", type=int, default=0, help="of the first prompt; the next ones count on from it")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always writes the likeliest token")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the first prompt; each next prompt has the next number"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the most probable token")
     parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability to sample from")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--max-pictures", type=int, default=8)

@@ -1,6 +1,6 @@
-"""Pictures for a benchmark, one per item: by DreamLLM, and by Stable Diffusion with its own text encoder.
+"""Generate an image for each item of a benchmark: by DreamLLM, or by Stable Diffusion with its own text encoder.
 
-Both draw an item with the same scheduler, steps, guidance and initial noise, and hand out pictures as they are drawn.
+Both use the same scheduler, steps, guidance and initial noise for an item, and yield images as they are generated.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DrawRequest:
-    """A picture to be drawn. prompt: what it is drawn from, which is the item's unless it was rewritten."""
+    """An image to generate. prompt: the item's, or its rewriting; name: of the file."""
 
     item: Any
     prompt: str
@@ -35,13 +35,13 @@ class DrawRequest:
     name: str
 
     def record(self) -> dict[str, Any]:
-        """The picture's line in the prediction file."""
+        """The image's record in the prediction file."""
         rewritten = {"rewritten": self.prompt} if self.prompt != self.item.prompt else {}
         return {"id": self.item.id, "prompt": self.item.prompt, "seed": self.seed, "image": self.name} | rewritten
 
 
 def plan(items: Sequence[Any], seed: int, sample: int, texts: Sequence[str] | None = None) -> list[DrawRequest]:
-    """One picture per item, with the seed of this sample. texts: what to draw from in place of the items' prompts."""
+    """A request for each item, with the seed of this sample. texts: prompts in place of the items' own."""
     texts = [item.prompt for item in items] if texts is None else texts
     return [
         DrawRequest(item, text, selection.seed(seed, sample, k), f"{k:06d}.png")
@@ -59,7 +59,7 @@ def draw(
     settings: DrawingSettings,
     document: Callable[[DrawRequest], Document] = lambda request: prompts.plain_text(request.item.id, request.prompt),
 ) -> Iterator[tuple[DrawRequest, Image.Image]]:
-    """Draw each prompt by itself. document: what a picture is drawn from, the prompt alone unless given."""
+    """Generate each image by itself. document: makes the prompt of a request; by default its text alone."""
     from dreamllm.model import generate
 
     for batch in batches(requests, settings.batch_size, "pictures"):
@@ -77,11 +77,11 @@ def illustrate(
     settings: DrawingSettings,
     drawn: Mapping[str, Image.Image],
 ) -> Iterator[tuple[DrawRequest, Image.Image]]:
-    """Draw the pictures of whole documents, each from all text before it and the model's own pictures before it.
+    """Generate the images of whole documents, each from all text before it and the model's own images before it.
 
-    The first pictures of all documents are drawn, then the second ones, and so on. drawn: the pictures that are there,
-    by name; the caller adds each that it is given, and those that are there are not drawn again.
-    Of a document longer than the context the beginning is left out, a text and its picture at a time.
+    Generates the first image of every document, then the second, and so on. drawn: images that exist already, by name;
+    these are not generated again, and the caller must add each image that is yielded.
+    A document longer than the context loses its beginning, a text and its image at a time.
     """
     from dreamllm.model import generate
 
@@ -106,7 +106,7 @@ def illustrate(
 
 
 def _truncate_to_context(processor: DreamLLMProcessor, id_: str, parts: Sequence[Part]) -> Document:
-    """The end of a document, as much of it as fits the context with a picture to be drawn behind it."""
+    """The end of a document that fits the context together with an image to be generated after it."""
     parts = list(parts)
     while True:
         document = Document(id_, "interleaved" if len(parts) > 1 else "text", tuple(parts))
@@ -127,9 +127,9 @@ def rewrite(
     wording: prompts.PromptSet,
     sampling: TextSampling,
 ) -> list[str]:
-    """Each item's prompt in the language model's own words, for Stable Diffusion to draw (paper Table 10).
+    """Let the language model rewrite each item's prompt, for Stable Diffusion (paper Table 10).
 
-    How the paper asked for them is not known.
+    The paper does not say with which instruction.
     """
     from dreamllm.model import generate
 
@@ -156,9 +156,9 @@ def sd_folders(job: PredictionJob) -> tuple[Path, Path | None]:
 def draw_with_sd(
     folder: Path, unet: Path | None, requests: Sequence[DrawRequest], settings: DrawingSettings
 ) -> Iterator[tuple[DrawRequest, Image.Image]]:
-    """The same with Stable Diffusion and its own text encoder, from the same initial noise.
+    """Generate images with Stable Diffusion and its own text encoder, from the same initial noise as `draw`.
 
-    unet: folder of the UNet to put in place of the foundation's
+    unet: folder of a UNet that replaces the foundation's
     """
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -191,9 +191,9 @@ def draw_with_sd(
 
 
 def count_truncated(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
-    """How many prompts Stable Diffusion's text encoder does not see to their end: it reads `longest` tokens.
+    """Count the prompts that Stable Diffusion's text encoder truncates: it reads `longest` tokens.
 
-    DreamLLM reads a prompt whole, or there is a LayoutProblem.
+    DreamLLM truncates none: a prompt longer than its context is a LayoutProblem.
     """
     from transformers import AutoTokenizer
 
@@ -204,7 +204,7 @@ def count_truncated(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
 
 
 def picture_sampling(settings: DrawingSettings) -> PictureSampling:
-    """The settings as `model.sampling` wants them."""
+    """The settings in the form of `model.sampling`."""
     from dreamllm.model.sampling import PictureSampling
 
     return PictureSampling(settings.scheduler, settings.steps, settings.guidance)

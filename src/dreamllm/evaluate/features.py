@@ -1,13 +1,13 @@
-"""Looks at pictures once: `dreamllm features`. It stores what FID and CLIP score need, so that none is drawn again.
+"""Extract image features for FID and CLIP score: `dreamllm features`. Scores are computed from them without the images.
 
-    of drawn pictures   NAME.safetensors with, per item of the benchmark and in its order,
+    of generated images NAME.safetensors with, per item of the benchmark and in its order,
                           NETWORK (N, D)   features of each network of `networks.py`
                           clip_prompt (N,)   cosine of picture and prompt in CLIP's space
                           clip_captions (N,)   the largest cosine with any caption of the real picture
                           seeds (N,)
     of real pictures    NETWORK.mean (D,), NETWORK.covariance (D, D), float64: the statistics that FID compares with
 
-Both say in their metadata, under `about`, what they are of.
+Their metadata say under `about` which model, benchmark and networks they belong to.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """A file of features or statistics: arrays by name, and what they are of."""
+    """A file of features or statistics. about: model, benchmark, networks; arrays: by name."""
 
     path: Path
     about: dict[str, Any]
@@ -51,20 +51,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, help="experiment with the section evaluation.pictures")
     parser.add_argument("--benchmark", required=True, help="one of the emoji world, or of the section `benchmarks`")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
-    parser.add_argument("--predictions", type=Path, help="drawn pictures; without it, statistics of the real ones")
-    parser.add_argument("--clip", required=True, type=Path, help="folder of the CLIP that looks at pictures")
-    parser.add_argument("--threads", type=int, default=1, help="for reading and resizing")
+    parser.add_argument("--predictions", type=Path, help="generated images; without it, statistics of the real images")
+    parser.add_argument("--clip", required=True, type=Path, help="folder of the CLIP that embeds images")
+    parser.add_argument("--threads", type=int, default=1, help="threads that read and resize images")
     parser.add_argument("--out", required=True, type=Path, help=".safetensors")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Look at the drawn pictures of one prediction file, or at the real ones of a benchmark."""
+    """Extract features of the images in one prediction file, or statistics of a benchmark's real images."""
     from dreamllm.evaluate import networks
 
     experiment = load(args.config)
     evaluation, task = experiment.evaluation, experiment.benchmark(args.benchmark).task
     if not tasks.about(task).image_metrics:
-        raise BenchmarkProblem(args.config, args.benchmark, f"is of the task {task}, which draws no images to measure")
+        raise BenchmarkProblem(
+            args.config, args.benchmark, f"is of the task {task}, which generates no images to measure"
+        )
     if evaluation.pictures is None:
         raise BenchmarkProblem(args.config, "evaluation.pictures", "is null; it says how pictures are measured")
     if evaluation.pictures.features == "inception":
@@ -94,11 +96,11 @@ def generated_features(
     clip: Clip,
     threads: int = 1,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Features, CLIP's cosines and seeds of drawn pictures, one per item.
+    """Features, CLIP cosines and seeds of generated images, one per item.
 
-    Raises BenchmarkProblem when there is not exactly one picture per item, when a picture was drawn for another prompt
-    than its item's, or when features are not finite: pictures and captions that do not belong together give a number,
-    too, but not this one (in the official code they do not: each of its seeds shuffles the captions anew).
+    Raises BenchmarkProblem when there is not exactly one image per item, when an image was generated from another
+    prompt than its item's (in the official code images and captions do not match: each of its seeds shuffles the
+    captions anew), and when features are not finite.
     """
     if predictions.header["benchmark"] != benchmark:
         raise BenchmarkProblem(
@@ -172,7 +174,7 @@ def extract(
 
 
 def _captions(item: Any) -> Sequence[str]:
-    """All captions of an item's real picture, as far as the benchmark tells them; else its prompt."""
+    """All captions of an item's real image if the benchmark has them; else its prompt."""
     return getattr(item, "captions", ()) or (item.prompt,)
 
 

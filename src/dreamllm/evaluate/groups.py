@@ -1,4 +1,4 @@
-"""Metrics over all items of a benchmark and over the groups that they belong to; what the emoji world's images show.
+"""Metrics over all items of a benchmark and over groups of items; the scenes of the emoji world's images.
 
 scenes_SPLIT.jsonl     {"image_id", "scene", "kind", "held_out"}; public sets have none, and no results by kind
 """
@@ -18,7 +18,7 @@ Measure = Callable[[Sequence[int]], Metrics]  # metrics of some of the items, gi
 
 @dataclass(frozen=True)
 class SceneRecord:
-    """What an image shows, and the groups under which results are reported."""
+    """The scene of an image, and the groups under which results are reported."""
 
     scene: dict[str, Any]
     kind: str
@@ -41,12 +41,12 @@ class SceneRecords:
     def of(self, image_id: int, picture: str, item: str) -> SceneRecord | None:
         """The scene of an item's image; None in a set without scenes. Raises BenchmarkProblem for a missing one."""
         if self.records and image_id not in self.records:
-            raise BenchmarkProblem(self.path, "", f"says nothing of picture {picture}, which item {item} needs")
+            raise BenchmarkProblem(self.path, "", f"has no record of picture {picture}, which item {item} needs")
         return self.records.get(image_id)
 
 
 def scenes_of(folder: Path, split: str) -> SceneRecords:
-    """What the images of a split show."""
+    """Read the scenes of a split's images."""
     path = folder / f"scenes_{split}.jsonl"
     records = []
     for place, record in read_jsonl(path) if path.exists() else []:

@@ -26,11 +26,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class PredictionJob:
-    """One model that takes one benchmark.
+    """One model on one benchmark.
 
     foundations: folder with llm/, clip/ and sd/.  checkpoints: of the stages that make up the model, in loading order
-    folder: of the benchmark's files.  examples: of the files that worked examples are from, if another
-    sample: which of several images per prompt, from 0.  work: folder from which a killed run goes on drawing
+    folder: of the benchmark's files.  examples: folder of the files with the worked examples, if it is another
+    sample: which of several images per prompt, from 0.  work: folder in which a killed run finds its images again
     """
 
     experiment: Experiment
@@ -78,7 +78,7 @@ class ScoringJob:
     """The predictions of one model on one benchmark.
 
     header: of the prediction file.  folder: of the benchmark's files.  foundations: folder with judge/ and clip/
-    chat: the language model that judges answers, `judgings` times each; None where there is none
+    chat: the language model that scores answers, `judgings` times each; None without one
     """
 
     header: dict[str, Any]
@@ -98,19 +98,21 @@ class ScoringJob:
         return pictures_of(self.folder, self.header["split"])
 
     def scene_classifier(self, expected: Sequence[Scene]) -> SceneClassifier:
-        """What reads scenes off images. Raises BenchmarkProblem for objects that it was not trained to tell."""
+        """Load the scene classifier. Raises BenchmarkProblem when an expected object is not among its classes."""
         from dreamllm.emoji.foundations import scene_classifier
 
         folder = self.foundations / "judge"
         classifier = scene_classifier.load(folder)
         if unknown := sorted({name for scene in expected for name, _ in scene.objects} - set(classifier.names)):
-            what = f"knows no {', no '.join(unknown)}: train foundations on this world, or take one of fewer pictograms"
+            what = (
+                f"cannot recognise {', '.join(unknown)}: train the foundations on this world, or use fewer pictograms"
+            )
             raise BenchmarkProblem(folder, "", what)
         return classifier
 
 
 def record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
-    """What every record of a prediction file begins with."""
+    """The first fields of every record of a prediction file."""
     return {"id": id_, "prompt": prompt, "seed": seed}
 
 

@@ -1,4 +1,4 @@
-"""The networks that look at pictures: Inception for FID, by two protocols, and CLIP for FID, selection and score.
+"""Feature networks for images: Inception for FID, by two protocols, and CLIP for FID, selection and score.
 
     paper   256 px by PIL's bilinear filter, square centre, then pytorch-fid's Inception (clean-fid's legacy_pytorch);
             the official code does the same in a copy of pytorch-fid

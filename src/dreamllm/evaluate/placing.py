@@ -1,4 +1,4 @@
-"""Put a fetched evaluation set where the benchmark readers look for it: `dreamllm place-benchmark`.
+"""Convert a fetched evaluation set to the files that the benchmark readers read: `dreamllm place-benchmark`.
 
     dreamllm place-benchmark --source okvqa --raw data/raw/okvqa --pictures-from =data/raw/coco_val2014 --out DIR
 
@@ -58,17 +58,19 @@ def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
                 _link(path, folder / path.relative_to(raw))
             return
         benchmark, write = manifest.TASKS[source.format], WRITERS[source.format]
-        wanted = write(raw, folder)
-        if source.answers_on and benchmark == "vqa":  # said, so that a lost file of answers is never taken for this
+        names = write(raw, folder)
+        if (
+            source.answers_on and benchmark == "vqa"
+        ):  # written down, so that a lost file of answers is not mistaken for this
             external = json.dumps({"external": source.answers_on})
             (folder / "vqa_test_annotations.json").write_text(external + "\n", encoding="utf-8")
-        if wanted:  # MMBench's pictures are in its table
-            _write_pictures(wanted, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
+        if names:  # MMBench's pictures are in its table
+            _write_pictures(names, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
         items = tasks.load(benchmark, folder, "test")
-        print(f"{out}: {len(items)} items of {benchmark}, {len(wanted)} pictures")
+        print(f"{out}: {len(items)} items of {benchmark}, {len(names)} pictures")
 
 
-# ---- one writer per set: files into the folder; returns the pictures, by the name they shall have ------------------
+# ---- one writer per set; each returns the names of its pictures: in the benchmark -> in the fetched files ----------
 
 
 def _coco_karpathy(raw: Path, folder: Path) -> dict[str, str]:
@@ -87,12 +89,12 @@ def _coco_karpathy(raw: Path, folder: Path) -> dict[str, str]:
 def _image_paragraphs(raw: Path, folder: Path) -> dict[str, str]:
     """Stanford's image paragraphs: a list of {"image_id", "paragraph"}, and the ids of the test split."""
     test = set(read_json(one(raw, "test_split.json")))
-    told: dict[int, str] = {}
+    paragraphs: dict[int, str] = {}
     for record in read_json(one(raw, "paragraphs_v1.json")):
         if record["image_id"] in test:
-            told.setdefault(record["image_id"], " ".join(record["paragraph"].split()))
-    _captions(folder, [(id_, f"{id_}.jpg", [paragraph]) for id_, paragraph in sorted(told.items())])
-    return {f"{id_}.jpg": f"{id_}.jpg" for id_ in told}
+            paragraphs.setdefault(record["image_id"], " ".join(record["paragraph"].split()))
+    _captions(folder, [(id_, f"{id_}.jpg", [paragraph]) for id_, paragraph in sorted(paragraphs.items())])
+    return {f"{id_}.jpg": f"{id_}.jpg" for id_ in paragraphs}
 
 
 def _nocaps(raw: Path, folder: Path) -> dict[str, str]:
@@ -287,14 +289,14 @@ def _member_named(raw: Path, name: str) -> Member:
     """The one member with exactly this name."""
     found = [member for member in members(raw, name) if member.name == name]
     if len(found) != 1:
-        raise RecordProblem(f"{raw}: {len(found)} files are called {name}, not 1")
+        raise RecordProblem(f"{raw}: {len(found)} files have the name {name}, expected 1")
     return found[0]
 
 
-def _captions(folder: Path, told: list[tuple[int, str, list[str]]]) -> None:
+def _captions(folder: Path, records: list[tuple[int, str, list[str]]]) -> None:
     """COCO captions file of (image id, file name, references)."""
-    images = [{"id": id_, "file_name": name} for id_, name, _ in told]
-    captions = [(id_, caption) for id_, _, references in told for caption in references]
+    images = [{"id": id_, "file_name": name} for id_, name, _ in records]
+    captions = [(id_, caption) for id_, _, references in records for caption in references]
     annotations = [{"id": n, "image_id": id_, "caption": caption} for n, (id_, caption) in enumerate(captions)]
     content = {"info": {}, "images": images, "annotations": annotations}
     (folder / "captions_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -312,16 +314,16 @@ def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _write_pictures(wanted: dict[str, str], files: PictureFiles, out: Path) -> None:
-    """The pictures as a zip file. wanted: name that a picture shall have -> its name in `files`."""
-    if missing := [name for name in wanted.values() if not files.has(name)]:
-        raise RecordProblem(f"{len(missing)} of {len(wanted)} pictures are not there, first {missing[0]}")
-    holders = {files.place(name)[0] for name in wanted.values()}
-    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in wanted.items()):
+def _write_pictures(names: dict[str, str], files: PictureFiles, out: Path) -> None:
+    """The pictures as a zip file. names: of each picture in the archive -> in `files`."""
+    if missing := [name for name in names.values() if not files.has(name)]:
+        raise RecordProblem(f"{len(missing)} of {len(names)} pictures are missing, first {missing[0]}")
+    holders = {files.place(name)[0] for name in names.values()}
+    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in names.items()):
         _link(only, out)
         return
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, source in wanted.items():
+        for name, source in names.items():
             archive.writestr(zipfile.ZipInfo(name), files.read_by_name(source))
 
 

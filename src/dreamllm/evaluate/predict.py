@@ -1,6 +1,6 @@
-"""A model's raw answers to a benchmark: `dreamllm predict`. Nothing is judged here (`score.py`).
+"""Write a model's raw answers to a benchmark: `dreamllm predict`. Scoring is another step (`score.py`).
 
-Any model made of stage checkpoints writes, draws and tells stories; `sd` and `sd_finetuned`, Stable Diffusion with its
+A model made of stage checkpoints can run every benchmark; `sd` and `sd_finetuned`, Stable Diffusion with its
 own text encoder, draw; `llm`, the language model that DreamLLM starts from, takes the language-only questions. Each
 benchmark is a module in `tasks/`; public sets are named in the experiment's `benchmarks`.
 """
@@ -26,16 +26,16 @@ from dreamllm.provenance import machine, versions
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm predict`."""
     parser.add_argument("--config", required=True, type=Path, help="experiment whose `evaluation` section is used")
-    parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
+    parser.add_argument("--seed", type=int, help="seed of the run, for an experiment with several `seeds`")
     parser.add_argument("--model", required=True, help="name of the model; llm, sd and sd_finetuned are foundations")
     parser.add_argument("--benchmark", required=True, help="one of the emoji world, or of the section `benchmarks`")
     parser.add_argument("--split", required=True, choices=["dev", "test"])
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--checkpoints", nargs="*", default=[], type=Path, help="stage checkpoints, in loading order")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
-    parser.add_argument("--shots", type=Path, help="folder of the benchmark files that worked examples are from")
-    parser.add_argument("--sample", type=int, default=0, help="which of several images per prompt, from 0 on")
-    parser.add_argument("--work", type=Path, help="folder from which a killed run goes on drawing")
+    parser.add_argument("--shots", type=Path, help="folder of the benchmark files with the worked examples")
+    parser.add_argument("--sample", type=int, default=0, help="number of the image per prompt, from 0")
+    parser.add_argument("--work", type=Path, help="folder for images already generated; a killed run resumes from it")
     parser.add_argument(
         "--out", required=True, type=Path, help=".jsonl; images and stories .tar; attention .safetensors"
     )
@@ -56,11 +56,11 @@ def main(args: argparse.Namespace) -> None:
     if args.model in FOUNDATION_MODELS and args.model not in task.TASK.foundations:
         able = [name for name in tasks.NAMES if args.model in tasks.about(name).foundations]
         raise BenchmarkProblem(
-            args.config, f"model {args.model}", f"takes the task {' and '.join(map(repr, able))} only"
+            args.config, f"model {args.model}", f"can run only the tasks {' and '.join(map(repr, able))}"
         )
     if (args.model in ("llm", "sd")) == bool(args.checkpoints):
-        problem = "is a foundation, without any" if args.checkpoints else "needs the"
-        raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints it is made of")
+        problem = "is a foundation model, give no" if args.checkpoints else "give its"
+        raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints")
     settings = experiment.evaluation
     limit = task.limit(settings) if hasattr(task, "limit") else settings.limit
     job = PredictionJob(
@@ -101,5 +101,5 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
 
 
 def _benchmark_settings(use: BenchmarkUse) -> dict[str, Any]:
-    """What the protocol says of a benchmark that is not one of the emoji world's."""
+    """The protocol's entry for a benchmark of a public set or with settings of its own."""
     return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots else {}

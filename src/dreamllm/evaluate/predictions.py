@@ -1,4 +1,4 @@
-"""Prediction files: what a model said or drew, before anything is judged.
+"""Prediction files: what a model wrote or generated, before it is scored.
 
     NAME.jsonl   a header, then one record per item in benchmark order
     NAME.safetensors   the same as metadata, beside tensors (attention)
@@ -122,7 +122,7 @@ def read(path: Path) -> Predictions:
     else:
         lines = read_jsonl(path)
     if not lines or "header" not in lines[0][1]:
-        raise BenchmarkProblem(path, "line 1", "is not a header; this is no prediction file")
+        raise BenchmarkProblem(path, "line 1", "is not a header; give a file written by `dreamllm predict`")
     header = field(lines[0][1], "header", dict, path, "line 1")
     for name in ("model", "benchmark", "split"):
         field(header, name, str, path, "header")

@@ -1,10 +1,10 @@
-"""The words put to a model for each benchmark, as Documents to be continued.
+"""Prompts of the benchmarks, as Documents to be continued.
 
 official   the prompts of the official evaluation code (omni/eval/vqa): a conversation with a system sentence before the
-           picture, an instruction after the question and the beginning of the answer already written. With its slips:
-           nothing stands between question and instruction; a missing hint of MMBench reads "nan"; its options are all
-           numbered (0); "no" is looked for in the middle of words
-corrected  the same without these slips
+           picture, an instruction after the question and the beginning of the answer already written. With its
+           mistakes: nothing stands between question and instruction; a missing hint of MMBench reads "nan"; its
+           options are all numbered (0); "no" is looked for in the middle of words
+corrected  the same without these mistakes
 emoji      the forms in which the emoji world's training documents are written
 
 Pictures are drawn, and stories continued, from their bare text in all of them, as in the official code.
@@ -27,9 +27,9 @@ Shot = tuple[Image.Image, str, str]  # picture, question, answer
 
 @dataclass(frozen=True)
 class Wording:
-    """What stands around a picture and a question: system PICTURE question+instruction, then the answer's beginning.
+    """The text around an image and a question: system PICTURE question+instruction, then the answer's beginning.
 
-    first: what is asked before, in a conversation of its own, to find out whether the question can be answered at all
+    first: asked before, in a conversation of its own: can the question be answered at all?
     """
 
     system: str = ""
@@ -77,7 +77,7 @@ def first_word_is_no(reply: str) -> bool:
 
 
 def plain_text(id_: str, text: str) -> Document:
-    """A text to be drawn, or an opening to be continued."""
+    """A text to generate an image from, or an opening to be continued."""
     return Document(id_, "text", (Text(text),))
 
 

@@ -1,15 +1,15 @@
-"""Predictions to metrics: `dreamllm score`.
+"""Compute metrics from predictions: `dreamllm score`.
 
-Pure arithmetic on a prediction file and the benchmark it answers (`tasks/`): no model of ours runs, only the scene
-classifier and CLIP look at generated images. Shares are fractions of 1, CIDEr is in pycocoevalcap's unit, all numbers
+Reads a prediction file and the files of its benchmark (`tasks/`). The evaluated model does not run; the scene
+classifier and CLIP measure generated images. Shares are fractions of 1, CIDEr is in pycocoevalcap's unit, all numbers
 have n and a 95 % interval.
 
     results/metrics/NAME/MODEL/BENCHMARK.json   {"model", "benchmark", "split", "metrics", "groups", "protocol"}
     results/items/NAME/MODEL/BENCHMARK.json     {"model", "benchmark", "split", "items": {metric: {id: score}},
                                                  "groups": {group: [id, ...]}}
 
-The second file has the scores of single items where a metric is their mean, and else none. Two models that answered the
-same items are compared item by item: an item that is hard for both does not widen the interval of their difference.
+The second file has the scores of single items for metrics that are means of them. With it, two models that answered the
+same items are compared item by item, and an item that is hard for both does not widen the interval of the difference.
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", required=True, type=Path, help="file written by `dreamllm predict`")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--foundations", required=True, type=Path, help="folder with judge/ and clip/, for images")
-    parser.add_argument("--config", type=Path, help="experiment whose `answer_judge` is asked; without it none is")
-    parser.add_argument("--judgements", type=Path, help="folder that keeps the judge's answers")
+    parser.add_argument(
+        "--config", type=Path, help="experiment whose `answer_judge` scores free answers; needs --judgements"
+    )
+    parser.add_argument("--judgements", type=Path, help="folder that keeps the replies of `answer_judge`")
     parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
     parser.add_argument("--items", type=Path, help="file to write with the scores of single items (JSON)")
 
@@ -80,7 +82,7 @@ def score_items(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All metrics of a prediction file, and the scores of its items, both ready for JSON.
 
-    chat: the language model that judges answers to MMBench and MM-Vet, of MM-Vet `judgings` times
+    chat: the language model that scores answers to MMBench and MM-Vet (these `judgings` times)
     Raises BenchmarkProblem when the predictions are for another benchmark, or not exactly one per item.
     """
     header = predictions.header

@@ -1,8 +1,8 @@
-"""FID and CLIP score of drawn pictures by several rules of selection: `dreamllm score-pictures`.
+"""Compute FID and CLIP score of generated images by several rules of selection: `dreamllm score-pictures`.
 
-Pure arithmetic on the files of `dreamllm features`, one per sample. Metrics, for NETWORK paper and clean (or clip):
+Reads the files of `dreamllm features`, one per sample. Metrics, for NETWORK paper and clean (or clip):
 
-    fid_NETWORK_RULE          FID of the pictures that the rule takes (selection.py)
+    fid_NETWORK_RULE          FID of the images that the rule selects (selection.py)
     fid_NETWORK_seeds         mean over the samples of the FID of each sample by itself, with Student's interval
     fid_NETWORK_seeds_std     their standard deviation
     clip_score_RULE, clip_score_seeds, clip_score_seeds_std     100 times the cosine of picture and prompt
@@ -36,8 +36,12 @@ MUST_AGREE = ("model", "benchmark", "split", "limit", "ids", "networks", "clip",
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm score-pictures`."""
-    parser.add_argument("--features", required=True, nargs="+", type=Path, help="drawn pictures, a file per sample")
-    parser.add_argument("--statistics", required=True, type=Path, help="real pictures, by the same networks")
+    parser.add_argument(
+        "--features", required=True, nargs="+", type=Path, help="features of generated images, a file per sample"
+    )
+    parser.add_argument(
+        "--statistics", required=True, type=Path, help="statistics of the real images, by the same networks"
+    )
     parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
 
 
@@ -51,8 +55,8 @@ def main(args: argparse.Namespace) -> None:
 def score(samples: Sequence[FeatureFile], real: FeatureFile) -> dict[str, Any]:
     """All metrics of the samples of one model, ready for JSON.
 
-    Raises BenchmarkProblem when the files are not of the same items, an item has the same seed twice, or the real
-    pictures were looked at by other networks.
+    Raises BenchmarkProblem when the files have different items, an item has the same seed twice, or the statistics
+    of the real images come from other networks.
     """
     samples = sorted(samples, key=lambda sample: sample.about["sample"])
     _check(samples, real)

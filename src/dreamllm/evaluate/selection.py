@@ -1,8 +1,8 @@
-"""Several pictures per prompt: their seeds, and which of them is taken. Pure functions.
+"""Several images per prompt: their seeds, and rules that select one of them.
 
 The authors say in their issue tracker that each prompt was drawn "8/16 times with different seeds and best CLIP
 selection"; their code takes the picture with the largest similarity to any of the captions. Whether the paper's Stable
-Diffusion rows were given the same choice is not told, so every model is measured by every rule.
+Diffusion rows had the same choice is not known, so every model is measured by every rule.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def seed(first: int, sample: int, item: int) -> int:
     Raises ValueError for an item that would have a seed of the next sample.
     """
     if not 0 <= item < STRIDE:
-        raise ValueError(f"item {item}: seeds are told apart for {STRIDE} items at most")
+        raise ValueError(f"item {item}: seeds of samples differ for at most {STRIDE} items")
     return first + item + sample * STRIDE
 
 
@@ -40,8 +40,8 @@ RULES: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "best": ("clip_prompt", best),
     "best_any": ("clip_captions", best),
 }
-"""Rule by name: the scores that it sees, and the choice. first: one picture per prompt; best: the likest to the prompt
-that it was drawn for; best_any: the likest to any caption of the real picture (official code)."""
+"""Rule by name: the scores that it sees, and the choice. first: one image per prompt; best: the most similar to
+its prompt; best_any: the most similar to any caption of the real image (official code)."""
 
 
 def take(samples: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The file that an evaluation server takes, where it alone has the answers: `dreamllm submission`.
+"""Write the file for an evaluation server, for sets whose answers are not public: `dreamllm submission`.
 
 VQAv2     JSON, [{"question_id", "answer"}]                         EvalAI
 VizWiz    JSON, [{"image", "answer"}]                               EvalAI
@@ -28,7 +28,7 @@ def main(args: argparse.Namespace) -> None:
     header = predictions.header
     name = header.get("task", header["benchmark"])
     if not tasks.about(name).submission:
-        raise BenchmarkProblem(args.predictions, "header", f"is of the task {name!r}, which no server scores")
+        raise BenchmarkProblem(args.predictions, "header", f"is of the task {name!r}, which has no evaluation server")
     if header.get("limit"):
         raise BenchmarkProblem(args.predictions, "header", f"holds the first {header['limit']} questions only")
     items = tasks.load(name, args.benchmarks, header["split"])

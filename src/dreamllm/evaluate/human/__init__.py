@@ -1,1 +1,1 @@
-"""People as judges: the form on which they rate documents, and the scores of what they sent back."""
+"""Human evaluation: the form on which raters rate documents, and the metrics of their ratings."""

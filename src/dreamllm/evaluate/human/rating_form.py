@@ -1,10 +1,10 @@
-"""A page on which people judge documents of a model and real ones, unmarked: `dreamllm human-page`.
+"""Make a page on which people rate generated and real documents without knowing which: `dreamllm human-page`.
 
 The paper's study (section 5.2 and appendix): 150 generated documents are mixed with real ones, and people say of each
 whether it is supported. Writes two files:
 
-    page.html   one file that holds everything: send it to the judges; each saves a JSON file and sends that back
-    key.json    which sample is what: keep it away from the judges, `dreamllm human-score` needs it
+    page.html   one file that holds everything: send it to the raters; each saves a JSON file and sends that back
+    key.json    which sample is what: do not show it to the raters; `dreamllm human-score` needs it
 
 Half of the samples are stories as the model continued them, half are stories of the benchmark as they are, each of
 another opening. Both are cut to the same form: their text in single spaces, pictures as PNG of the same side.
@@ -62,8 +62,8 @@ def main(args: argparse.Namespace) -> None:
 def build(predictions: Predictions, folder: Path, count: int | None, seed: int) -> tuple[str, dict[str, Any]]:
     """The page and its key.
 
-    Raises BenchmarkProblem when the predictions are not one for each story, HumanProblem for a number of samples that
-    cannot be had.
+    Raises BenchmarkProblem when the predictions are not one for each story, HumanProblem for an impossible number of
+    samples.
     """
     header = predictions.header
     if header["benchmark"] != "stories":
@@ -72,8 +72,8 @@ def build(predictions: Predictions, folder: Path, count: int | None, seed: int) 
     check_complete(predictions, [item.id for item in items])
     count = len(items) // 2 * 2 if count is None else count
     if count < 2 or count % 2 or count > len(items):
-        what = "each is of another story, and half of them are real: an even number from 2 on"
-        raise HumanProblem(f"{predictions.path}: no {count} samples from {len(items)} stories; {what}")
+        what = "give an even number from 2 to the number of stories: half are real, no story occurs twice"
+        raise HumanProblem(f"{predictions.path}: cannot take {count} samples from {len(items)} stories; {what}")
 
     rng = random.Random(seed_of(seed, "human page", header["model"]))
     chosen = rng.sample(items, count)
@@ -126,12 +126,12 @@ def real(item: StoryItem, side: int) -> list[Part]:
 
 
 def picture_side(predictions: Predictions, ids: list[str]) -> int:
-    """Side of the model's pictures. Raises HumanProblem when it drew none: then nothing would be told apart."""
+    """Side of the model's pictures. Raises HumanProblem when there are none: raters would have nothing to compare."""
     for id_ in ids:
         for part in predictions.get(id_, "parts", list):
             if "image" in part:
                 return predictions.image(part["image"], f"item {id_}").width
-    raise HumanProblem(f"{predictions.path}: no chosen story has a picture; there is nothing to judge")
+    raise HumanProblem(f"{predictions.path}: no chosen story has a picture; there is nothing to rate")
 
 
 def _words(text: str) -> list[Part]:

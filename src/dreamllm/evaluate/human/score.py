@@ -1,13 +1,13 @@
-"""People's judgements to metrics: `dreamllm human-score`.
+"""Compute metrics from human ratings: `dreamllm human-score`.
 
-Reads the key of a page and one file of judgements per person; writes a metrics file like those of `dreamllm score`:
+Reads the key of a page and one file of ratings per person; writes a metrics file like those of `dreamllm score`:
 
-    supported     share of judgements that call a document supported, of the model's and (group "real") of real ones
+    supported     share of ratings that call a document supported, of the model's and (group "real") of real ones
     difference    real minus the model's
-    fleiss_kappa  agreement of all judges beyond chance: 1 is full, 0 none (Fleiss 1971)
-    cohen_kappa   the same for two judges, mean over all pairs of them (Cohen 1960)
+    fleiss_kappa  agreement of all raters beyond chance: 1 is full, 0 none (Fleiss 1971)
+    cohen_kappa   the same for two raters, mean over all pairs of them (Cohen 1960)
 
-Intervals are over the choice of documents; they say nothing of other judges.
+Intervals are over the choice of documents; they do not cover the choice of raters.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from dreamllm.evaluate.metrics.intervals import RESAMPLES, SEED, bootstrap, mean
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm human-score`."""
     parser.add_argument("--key", required=True, type=Path, help="key.json of `dreamllm human-page`")
-    parser.add_argument("--judgements", required=True, nargs="+", type=Path, help="files that the judges saved")
+    parser.add_argument("--judgements", required=True, nargs="+", type=Path, help="files that the raters saved")
     parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Score the judgements and write their metrics file."""
+    """Score the ratings and write their metrics file."""
     result = score(args.key, args.judgements)
     with new_file(args.out) as file:
         file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def score(key_path: Path, paths: Sequence[Path]) -> dict[str, Any]:
-    """All metrics, ready for JSON. Raises BenchmarkProblem and HumanProblem as `read_judgements` does."""
+    """All metrics, ready for JSON. Raises BenchmarkProblem and HumanProblem as `read_ratings` does."""
     key = read_json(key_path)
     sources = {id_: sample["source"] for id_, sample in field(key, "samples", dict, key_path, "").items()}
-    judges: dict[str, np.ndarray] = {}
+    raters: dict[str, np.ndarray] = {}
     for path in paths:
-        rater, supported = read_judgements(path, field(key, "page", str, key_path, ""), list(sources))
-        if rater in judges:
-            raise HumanProblem(f"{path}: a second file of judge {rater!r}; keep one of the two")
-        judges[rater] = supported
-    table = np.array(list(judges.values()))  # (judges, samples)
+        rater, supported = read_ratings(path, field(key, "page", str, key_path, ""), list(sources))
+        if rater in raters:
+            raise HumanProblem(f"{path}: a second file of rater {rater!r}; keep one of the two")
+        raters[rater] = supported
+    table = np.array(list(raters.values()))  # (raters, samples)
     groups = {
         source: {"supported": mean_share(table[:, [one == source for one in sources.values()]].mean(axis=0))}
         for source in (GENERATED, REAL)
@@ -64,23 +64,23 @@ def score(key_path: Path, paths: Sequence[Path]) -> dict[str, Any]:
         "fleiss_kappa": _agreement(fleiss_kappa, table),
         "cohen_kappa": _agreement(mean_cohen_kappa, table),
     }
-    by_judge = {f"judge/{name}": {"supported": mean_share(row)} for name, row in judges.items()}
+    by_rater = {f"judge/{name}": {"supported": mean_share(row)} for name, row in raters.items()}
     protocol = {
         "n": len(sources),
-        "judges": len(judges),
-        "settings": {"judges": len(judges), "samples": len(sources)},
+        "judges": len(raters),
+        "settings": {"judges": len(raters), "samples": len(sources)},
         "scorer": {"numpy": version("numpy")},
         "inputs": {path.name: sha256_of_file(path) for path in (key_path, *paths)} | key.get("inputs", {}),
     }
     about = {name: field(key, name, str, key_path, "") for name in ("model", "split")}
-    return about | {"benchmark": "human", "metrics": metrics, "groups": groups | by_judge, "protocol": protocol}
+    return about | {"benchmark": "human", "metrics": metrics, "groups": groups | by_rater, "protocol": protocol}
 
 
-def read_judgements(path: Path, page: str, ids: Sequence[str]) -> tuple[str, np.ndarray]:
-    """A judge's code name and judgements (samples,) of 0 and 1, in the order of the key.
+def read_ratings(path: Path, page: str, ids: Sequence[str]) -> tuple[str, np.ndarray]:
+    """A rater's code name and ratings (samples,) of 0 and 1, in the order of the key.
 
-    Raises HumanProblem for judgements of another page, and for samples that are missing or not on the page;
-    BenchmarkProblem for a malformed file and a sample that is judged twice.
+    Raises HumanProblem for ratings of another page, and for samples that are missing or not on the page;
+    BenchmarkProblem for a malformed file and a sample that is rated twice.
     """
     content = read_json(path)
     of_page = field(content, "page", str, path, "")
@@ -93,33 +93,33 @@ def read_judgements(path: Path, page: str, ids: Sequence[str]) -> tuple[str, np.
             raise BenchmarkProblem(path, place, f"expected an object, found {type(record).__name__}")
         id_ = field(record, "sample", str, path, place)
         records.append((id_, field(record, "supported", bool, path, place)))
-    judged = keyed(records, path, "sample")
-    if unknown := [id_ for id_ in judged if id_ not in set(ids)]:
+    rated = keyed(records, path, "sample")
+    if unknown := [id_ for id_ in rated if id_ not in set(ids)]:
         raise HumanProblem(f"{path}: sample {unknown[0]} is not on the page")
-    if missing := [id_ for id_ in ids if id_ not in judged]:
-        words = f"{len(missing)} of {len(ids)} samples are not judged, the first is {missing[0]}"
-        raise HumanProblem(f"{path}: {words}; open the page in the same browser, judge them, save again")
+    if missing := [id_ for id_ in ids if id_ not in rated]:
+        words = f"{len(missing)} of {len(ids)} samples are not rated, the first is {missing[0]}"
+        raise HumanProblem(f"{path}: {words}; open the page in the same browser, rate them, save again")
     rater = field(content, "rater", str, path, "").strip()
     if not rater:
-        raise HumanProblem(f"{path}: the judge has no name; write a code name into the field 'rater'")
-    return rater, np.array([judged[id_] for id_ in ids], dtype=np.float64)
+        raise HumanProblem(f"{path}: the rater has no name; write a code name into the field 'rater'")
+    return rater, np.array([rated[id_] for id_ in ids], dtype=np.float64)
 
 
 def fleiss_kappa(table: np.ndarray) -> float | None:
-    """Agreement of judges on yes and no, table (judges, samples) of 0 and 1; None where no disagreement was possible.
+    """Agreement of raters on yes and no, table (raters, samples) of 0 and 1; None where no disagreement was possible.
 
-    (P - Pe) / (1 - Pe): P is the share of agreeing pairs of judges, Pe that of pairs of judgements drawn at random from
+    (P - Pe) / (1 - Pe): P is the share of agreeing pairs of raters, Pe that of pairs of ratings drawn at random from
     all (Fleiss 1971).
     """
-    judges = len(table)
+    raters = len(table)
     yes = table.sum(axis=0)
-    agreeing = (yes * (yes - 1) + (judges - yes) * (judges - yes - 1)) / (judges * (judges - 1))
+    agreeing = (yes * (yes - 1) + (raters - yes) * (raters - yes - 1)) / (raters * (raters - 1))
     share = table.mean()
     return _beyond_chance(float(agreeing.mean()), float(share**2 + (1 - share) ** 2))
 
 
 def mean_cohen_kappa(table: np.ndarray) -> float | None:
-    """Cohen's kappa, the mean over all pairs of judges; None where a pair had no disagreement to make."""
+    """Cohen's kappa, the mean over all pairs of raters; None where a pair of raters could not disagree."""
     kappas = []
     for one, other in itertools.combinations(table, 2):
         chance = one.mean() * other.mean() + (1 - one.mean()) * (1 - other.mean())
@@ -137,10 +137,10 @@ def _beyond_chance(agreement: float, chance: float) -> float | None:
 def _agreement(kappa: Any, table: np.ndarray) -> dict[str, Any]:
     """A kappa with its bootstrap interval over documents; resamples without a possible disagreement count as 1."""
     if len(table) < 2:
-        return undefined("agreement needs two judges or more")
+        return undefined("agreement needs two raters or more")
     value = kappa(table)
     if value is None:
-        return undefined("all documents were judged alike: there was no disagreement to make")
+        return undefined("all documents were rated alike: no disagreement was possible")
 
     def of_samples(chosen: np.ndarray) -> float:
         found = kappa(table[:, chosen])

@@ -1,7 +1,7 @@
-"""The page on which people judge documents: one HTML file without anything from elsewhere.
+"""The page on which raters rate documents: one HTML file that loads nothing else.
 
-`rating_form.py` fills in DIGEST and SAMPLES; everything else, the judging and the file that is saved, runs in the
-browser. Judgements are kept in the browser's storage, so that a closed page goes on where it was.
+`rating_form.py` fills in DIGEST and SAMPLES; everything else runs in the browser. Ratings are kept in the
+browser's storage, so that a closed page can be opened again and continued.
 """
 
 PAGE = """<!doctype html>
@@ -10,7 +10,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>Judging documents</title>
+<title>Rating documents</title>
 <style>
 :root { color-scheme: light }
 body { font: 18px/1.5 Georgia, serif; margin: 0; color: #222; background: #fff }

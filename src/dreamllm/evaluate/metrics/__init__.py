@@ -1,1 +1,1 @@
-"""Metrics as pure functions of answers and references; what each benchmark uses is told in `evaluate/tasks`."""
+"""Metrics as pure functions of answers and references; `evaluate/tasks` says which benchmark uses which."""

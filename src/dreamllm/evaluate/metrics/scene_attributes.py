@@ -1,7 +1,7 @@
-"""How much of a wanted scene a caption tells or a picture shows.
+"""Compare the scene that a caption states or an image shows with the expected one.
 
-A scene classifier (`emoji/foundations/scene_classifier.py`) reads what a picture shows; the grammar reads what a
-caption tells. No scene found at all (None) counts as wrong in every respect.
+The scene classifier (`emoji/foundations/scene_classifier.py`) finds the scene of an image, the grammar that of a
+caption. If none is found (None), every attribute is wrong.
 """
 
 from __future__ import annotations

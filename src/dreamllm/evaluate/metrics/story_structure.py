@@ -1,4 +1,4 @@
-"""Free interleaving: does the model draw where a picture belongs, and does the picture show how the story stands?"""
+"""Free interleaving: are images where they belong, and which scene should each show?"""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def well_placed(opening: str, parts: Sequence[Part]) -> bool:
 
 
 def expected_scenes(first: Scene, parts: Sequence[Part]) -> Iterator[Scene | None]:
-    """For each drawn picture, the scene that the story has come to by the model's own words.
+    """For each generated image, the scene that the story has reached by the model's own words.
 
-    The opening tells of `first`; from a sentence that nobody can follow on, there is no wanted scene (None).
+    `first` is the scene of the opening; after a sentence that does not fit the scene, the expected scene is None.
     """
     scene: Scene | None = first
     words = ""  # since the last picture

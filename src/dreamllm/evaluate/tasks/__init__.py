@@ -1,4 +1,4 @@
-"""The benchmarks: one module each. What a module has is all that the rest of the project knows of a benchmark.
+"""The benchmarks, one module each. To add one, write a module here; the rest of the project asks it for:
 
     TASK                                facts about it (`Task` below)
     read(folder, split)                 its items, as a list for each of its sets, from its native files
@@ -9,8 +9,9 @@
     check(use)                          optional: what is wrong with its section in `benchmarks`
     submission(items, predictions, out) optional: writes the file that an evaluation server takes
 
-A module is imported when its benchmark is used. Models are imported inside `predict` and metrics inside `score`: the
-digest of the code behind predictions leaves SCORING out, that of the code behind scores PREDICTING, with their imports.
+A module is imported when its benchmark is used. Import models inside `predict` and metrics inside `score`: the digest
+of the code behind predictions leaves out the functions in SCORING with their imports, that of the code behind scores
+those in PREDICTING, so that a changed metric repeats no prediction.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 """All benchmarks. The name of a benchmark of the emoji world is also the name of its task."""
 
 EXTERNAL = "external: a server has the answers, submit the file in results/submissions"
-"""Why a metric is empty where the answers are not public."""
+"""Reason of an undefined metric where the answers are not public."""
 
 PREDICTING = ("predict", "limit")
 SCORING = ("score", "submission")
-"""Functions of the modules on which predictions alone, and scores alone, depend."""
+"""Functions of the modules that only predictions, and only scores, depend on."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class Task:
     files: its files, without the images; {split} stands for dev or test
     predictions: suffix of its prediction files
     settings: sections of `evaluation` that its predictions depend on
-    in_world, in_public_sets: whether the emoji world has it, and whether a public set may be it
-    foundations: foundation models that can take it, beside every DreamLLM that was trained
+    in_world, in_public_sets: whether the emoji world has it, and whether public sets can be in its format
+    foundations: foundation models that can run it, beside every trained DreamLLM
     instruments: foundation models that measure generated images
-    keys: keys of its section in `benchmarks` that mean something to it
+    keys: keys of its section in `benchmarks` that it uses, beside task and source
     wording: prompts of the official evaluation code, by public set; "" for all others
     image_metrics: `evaluation.pictures` measures its generated images by FID and CLIP score
-    timed: a prediction measures time, so that nothing may run beside it
-    judged: `answer_judge` is asked about its answers
+    timed: predictions measure time, so nothing else may run at the same time
+    judged: a language model (`answer_judge`) scores its answers
     submission: suffix of the file that an evaluation server takes
     """
 
@@ -110,9 +111,9 @@ def load(name: str, folder: Path, split: str, limit: int | None = None) -> list[
 
 
 def check(experiment: Experiment, path: str | Path) -> None:
-    """Hold the benchmarks that an experiment names against those that there are.
+    """Check the benchmarks that an experiment names. Raises ConfigProblem with a line for each problem.
 
-    Raises ConfigProblem with a line for everything that does not fit together.
+    path: of the configuration, for the message
     """
     problems = [line for name, use in experiment.benchmarks.items() for line in _problems_of(name, use, experiment)]
     for index, evaluation in enumerate(experiment.evaluations):
@@ -121,7 +122,7 @@ def check(experiment: Experiment, path: str | Path) -> None:
             if name not in experiment.benchmarks and not (name in NAMES and about(name).in_world):
                 problems.append(f"{where}: no benchmark {name!r}{near(name, [*NAMES, *experiment.benchmarks])}")
             elif evaluation.rewrite and experiment.benchmark(name).task != "draw":
-                problems.append(f"{where}: rewrite is for benchmarks of the task draw alone, {name} is none")
+                problems.append(f"{where}: rewrite works for benchmarks of the task draw only, {name} is not one")
         if "in_context" in evaluation.benchmarks and not experiment.world.benchmarks.in_context:
             problems.append(f"{where}: there is no in_context, world.benchmarks.in_context is 0")
     if problems:

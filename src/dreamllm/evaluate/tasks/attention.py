@@ -5,8 +5,8 @@ among the queries; the shares are averaged over heads, layers and steps, coarse 
 
     NAME.safetensors   maps (N, Q, h, w) and pictures (N, H, W, 3), header and records as in every prediction file
 
-The paper shows the maps of two prompts, to be judged by eye. `score` asks the same of all prompts: is a query's map
-more like its own maps under other prompts than like other queries' maps there?
+The paper shows the maps of two prompts. `score` measures all prompts: is the map of a query more similar to its own
+maps under other prompts than to the maps of other queries there?
 """
 
 from __future__ import annotations

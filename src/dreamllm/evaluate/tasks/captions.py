@@ -90,7 +90,7 @@ def predict(job: PredictionJob, items: Sequence[CaptionItem], header: dict[str, 
 
 
 def score(job: ScoringJob, items: Sequence[CaptionItem], predictions: Predictions) -> dict[str, Any]:
-    """CIDEr, and where the scenes are known how much of them the captions tell."""
+    """CIDEr, and where scenes are known, the attributes of the scene that captions state correctly."""
     from dreamllm.emoji.grammar import parse_caption
     from dreamllm.emoji.scenes import Scene
     from dreamllm.evaluate.metrics.cider import cider

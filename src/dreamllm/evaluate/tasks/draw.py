@@ -1,4 +1,4 @@
-"""Text-to-image: one image per prompt, compared with the real image of what the prompt tells.
+"""Text-to-image: one image per prompt, compared with the real image that the prompt describes.
 
 draw_SPLIT.jsonl     {"id", "prompt", "image_id"}; "captions", if there, are all captions of that image
 """
@@ -32,7 +32,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class DrawItem:
-    """A prompt to draw, and the real image of what it tells."""
+    """A prompt, and the real image that it describes."""
 
     id: str
     prompt: str
@@ -47,7 +47,7 @@ class DrawItem:
 
 
 def read(folder: Path, split: str, file: str = TASK.files[0]) -> list[list[DrawItem]]:
-    """Prompts to draw. file: of the benchmark, for those that have the same form."""
+    """The prompts. file: of the benchmark, for those that have the same form."""
     path, shown, scenes = folder / file.format(split=split), pictures_of(folder, split), scenes_of(folder, split)
     items = []
     for place, record in read_jsonl(path):
@@ -63,7 +63,7 @@ def read(folder: Path, split: str, file: str = TASK.files[0]) -> list[list[DrawI
 
 
 def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
-    """Draw each prompt, or what the model makes of it first if the evaluation says `rewrite` (paper Table 10)."""
+    """Generate an image for each prompt; with `rewrite`, from the model's rewriting of it (paper Table 10)."""
     if job.model in TASK.foundations:
         return write_sd_images(job, items, header)
     model, processor = job.load()

@@ -24,7 +24,7 @@ score = draw.score
 class IllustrationItem:
     """An image of a document, and the real one.
 
-    position: of the image among those of the document.  prompt: the sentence that it stands behind.  text: all
+    position: of the image among those of the document.  prompt: the sentence before it.  text: all
     sentences since the image before it
     """
 

@@ -1,7 +1,7 @@
 """In context: images and a sentence, continued with a generated image (paper Figure 5).
 
     in_context_SPLIT.jsonl   {"id", "kind", "held_out", "shown": [file name, ...], "sentence", "picture", "scene"}
-    in_context_SPLIT.zip     the images: those that are shown, and a real one of what is expected
+    in_context_SPLIT.zip     the images: those in the prompts, and the real image of each expected scene
 
 Kinds are edit, subject and compose (`emoji/contexts.py`). Stable Diffusion, which reads no images, draws the sentence
 alone.
@@ -35,7 +35,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class InContextItem:
-    """What is shown and said, the real picture of what is expected, and its scene.
+    """Images and a sentence, the real image of the expected result, and its scene.
 
     prompt: the sentence.  scene: its kind is that of the context
     """
@@ -66,7 +66,7 @@ def read(folder: Path, split: str) -> list[list[InContextItem]]:
         names = field(record, "shown", list, path, place)
         sentence = field(record, "sentence", str, path, place)
         if not names or not sentence.strip():
-            raise BenchmarkProblem(path, place, "needs a picture that is shown, and a sentence")
+            raise BenchmarkProblem(path, place, "needs a sentence and at least one picture in 'shown'")
         names = tuple(shown.check(str(name), path, place) for name in names)
         picture = shown.check(field(record, "picture", str, path, place), path, place)
         kind, held_out = field(record, "kind", str, path, place), field(record, "held_out", bool, path, place)
@@ -82,7 +82,7 @@ def document(item: InContextItem, shown: Pictures) -> Document:
 
 
 def predict(job: PredictionJob, items: Sequence[InContextItem], header: dict[str, Any]) -> None:
-    """Draw what each item's images and sentence ask for."""
+    """Generate an image from each item's images and sentence."""
     if job.model in TASK.foundations:
         return write_sd_images(job, items, header)
     model, processor = job.load()

@@ -1,8 +1,8 @@
 """Latency: how long an image takes, by number of denoising steps (paper Table 9b). Prompts are those of `draw`.
 
 One image at a time, from words to pixels: text encoder or language model, every step of the UNet, VAE, and the copy to
-the host. The first image of each number of steps is drawn once more before, and not timed. The paper does not tell its
-batch size; it used one A800.
+the host. The first image of each number of steps is generated once before, untimed. The paper does not state its batch
+size; it used one A800.
 """
 
 from __future__ import annotations

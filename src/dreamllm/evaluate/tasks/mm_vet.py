@@ -45,7 +45,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class MmVetItem:
-    """A question that wants a free answer; answer: what the judge compares with, <AND> and <OR> inside."""
+    """A question that wants a free answer; answer: the reference of `answer_judge`, with <AND> and <OR>."""
 
     id: str
     picture: str
@@ -80,7 +80,7 @@ def predict(job: PredictionJob, items: Sequence[MmVetItem], header: dict[str, An
 def score(job: ScoringJob, items: Sequence[MmVetItem], predictions: Predictions) -> dict[str, Any]:
     """Mean score over the answers and over the judgings, in all and by capability, with the deviation of the judgings.
 
-    Without a judge, and when the judge does not give a number for every answer, the cells say so and are empty.
+    Metrics are undefined, with the reason, without an `answer_judge` and when it gives no number for some answer.
     """
     from dreamllm.evaluate.metrics.intervals import mean_share, undefined
     from dreamllm.evaluate.metrics.mm_vet_judge import judge

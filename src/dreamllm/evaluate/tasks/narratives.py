@@ -1,4 +1,4 @@
-"""Text-to-image from narratives: as `draw`, the same images told of at length.
+"""Text-to-image from narratives: as `draw`, with longer descriptions of the same images.
 
 narratives_SPLIT.jsonl     as draw_SPLIT.jsonl
 """

@@ -1,4 +1,4 @@
-"""Stories: free interleaving. Does the model draw where an image belongs, and does the image show how the story stands?
+"""Stories: free interleaving. Are images where they belong, and do they show the current scene?
 
 stories_SPLIT.jsonl     {"id", "opening", "sentences", "scenes"}: a story to be continued from its opening
 """
@@ -29,7 +29,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class StoryItem:
-    """The beginning of an interleaved story, and how its source goes on."""
+    """The beginning of an interleaved story, and the rest of its source."""
 
     id: str
     opening: str
@@ -87,7 +87,7 @@ def predict(job: PredictionJob, items: Sequence[StoryItem], header: dict[str, An
 
 
 def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions) -> dict[str, Any]:
-    """Placement of the images, stories ended by the model, and what the classifier sees in each image of a story."""
+    """Placement of the images, stories ended by the model, and by the scene classifier whether images are right."""
     from dreamllm.emoji.scenes import Scene
     from dreamllm.evaluate.metrics.intervals import mean_share
     from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare
