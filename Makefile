@@ -12,10 +12,10 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tables report foundations test lint bench downloader audit restore record lock clean
+.PHONY: help setup tables report foundations test test-all lint bench downloader audit restore record lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## environment in .venv; TORCH="torch==2.13.0 --index-url URL" chooses another build of torch
 
@@ -40,7 +40,10 @@ foundations: setup ## train the foundation models from nothing instead of fetchi
 	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations
 
 test: lint ## all tests, with a miniature run of the whole DAG
-	pytest -n 2 --dist loadfile
+	pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: test ## the tests of make test, then those of minutes more: a Slurm cluster of this machine alone
+	pytest -m slow
 
 lint: setup ## formatting and static checks
 	ruff check .

@@ -28,10 +28,8 @@ SCORE = "results/metrics/smoke/alignment/captions.json"
 FAST = ("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1")  # there is no accounting
 FAST += ("--seconds-between-status-checks", "1", "--latency-wait", "10", "--retries", "0")
 
-if reason := slurm.missing() or (
-    "" if find_spec("snakemake_executor_plugin_slurm") else "no executor plugin for Slurm"
-):
-    pytest.skip(reason, allow_module_level=True)
+reason = slurm.missing() or ("" if find_spec("snakemake_executor_plugin_slurm") else "no executor plugin for Slurm")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason), reason=reason)]
 
 
 @pytest.fixture(scope="module")
