@@ -32,9 +32,9 @@ class BenchmarkProblem(ValueError):
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises BenchmarkProblem when it is missing or not text."""
+    """The text of a UTF-8 file, without its byte order mark. Raises BenchmarkProblem when it is missing or not text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BenchmarkProblem(path, "", "no such file") from None
     except UnicodeDecodeError as error:

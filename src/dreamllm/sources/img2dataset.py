@@ -32,7 +32,7 @@ def documents(unit: Path, settings: SourceSettings) -> Iterator[Document | Rejec
             yield members
             continue
         suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in members), None)
-        caption = " ".join(members.get("txt", b"").decode("utf-8", "replace").split())
+        caption = " ".join(members.get("txt", b"").decode("utf-8-sig", "replace").split())
         if suffix is None:
             yield Rejected("no picture", where)
         elif not caption:
@@ -98,5 +98,5 @@ def _meta(members: dict[str, bytes]) -> dict[str, Any]:
     """The address and digest of a picture, as img2dataset recorded them."""
     if "json" not in members:
         return {}
-    recorded = parse(members["json"].decode("utf-8"))
+    recorded = parse(members["json"].decode("utf-8-sig"))
     return {key: recorded[key] for key in ("url", "sha256") if isinstance(recorded, dict) and recorded.get(key)}

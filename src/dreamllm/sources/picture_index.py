@@ -46,7 +46,7 @@ def _url(file, place: tuple[int, int] | None) -> str | None:
         return None
     file.seek(place[0])
     try:
-        return parse(file.read(place[1]).decode("utf-8"))["url"]
+        return parse(file.read(place[1]).decode("utf-8-sig"))["url"]
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -72,7 +72,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     """Read the checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing or malformed."""
     path = Path(folder) / METADATA
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {METADATA}") from None
     except ValueError as error:
