@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from dreamllm.data import images
 from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.layout import (
     TEMPLATES,
@@ -146,8 +147,8 @@ class DreamLLMProcessor(ProcessorMixin):
 
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Prepare pictures for CLIP: (N, 3, Hc, Wc), normalised."""
-        images = [picture.convert("RGB") for picture in pictures]
-        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        upright = [images.upright_rgb(picture) for picture in pictures]
+        return self.image_processor(images=upright, return_tensors="pt")["pixel_values"]
 
     def draw_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Prepare pictures for the VAE: (M, 3, draw_size, draw_size) in [-1, 1], resized, then cropped."""
@@ -184,10 +185,11 @@ def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = ""
 
 def _to_pixels(picture: Image.Image, side: int) -> torch.Tensor:
     """One picture as (3, side, side) in [-1, 1]; bilinear, with torchvision's rounding of sizes and offsets."""
+    picture = images.upright_rgb(picture)
     width, height = picture.size
     shorter = min(width, height)
     width, height = int(side * width / shorter), int(side * height / shorter)
-    resized = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     values = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float32)  # (side, side, 3)
     return torch.from_numpy(values).permute(2, 0, 1) / 127.5 - 1

@@ -315,12 +315,13 @@ def picture_files(folders: Folders) -> PictureFiles:
     return PictureFiles(folders)
 
 
-def picture(data: bytes, side: int, smallest: int) -> Image.Image:
+def picture(data: bytes, side: int, smallest: int, orientation: int = 1) -> Image.Image:
     """Decode a picture file to RGB and shrink it until its shorter side has at most `side` pixels.
 
+    orientation: as in `images.decode`
     Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
     """
-    image = images.decode(data)
+    image = images.decode(data, orientation)
     shorter = min(image.size)
     if shorter < smallest:
         raise ValueError(f"is smaller than {smallest} pixels")

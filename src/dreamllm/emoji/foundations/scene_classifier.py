@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamllm.config.foundations import SceneClassifierRecipe
+from dreamllm.data.images import upright_rgb
 from dreamllm.emoji.foundations.scene_batches import Batch, make_batch, prefetch, render_batch
 from dreamllm.emoji.scenes import (
     BACKGROUND_NAMES,
@@ -65,7 +66,7 @@ class SceneClassifier(nn.Module):
         """The most likely scene of each picture; pictures of another size are resized."""
         scenes: list[Scene] = []
         for start in range(0, len(pictures), 256):
-            resized = [p.convert("RGB").resize((self.side, self.side)) for p in pictures[start : start + 256]]
+            resized = [upright_rgb(p).resize((self.side, self.side)) for p in pictures[start : start + 256]]
             best = [logits.argmax(1).tolist() for logits in self(to_tensor(resized).to(self.heads.weight.device))]
             scenes += [_scene(self.names, *choice) for choice in zip(*best, strict=True)]
         return scenes
