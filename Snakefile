@@ -20,9 +20,8 @@ if workflow.is_main_process and (reason := refusal_under_dvc("dvc.yaml")):
 onstart:
     sweep("results")  # remove unfinished files of killed jobs; this run holds the lock, so no other job is writing
     if workflow.is_main_process and workflow.local_exec and MACHINE.gpus == 0 and MACHINE.threads == 1:
-        job_server.start(
-            **MALLOC, **job_server.ONE_THREAD
-        )  # they share the imports of torch; it ends with Snakemake
+        # jobs share the imports of torch; the server ends with Snakemake
+        job_server.start(**MALLOC, **job_server.ONE_THREAD)
 
 
 report: "workflow/report/workflow.rst"

@@ -144,7 +144,14 @@ def rewrite(
 
 
 def sd_of(job: PredictionJob) -> tuple[Path, Path | None]:
-    """The folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet in place of its own."""
+    """The folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet in place of its own.
+
+    Raises CheckpointProblem for a UNet that was fine-tuned from another Stable Diffusion.
+    """
+    from dreamllm.train.checkpoint import check_finetuned_sd
+
+    if job.checkpoints:
+        check_finetuned_sd(job.checkpoints[0], job.foundations / "sd")
     return job.foundations / "sd", job.checkpoints[0] / "unet" if job.checkpoints else None
 
 
