@@ -132,18 +132,34 @@ class DreamLLMProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Inputs of `generate` for one or more strings; each `<image>` in them is replaced by the next of `images`.
+        """Inputs of `generate` for texts to be continued; each `<image>` in them is replaced by the next of `images`.
 
-        Raises PromptProblem if the numbers of placeholders and pictures differ.
+        A question is not continued but answered, in the words of a conversation: make a Document of kind
+        "conversation" and pass it to `prompts`.
+        Raises PromptProblem for questions, for images that are not PIL's, and if the numbers of placeholders and
+        pictures differ.
         """
         if text is None or return_tensors != "pt":
             raise ValueError("pass text, with <image> where the pictures are; only return_tensors='pt' is supported")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+        pictures = [images] if isinstance(images, Image.Image) else list([] if images is None else images)
+        if other := next((one for one in pictures if not isinstance(one, Image.Image)), None):
+            raise PromptProblem(f"images: expected PIL images in one list, found {type(other).__name__}")
+        self._refuse_questions(texts)
         documents = [
             Document(f"text {index}", "interleaved", parts) for index, parts in enumerate(parse(texts, pictures))
         ]
         return self.prompts(documents, mode="comprehension")
+
+    def _refuse_questions(self, texts: Sequence[str]) -> None:
+        """Raises PromptProblem for a text that asks, which the model was trained to answer in conversations alone."""
+        roles = (TEMPLATES[self.template].user, TEMPLATES[self.template].assistant)
+        for text in texts:
+            if text.rstrip().endswith(("?", "\uff1f")) or any(role in text for role in roles):
+                raise PromptProblem(
+                    f"{text[-60:]!r} is a question or a conversation, and a plain string is continued as a text; pass "
+                    'prompts([Document(ID, "conversation", (Picture(image, "user"), Text(question, "user")))])'
+                )
 
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Prepare pictures for CLIP: (N, 3, Hc, Wc), normalised."""

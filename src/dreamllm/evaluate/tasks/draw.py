@@ -97,7 +97,8 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
     wanted = [Scene.from_json(item.scene.scene) for item in items if getattr(item, "scene", None)]
     if len(wanted) == len(items):
         classifier = job.scene_classifier(wanted)
-        right = compare_each(classifier.predict([predictions.image(*place) for place in places]), wanted)
+        shown = [predictions.image(*place) for place in places]
+        right = compare_each(classifier.predict(shown, [item.id for item in items]), wanted)
         right_on_real = compare_each(classifier.predict([real.read(item.picture) for item in items]), wanted)
 
         def measure(chosen: Sequence[int]) -> Metrics:

@@ -106,7 +106,7 @@ def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predicti
     wanted = [Scene.from_json(item.scene.scene) for item in items]
     classifier = job.scene_classifier(wanted)
     drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
-    right = compare_each(classifier.predict(drawn), wanted)
+    right = compare_each(classifier.predict(drawn, [item.id for item in items]), wanted)
     real = compare_each(classifier.predict([shown.read(item.picture) for item in items]), wanted)["all"]
 
     def measure(chosen: Sequence[int]) -> Metrics:
