@@ -143,8 +143,8 @@ class DreamLLMProcessor(ProcessorMixin):
             raise ValueError("pass text, with <image> where the pictures are; only return_tensors='pt' is supported")
         texts = [text] if isinstance(text, str) else list(text)
         pictures = [images] if isinstance(images, Image.Image) else list([] if images is None else images)
-        if other := next((one for one in pictures if not isinstance(one, Image.Image)), None):
-            raise PromptProblem(f"images: expected PIL images in one list, found {type(other).__name__}")
+        if others := [type(one).__name__ for one in pictures if not isinstance(one, Image.Image)]:
+            raise PromptProblem(f"images: expected PIL images in one list, found {others[0]}")
         self._refuse_questions(texts)
         documents = [
             Document(f"text {index}", "interleaved", parts) for index, parts in enumerate(parse(texts, pictures))
