@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 import tiny
@@ -134,7 +134,8 @@ def test_the_last_checkpoint_with_queries_says_how_many(foundations, tmp_path):
 def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_copied(foundations, tmp_path):
     folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
     tensors = {"dream_queries": torch.zeros(1, 4, 32), "condition_projector.weight": torch.zeros(7, 5)}
-    save_file(tensors | {"plugin.weight": torch.zeros(1)}, folder / "trained.safetensors")
+    metadata = checkpoint.read_metadata(folder)
+    save_trained(folder, tensors | {"plugin.weight": torch.zeros(1)}, metadata, "step\n")
     with pytest.raises(CheckpointProblem) as error:
         load_model(foundations, [folder])
     assert "has no plugin.weight" in str(error.value)
@@ -143,6 +144,13 @@ def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_copied(foundations, 
     with pytest.raises(CheckpointProblem):
         checkpoint.load_trained(model, folder)
     assert model.dream_queries.abs().sum() > 0
+
+
+def test_another_file_of_tensors_than_the_recorded_one_is_refused(foundations, tmp_path):
+    folder, other = (save_changed(tmp_path / f"{n}", foundations, ["dream_queries"], n) for n in (1, 2))
+    (folder / "trained.safetensors").write_bytes((other / "trained.safetensors").read_bytes())
+    with pytest.raises(CheckpointProblem, match=r"trained.safetensors: is not the file that checkpoint.json describes"):
+        load_model(foundations, [folder])
 
 
 def test_what_is_no_checkpoint_is_refused(foundations, tmp_path):

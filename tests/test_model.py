@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -27,6 +30,8 @@ from dreamllm.data.packing import pack
 from dreamllm.model import diffusion
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
+from dreamllm.model.processor import PromptProblem
+from dreamllm.model.text_only import PictureDue
 from dreamllm.model.vision import patch_features
 from dreamllm.train.distributed import checkpoint_activations
 
@@ -391,7 +396,7 @@ def test_conditions_are_dropped_in_training_only():
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"use_cache": False}])
 def test_stock_generate_reads_the_pictures_of_a_padded_batch(options):
     model, processor = tiny.build()
-    texts, pictures = ["What is <image> ?", "<image> and <image> are a dog"], [tiny.picture(i) for i in range(3)]
+    texts, pictures = ["This is <image> .", "<image> and <image> are a dog"], [tiny.picture(i) for i in range(3)]
     options = options | {"max_new_tokens": 6, "do_sample": False}
     inputs = processor(text=texts, images=pictures)
     together = model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
@@ -417,3 +422,51 @@ def test_a_processor_call_with_too_few_pictures_is_an_error():
     _, processor = tiny.build()
     with pytest.raises(ValueError, match="2 <image> placeholders, but 1 pictures"):
         processor(text="<image> and <image>", images=tiny.picture())
+
+
+@pytest.mark.parametrize(
+    "words", ["<image>\nWhat is on the grass?", "<image> Why \uff1f ", "USER: <image> Describe it. ASSISTANT:"]
+)
+def test_a_question_as_a_plain_string_is_an_error_that_says_how_to_ask(words):
+    _, processor = tiny.build()
+    with pytest.raises(PromptProblem, match=r"is a question or a conversation.*prompts\(\[Document\("):
+        processor(text=words, images=tiny.picture())
+    assert processor.prompts([tiny.conversation()])["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("images", [[[tiny.picture()]], np.zeros((4, 4, 3)), [np.zeros((4, 4, 3))], ["cat.png"]])
+def test_images_that_are_not_pil_images_are_an_error(images):
+    _, processor = tiny.build()
+    with pytest.raises(PromptProblem, match="expected PIL images in one list, found"):
+        processor(text="<image>", images=images)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}])
+def test_stock_generate_stops_with_an_error_where_a_picture_is_due(options):
+    model, processor = tiny.build()
+    start = processor.vocabulary.dream_start
+    forced = {"prefix_allowed_tokens_fn": lambda row, ids: [start] if row == 0 else [5, 6, 7], "max_new_tokens": 3}
+    inputs = processor(text=["A ship.", "A dog."])
+    with pytest.raises(PictureDue, match=r"row 0: .*a picture is due.*interleave"):
+        model.generate(**inputs, **forced, **options)
+    ended = model.generate(**inputs, **forced, **options, eos_token_id=[start, 2], pad_token_id=0)
+    assert ended[0, inputs["input_ids"].shape[1]] == start, "a text may end where a picture is due"
+
+
+def test_the_vocabulary_can_be_resized():
+    model, _ = tiny.build()
+    before = model.get_output_embeddings().weight.clone()
+    model.resize_token_embeddings(420, mean_resizing=False)
+    assert model.get_output_embeddings().out_features == model.get_input_embeddings().num_embeddings == 420
+    assert torch.equal(model.get_output_embeddings().weight[: len(before)], before)
+
+
+def test_autoprocessor_knows_the_processor_when_the_model_alone_is_imported(tmp_path):
+    _, processor = tiny.build()
+    processor.save_pretrained(tmp_path)
+    code = (
+        "import dreamllm.model.dreamllm, transformers, sys\n"
+        "print(type(transformers.AutoProcessor.from_pretrained(sys.argv[1])).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "DreamLLMProcessor"

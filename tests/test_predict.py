@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd / "unet")).save_pretrained(
         folder / "arm" / "unet"
     )
-    (folder / "arm" / "checkpoint.json").write_text("{}")
+    about = {"foundations": {"sd": checkpoint.digest(sd)}, "tensors": checkpoint.digest(folder / "arm/unet")}
+    (folder / "arm" / "checkpoint.json").write_text(json.dumps(about))
     model, _ = checkpoint.build_from_foundations(
         *(foundations / part for part in ("llm", "clip", "sd")), **MODEL_OPTIONS
     )
@@ -116,6 +118,18 @@ def test_the_fine_tuned_unet_is_the_one_that_draws(world: Path, tmp_path: Path) 
     plain = predicted(world, tmp_path / "plain.tar", "sd", "draw", [])
     tuned = predicted(world, tmp_path / "tuned.tar", "sd_finetuned", "draw", ["arm"])
     assert plain.image("000000.png", "").tobytes() != tuned.image("000000.png", "").tobytes()
+
+
+def test_a_unet_that_was_fine_tuned_from_another_stable_diffusion_is_refused(world: Path, tmp_path: Path) -> None:
+    shutil.copytree(world / "arm", tmp_path / "arm")
+    about = json.loads((tmp_path / "arm/checkpoint.json").read_text())
+    (tmp_path / "arm/checkpoint.json").write_text(json.dumps(about | {"foundations": {"sd": "0" * 64}}))
+    with pytest.raises(checkpoint.CheckpointProblem, match=r"arm: its checkpoint.json names another sd .* 0000"):
+        predicted(world, tmp_path / "drawn.tar", "sd_finetuned", "draw", [str(tmp_path / "arm")])
+    (tmp_path / "arm/checkpoint.json").write_text(json.dumps(about | {"tensors": "0" * 64}))
+    with pytest.raises(checkpoint.CheckpointProblem, match=r"names another unet"):
+        predicted(world, tmp_path / "drawn.tar", "sd_finetuned", "draw", [str(tmp_path / "arm")])
+    assert not (tmp_path / "drawn.tar").exists()
 
 
 def test_stories_are_told_and_scored(world: Path, tmp_path: Path) -> None:

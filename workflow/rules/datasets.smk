@@ -38,6 +38,12 @@ def pictures_from(name):
     return ["--pictures-from", *(f"{prefix}={PATHS.raw(other)}" for other, prefix in others)] if others else []
 
 
+def of_pictures(name):
+    """A digest of all that the downloaded pictures of a data set depend on."""
+    program = Path("workflow/fetch_pictures.sh").read_text(encoding="utf-8")
+    return digest(use(name).candidates, use(name).min_similarity, PUBLIC[name].format, PUBLIC[name].columns, program)
+
+
 def distributor(wildcards, output):
     """How img2dataset spreads its work, from `machine`; a function of the output (see common.smk)."""
     return MACHINE.distributor

@@ -57,11 +57,10 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
         resources:
             **CPU_JOB,
         params:
-            partial=PATHS.source(SET, f"fetching-{digest(use(SET), PUBLIC[SET].format)}"),
+            partial=PATHS.source(SET, f"fetching-{of_pictures(SET)}"),
             captions=["--caption_col", "caption"] if PUBLIC[SET].has_captions else [],
-            side=use(SET).picture_side,
             distributor=distributor,
         shell:
-            "python -m dreamllm.timings {log:q} sh workflow/fetch_pictures.sh {input.urls:q}/urls.jsonl.gz {params.partial:q} {output.pictures:q}"
-            " --image_size {params.side} --processes_count {threads} --distributor {params.distributor}"
+            "python -m dreamllm.timings {log:q} sh workflow/fetch_pictures.sh {input.urls:q}/urls.jsonl.gz"
+            " {params.partial:q} {output.pictures:q} --processes_count {threads} --distributor {params.distributor}"
             " {params.captions:q} > {log:q} 2>&1"

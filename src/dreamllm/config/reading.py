@@ -43,7 +43,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file with a mapping. Raises ConfigProblem when it is missing, malformed or has a duplicate key."""
     path = Path(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_StrictLoader)
     except FileNotFoundError:
         others = ", ".join(str(p) for p in sorted(path.parent.glob("*.yaml"))) or "none"
         raise ConfigProblem(f"{path}: no such file; configurations there: {others}") from None

@@ -1,24 +1,41 @@
-"""Decode picture files to RGB and encode pictures; handles colour modes, transparency and damaged files."""
+"""Decode picture files to RGB and encode pictures; handles colour modes, transparency, orientation, damaged files.
+
+Training, evaluation and the exported processor all turn pictures into RGB here, so that all see the same pixels.
+"""
 
 from __future__ import annotations
 
 import io
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 
-def decode(data: bytes) -> Image.Image:
+def decode(data: bytes, orientation: int = 1) -> Image.Image:
     """Decode a picture file to RGB, upright, fully loaded.
 
+    orientation: EXIF's number (1 to 8) for a file that was written again without its EXIF data; where a file has an
+    orientation of its own, that counts
     Raises ValueError saying what is wrong when the bytes are not a whole picture.
     """
     try:
         image = Image.open(io.BytesIO(data))
+        # asked before loading, because Pillow turns a TIFF when it loads it
+        is_lost = orientation != 1 and ExifTags.Base.Orientation not in image.getexif()
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        if is_lost:
+            image.getexif()[ExifTags.Base.Orientation] = orientation
+        return upright_rgb(image)
     except Exception as error:  # decoders meet damaged bytes with OSError, SyntaxError, zlib.error, ...
         raise ValueError(f"cannot be decoded as a picture ({type(error).__name__}: {error})") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An opened picture of any mode as RGB, turned by its EXIF orientation: the pixels that `decode` gives.
+
+    Raises ValueError as `to_rgb` does.
+    """
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

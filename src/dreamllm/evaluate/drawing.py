@@ -149,8 +149,16 @@ def rewrite(
 
 
 def sd_folders(job: PredictionJob) -> tuple[Path, Path | None]:
-    """Folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet that replaces its own."""
-    return job.foundations / "sd", job.checkpoints[0] / "unet" if job.model == "sd_finetuned" else None
+    """Folders of the foundation Stable Diffusion and, for `sd_finetuned`, of the UNet that replaces its own.
+
+    Raises CheckpointProblem for a UNet that was fine-tuned from another Stable Diffusion.
+    """
+    from dreamllm.train.checkpoint import check_finetuned_sd
+
+    if job.model != "sd_finetuned":
+        return job.foundations / "sd", None
+    check_finetuned_sd(job.checkpoints[0], job.foundations / "sd")
+    return job.foundations / "sd", job.checkpoints[0] / "unet"
 
 
 def draw_with_sd(
@@ -159,11 +167,13 @@ def draw_with_sd(
     """Generate images with Stable Diffusion and its own text encoder, from the same initial noise as `draw`.
 
     unet: folder of a UNet that replaces the foundation's
+    Raises NonFiniteValues, with the item's id, where the UNet or the VAE give NaN or infinity.
     """
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from dreamllm.model import precision
+    from dreamllm.model.finite import check_finite
     from dreamllm.model.sampling import make_scheduler
 
     parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
@@ -180,13 +190,20 @@ def draw_with_sd(
         generators = [torch.Generator().manual_seed(request.seed) for request in batch]
         shape = (pipeline.unet.config.in_channels, side, side)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
-        pictures = pipeline(
+        latents = pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
             generator=generators,
             latents=noise.to(pipeline.device),
-        ).images
+            output_type="latent",
+        ).images  # (B, C, h, w)
+        names = [one.item.id for one in batch]
+        check_finite(latents, names, "latents after the text encoder and the UNet")
+        with torch.no_grad():
+            pixels = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample  # (B, 3, H, W)
+        check_finite(pixels, names, "pixels of the VAE")
+        pictures = pipeline.image_processor.postprocess(pixels)  # as the pipeline does; NaN would become black
         yield from zip(batch, pictures, strict=True)
 
 

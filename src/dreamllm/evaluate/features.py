@@ -155,6 +155,9 @@ def real_statistics(
     names = list(dict.fromkeys(item.picture for item in items))  # several prompts may share a picture
     statistics = {}
     for name, values in extract(lambda number: pictures.read(names[number]), len(names), extractors, threads).items():
+        if not np.isfinite(values).all():
+            name_of = names[int(np.argwhere(~np.isfinite(values))[0][0])]
+            raise BenchmarkProblem(pictures.path, f"picture {name_of}", f"its features for {name} are not finite")
         try:
             statistics[f"{name}.mean"], statistics[f"{name}.covariance"] = fid.gaussian(values)
         except ValueError as error:

@@ -76,11 +76,19 @@ def nearest_examples(
 def image_similarities(
     questions: Sequence[Any], pictures: Pictures, pool: Sequence[Any], pool_pictures: Pictures, clip: Path
 ) -> np.ndarray:
-    """Cosine similarity (questions, pool) of the pictures' CLIP embeddings; each picture is embedded once."""
+    """Cosine similarity (questions, pool) of the pictures' CLIP embeddings; each picture is embedded once.
+
+    Raises NonFiniteValues, with the picture's name, for features that are NaN.
+    """
+    import torch
+
+    from dreamllm.model.finite import check_finite
 
     def embeddings(items: Sequence[Any], pictures: Pictures) -> np.ndarray:
         names = list(dict.fromkeys(item.picture for item in items))
-        features = dict(zip(names, clip_embeddings(map(pictures.read, names), clip), strict=True))
+        embeddings = clip_embeddings(map(pictures.read, names), clip)  # (N, D)
+        check_finite(torch.from_numpy(embeddings), names, "CLIP's features")
+        features = dict(zip(names, embeddings, strict=True))
         return np.stack([features[item.picture] for item in items])
 
     return embeddings(questions, pictures) @ embeddings(pool, pool_pictures).T

@@ -32,9 +32,9 @@ class BenchmarkProblem(ValueError):
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file. Raises BenchmarkProblem when it is missing or not text."""
+    """The text of a UTF-8 file, without its byte order mark. Raises BenchmarkProblem when it is missing or not text."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise BenchmarkProblem(path, "", "no such file") from None
     except UnicodeDecodeError as error:
@@ -58,8 +58,11 @@ def parse_jsonl(text: str, path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise BenchmarkProblem(path, f"line {line}" if line else "", f"has the value {constant}, which is no number")
+
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}, column {error.colno}"
         raise BenchmarkProblem(path, place, f"malformed JSON ({error.msg})") from None

@@ -48,8 +48,12 @@ def choose(
     """Records with the log-likelihood of each option after its question.
 
     context: longest row in tokens.  choices: an item's question, and the same with each of its options as the answer
-    Official prompts go without <s>, as in the official code.
+    Official prompts go without <s>, as in the official code. Raises NonFiniteValues for a likelihood that is NaN.
     """
+    import torch
+
+    from dreamllm.model.finite import check_finite
+
     skipped = 1 if settings.prompts == "official" else 0
     records: list[dict[str, Any]] = []
     for batch in batches(items, settings.text.batch_size, "language"):
@@ -65,6 +69,7 @@ def choose(
         for item in batch:
             prompt = as_text(choices(item, settings.prompts)[0])
             numbers = [next(values) for _ in item.options]
+            check_finite(torch.tensor([numbers]), [item.id], "log-likelihoods")
             options = {"options": list(item.options), "loglikelihoods": numbers}
             records.append(record(item.id, prompt, settings.seed) | options)
     return records

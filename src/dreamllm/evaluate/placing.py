@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import codecs
 import csv
 import io
 import json
@@ -198,7 +199,7 @@ def _pope(raw: Path, folder: Path) -> dict[str, str]:
     """POPE: three files of JSON lines {"question_id", "image", "text", "label"}."""
     names = set()
     for subset in pope.SUBSETS:
-        lines = one(raw, f"coco_pope_{subset}.json").open().read()
+        lines = one(raw, f"coco_pope_{subset}.json").open().read().removeprefix(codecs.BOM_UTF8)
         (folder / f"pope_{subset}_test.jsonl").write_bytes(lines)
         names |= {json.loads(line)["image"] for line in lines.splitlines() if line.strip()}
     return {name: name for name in sorted(names)}
@@ -219,7 +220,7 @@ def _mmbench(raw: Path, folder: Path) -> dict[str, str]:
     csv.field_size_limit(LARGEST_FIELD)
     table = one(raw, ".tsv")
     with table.open() as file:
-        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline=""), delimiter="\t")
+        reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter="\t")
         names = [name for name in reader.fieldnames or [] if name != "image"]
         if missing := {"index", "question", "A", "B", "category", "image"} - {*(reader.fieldnames or [])}:
             raise RecordProblem(f"{table}: has no column {', '.join(sorted(missing))}")

@@ -21,16 +21,17 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 from transformers.utils.generic import is_flash_attention_requested
 
 from dreamllm.data.layout import IGNORE
-from dreamllm.model import diffusion
+from dreamllm.model import diffusion, processor  # noqa: F401  the processor, for AutoProcessor
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.packed import fill_slots, gather_slots, in_chunks, packed_attention_mask, packed_lengths
+from dreamllm.model.text_only import TextOnly
 from dreamllm.model.vision import patch_features
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
@@ -51,7 +52,10 @@ class DreamLLMOutput(ModelOutput):
 
 
 class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """DreamLLM. Its `generate` is that of transformers, for text; `DreamLLMProcessor.prompts` makes the inputs."""
+    """DreamLLM. Its `generate` is that of transformers, for text; `DreamLLMProcessor.prompts` makes the inputs.
+
+    Where the model begins to draw, `generate` raises PictureDue; `dreamllm.model.generate` draws.
+    """
 
     config: DreamLLMConfig
     config_class = DreamLLMConfig
@@ -338,9 +342,17 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The language model's token embeddings."""
         return self.language_model.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the language model's token embeddings."""
+        self.language_model.set_input_embeddings(value)
+
     def get_output_embeddings(self) -> nn.Linear:
         """The language model's head."""
         return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
 
     def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs: Any):
         """As in transformers; pictures are passed with the prompt only, later steps have them in the cache."""
@@ -359,6 +371,14 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             positions = slot[:, 1:].expand(-1, expand_size)
             kwargs[name] = torch.stack([rows, positions], dim=-1).flatten(0, 1)
         return input_ids, kwargs
+
+    def _get_logits_processor(self, generation_config: GenerationConfig, **kwargs: Any) -> LogitsProcessorList:
+        """As in transformers, with an error after <dream_start>, unless it ends a text."""
+        processors = super()._get_logits_processor(generation_config, **kwargs)
+        start, ends = self.config.dream_start_token_id, generation_config.eos_token_id
+        if start is not None and start not in (ends if isinstance(ends, list) else [ends]):
+            processors.insert(0, TextOnly(start))
+        return processors
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the dream queries and the projectors; the latter as torch does, like the official runs."""

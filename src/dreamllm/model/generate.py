@@ -17,12 +17,13 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import DynamicCache
+from transformers import DynamicCache, LogitsProcessorList
 
 from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.layout import Mode
 from dreamllm.data.packing import collate
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.finite import FiniteLogits, check_finite
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
 from dreamllm.model.sampling import PictureSampling, draw_from_states
@@ -73,8 +74,10 @@ def write(
 ) -> list[str]:
     """Continue each prompt with text alone, greedily or by beam search, up to </s>; all prompts are one batch.
 
-    Raises PromptProblem for a prompt that leaves no room in the context.
+    Raises PromptProblem for a prompt that leaves no room in the context, NonFiniteValues for logits that are NaN.
     """
+    if not prompts:
+        return []
     inputs = processor.prompts(prompts, mode).to(model.device)
     length = inputs["input_ids"].shape[1]
     if length >= processor.context:
@@ -84,6 +87,7 @@ def write(
         max_new_tokens=min(max_new_tokens, processor.context - length),
         num_beams=num_beams,
         do_sample=False,
+        logits_processor=LogitsProcessorList([FiniteLogits([prompt.id for prompt in prompts])]),
         suppress_tokens=_suppressed_tokens(processor, allow_pictures=False),
         eos_token_id=processor.vocabulary.eos,
         pad_token_id=processor.vocabulary.pad,
@@ -103,11 +107,15 @@ def draw(
 ) -> list[Image.Image]:
     """Draw one picture after each prompt, with one seed for each. All prompts are one batch: split long lists.
 
-    Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds.
+    Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds,
+    NonFiniteValues where a part of the model gives NaN.
     """
     _check_seeds(prompts, seeds)
+    if not prompts:
+        return []
     states = query_states(model, processor, prompts, mode=mode)
-    return draw_from_states(model, states, model.null_states(), seeds, sampling)
+    names = [prompt.id for prompt in prompts]
+    return draw_from_states(model, states, model.null_states(), seeds, sampling, names)
 
 
 @torch.no_grad()
@@ -142,7 +150,8 @@ def interleave(
     Text is written for one prompt at a time; the pictures that are due next are drawn as one batch. A continuation
     depends on its own prompt and seed only. In mode "creation" pictures are drawn, but not read back.
 
-    Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds.
+    Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds,
+    NonFiniteValues where a part of the model gives NaN.
     """
     _check_seeds(prompts, seeds)
     null_states = model.null_states()
@@ -164,7 +173,8 @@ def interleave(
         if states:
             picture_seeds = [seed_of(seeds[index], "picture", num_drawn[index]) for index in states]
             batch = torch.cat(list(states.values()))  # (M, Q, D)
-            drawn = draw_from_states(model, batch, null_states, picture_seeds, picture_sampling)
+            names = [prompts[index].id for index in states]
+            drawn = draw_from_states(model, batch, null_states, picture_seeds, picture_sampling, names)
             pictures = dict(zip(states, drawn, strict=True))
             for index in states:
                 num_drawn[index] += 1
@@ -209,6 +219,7 @@ def _interleave_one(
 
     while True:
         logits = model.get_output_embeddings()(hidden[0, -1]).float()  # (V,)
+        check_finite(logits[None].clamp(min=-1), [prompt.id], "the logits")
         logits[suppressed] = -torch.inf
         token = sample_token(logits, sampling.temperature, sampling.top_p, generator)
         if token == vocabulary.eos:

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from dreamllm.data import images
 from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.layout import (
     TEMPLATES,
@@ -131,23 +132,39 @@ class DreamLLMProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """Inputs of `generate` for one or more strings; each `<image>` in them is replaced by the next of `images`.
+        """Inputs of `generate` for texts to be continued; each `<image>` in them is replaced by the next of `images`.
 
-        Raises PromptProblem if the numbers of placeholders and pictures differ.
+        A question is not continued but answered, in the words of a conversation: make a Document of kind
+        "conversation" and pass it to `prompts`.
+        Raises PromptProblem for questions, for images that are not PIL's, and if the numbers of placeholders and
+        pictures differ.
         """
         if text is None or return_tensors != "pt":
             raise ValueError("pass text, with <image> where the pictures are; only return_tensors='pt' is supported")
         texts = [text] if isinstance(text, str) else list(text)
-        pictures = [images] if isinstance(images, Image.Image) else list(images or [])
+        pictures = [images] if isinstance(images, Image.Image) else list([] if images is None else images)
+        if others := [type(one).__name__ for one in pictures if not isinstance(one, Image.Image)]:
+            raise PromptProblem(f"images: expected PIL images in one list, found {others[0]}")
+        self._refuse_questions(texts)
         documents = [
             Document(f"text {index}", "interleaved", parts) for index, parts in enumerate(parse(texts, pictures))
         ]
         return self.prompts(documents, mode="comprehension")
 
+    def _refuse_questions(self, texts: Sequence[str]) -> None:
+        """Raises PromptProblem for a text that asks, which the model was trained to answer in conversations alone."""
+        roles = (TEMPLATES[self.template].user, TEMPLATES[self.template].assistant)
+        for text in texts:
+            if text.rstrip().endswith(("?", "\uff1f")) or any(role in text for role in roles):
+                raise PromptProblem(
+                    f"{text[-60:]!r} is a question or a conversation, and a plain string is continued as a text; pass "
+                    'prompts([Document(ID, "conversation", (Picture(image, "user"), Text(question, "user")))])'
+                )
+
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Prepare pictures for CLIP: (N, 3, Hc, Wc), normalised."""
-        images = [picture.convert("RGB") for picture in pictures]
-        return self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        upright = [images.upright_rgb(picture) for picture in pictures]
+        return self.image_processor(images=upright, return_tensors="pt")["pixel_values"]
 
     def draw_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Prepare pictures for the VAE: (M, 3, draw_size, draw_size) in [-1, 1], resized, then cropped."""
@@ -184,10 +201,11 @@ def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = ""
 
 def _to_pixels(picture: Image.Image, side: int) -> torch.Tensor:
     """One picture as (3, side, side) in [-1, 1]; bilinear, with torchvision's rounding of sizes and offsets."""
+    picture = images.upright_rgb(picture)
     width, height = picture.size
     shorter = min(width, height)
     width, height = int(side * width / shorter), int(side * height / shorter)
-    resized = picture.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - side) / 2), round((height - side) / 2)
     values = np.asarray(resized.crop((left, top, left + side, top + side)), dtype=np.float32)  # (side, side, 3)
     return torch.from_numpy(values).permute(2, 0, 1) / 127.5 - 1

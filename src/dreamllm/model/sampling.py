@@ -16,6 +16,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.finite import check_finite
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,16 @@ def draw_from_states(
     null_states: torch.Tensor,
     seeds: Sequence[int],
     sampling: PictureSampling,
+    names: Sequence[str] | None = None,
 ) -> list[Image.Image]:
-    """Draw M pictures from query states (M, Q, D) and null states (1, Q, D), with one seed for each picture."""
+    """Draw M pictures from query states (M, Q, D) and null states (1, Q, D), with one seed for each picture.
+
+    names: of the pictures, for error messages; their numbers if None
+    Raises NonFiniteValues where the states, the UNet or the VAE give NaN or infinity.
+    """
+    names = [f"picture {number}" for number in range(len(seeds))] if names is None else names
+    check_finite(null_states, ["the null condition"], "hidden states of the dream queries")
+    check_finite(states, names, "hidden states of the dream queries")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     side = model.unet.config.sample_size
     shape = (model.unet.config.in_channels, side, side)
@@ -65,7 +74,8 @@ def draw_from_states(
     latents = sample_latents(
         model, states, null_states, noise.to(model.device), scheduler, sampling.guidance, generators
     )
-    return decode_latents(model, latents)
+    check_finite(latents, names, "latents after the condition projector and the UNet")
+    return decode_latents(model, latents, names)
 
 
 @torch.no_grad()
@@ -111,9 +121,12 @@ def guided_prediction(
 
 
 @torch.no_grad()
-def decode_latents(model: DreamLLMForConditionalGeneration, latents: torch.Tensor) -> list[Image.Image]:
-    """Decode latents (M, C, h, w) to M RGB pictures with the VAE."""
+def decode_latents(
+    model: DreamLLMForConditionalGeneration, latents: torch.Tensor, names: Sequence[str]
+) -> list[Image.Image]:
+    """Decode latents (M, C, h, w) to M RGB pictures with the VAE. Raises NonFiniteValues, with the picture's name."""
     vae = model.vae
     pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (M, 3, H, W) in [-1, 1]
+    check_finite(pixels, names, "pixels of the VAE")
     levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

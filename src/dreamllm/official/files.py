@@ -35,7 +35,7 @@ TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_m
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises OfficialProblem for a missing or malformed file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise OfficialProblem(f"{path}: no such file; give the folder of an official checkpoint") from None
     except ValueError as error:

@@ -141,7 +141,7 @@ def fetch(name: str, source: Source, out: Path, by_hand: Path = BY_HAND) -> dict
     Raises FetchProblem, naming the file and what is wrong with it; `out` is then as it was.
     """
     lock_file = lock_path(out)
-    lock = json.loads(lock_file.read_text(encoding="utf-8")) if lock_file.exists() else {"files": {}}
+    lock = json.loads(lock_file.read_text(encoding="utf-8-sig")) if lock_file.exists() else {"files": {}}
     locked = lock["files"]
     present = {path.relative_to(out).as_posix(): sha256_of_file(path) for path in content_files(out)}
     if present and present == {file: entry["sha256"] for file, entry in locked.items()}:

@@ -2,11 +2,16 @@
 
 img2dataset numbers the keys, writes only pictures that it could download, and keeps the caption in KEY.txt (also in
 KEY.json, with the address). Official code: unified_it_pair_webdataset.py, which also drops pairs without a caption.
+
+workflow/fetch_pictures.sh has it keep the files as they were served. By default it decodes them with OpenCV and encodes
+them again: EXIF orientation is then in KEY.json alone, and 16-bit pictures are saturated to white, which cannot be
+undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +23,16 @@ from dreamllm.sources.readers import Inputs
 from dreamllm.sources.records import Rejected, parse, picture, picture_problem
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+ORIENTATIONS = (  # ExifRead's names of 1 to 8, which img2dataset records
+    "Horizontal (normal)",
+    "Mirrored horizontal",
+    "Rotated 180",
+    "Mirrored vertical",
+    "Mirrored horizontal then rotated 90 CCW",
+    "Rotated 90 CW",
+    "Mirrored horizontal then rotated 90 CW",
+    "Rotated 90 CCW",
+)
 
 
 def units(inputs: Inputs) -> Iterator[Path]:
@@ -32,19 +47,21 @@ def documents(unit: Path, settings: SourceSettings) -> Iterator[Document | Rejec
             yield members
             continue
         suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in members), None)
-        caption = " ".join(members.get("txt", b"").decode("utf-8", "replace").split())
+        caption = " ".join(members.get("txt", b"").decode("utf-8-sig", "replace").split())
         if suffix is None:
             yield Rejected("no picture", where)
         elif not caption:
             yield Rejected("caption is empty", where)
         else:
             try:
-                image = picture(members[suffix], settings.picture_side, settings.smallest_picture)
-                meta = _meta(members)
+                recorded = metadata(members.get("json", b"{}"))
+                turned = orientation(recorded)
+                image = picture(members[suffix], settings.picture_side, settings.smallest_picture, turned)
             except ValueError as error:
                 yield Rejected(picture_problem(error), f"{where}: {error}")
                 continue
             key = where.rpartition(" ")[2]
+            meta = {name: recorded[name] for name in ("url", "sha256") if recorded.get(name)}
             yield Document(f"{unit.stem}-{key}", "pair", (Picture(image), Text(caption)), meta)
 
 
@@ -94,9 +111,20 @@ def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes] | Rejected]]
         yield str(tar), Rejected("shard is damaged", str(problem))
 
 
-def _meta(members: dict[str, bytes]) -> dict[str, Any]:
-    """The address and digest of a picture, as img2dataset recorded them."""
-    if "json" not in members:
-        return {}
-    recorded = parse(members["json"].decode("utf-8"))
-    return {key: recorded[key] for key in ("url", "sha256") if isinstance(recorded, dict) and recorded.get(key)}
+def metadata(content: bytes) -> dict[str, Any]:
+    """What img2dataset recorded of a picture, from its KEY.json; {} for JSON that is no object. Raises ValueError."""
+    recorded = parse(content.decode("utf-8-sig"))
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def orientation(recorded: Mapping[str, Any]) -> int:
+    """EXIF's number, 1 to 8, of the original picture's orientation, from its KEY.json; 1 where none is recorded.
+
+    Also 1 for a TIFF file, which OpenCV turns upright itself.
+    """
+    try:
+        exif = json.loads(recorded.get("exif") or "{}")
+        name = None if "Image StripOffsets" in exif or "Image TileOffsets" in exif else exif.get("Image Orientation")
+    except (TypeError, ValueError, AttributeError):  # no string, no JSON, no object
+        name = None
+    return ORIENTATIONS.index(name) + 1 if name in ORIENTATIONS else 1

@@ -72,12 +72,13 @@ def documents(unit: Unit, settings: SourceSettings) -> Iterator[Document | Rejec
                     parts.append(Text(part))
                 continue
             url, _ = part
-            data = picture_index.read(url, unit.pictures, unit.index)
-            if data is None:
+            fetched = picture_index.read(url, unit.pictures, unit.index)
+            if fetched is None:
                 yield Rejected("picture was not fetched", f"{where}: {url}", whole=False)
                 continue
             try:
-                parts.append(Picture(picture(data, settings.picture_side, settings.smallest_picture)))
+                data, turned = fetched
+                parts.append(Picture(picture(data, settings.picture_side, settings.smallest_picture, turned)))
             except ValueError as error:
                 yield Rejected(picture_problem(error), f"{where}: {url} {error}", whole=False)
         parts = _join_texts(parts)

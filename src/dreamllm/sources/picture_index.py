@@ -1,7 +1,7 @@
 """An index of the pictures that img2dataset downloaded, by their address.
 
 Documents of MMC4 and OBELICS name pictures by address. The index is an SQLite file with the place of each picture in
-the tar shards; it is written once, and any number of processes reads pictures through it.
+the tar shards and its recorded orientation; it is written once, and any number of processes reads pictures through it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 import sqlite3
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from dreamllm.data import shards
-from dreamllm.sources.img2dataset import PICTURE_SUFFIXES
-from dreamllm.sources.records import parse
+from dreamllm.sources.img2dataset import PICTURE_SUFFIXES, metadata, orientation
 
 
 def write(downloaded: Path, index: Path) -> dict[str, int]:
@@ -23,7 +23,8 @@ def write(downloaded: Path, index: Path) -> dict[str, int]:
     counts = {"pictures": 0, "unreadable samples": 0, "damaged shards": 0}
     index.unlink(missing_ok=True)
     with sqlite3.connect(index) as table:
-        table.execute("CREATE TABLE pictures (url TEXT PRIMARY KEY, tar TEXT, start INT, size INT) WITHOUT ROWID")
+        columns = "url TEXT PRIMARY KEY, tar TEXT, start INT, size INT, turned INT"
+        table.execute(f"CREATE TABLE pictures ({columns}) WITHOUT ROWID")
         for tar in sorted(downloaded.glob("*.tar")):
             problems: list[shards.ShardProblem] = []
             rows = []
@@ -31,24 +32,25 @@ def write(downloaded: Path, index: Path) -> dict[str, int]:
                 for record in shards.index(tar, problems.append):
                     places = {suffix: (start, size) for suffix, start, size in record.members}
                     place = next((places[suffix] for suffix in PICTURE_SUFFIXES if suffix in places), None)
-                    url = _url(file, places.get("json"))
-                    if place is None or url is None:
+                    recorded = _metadata(file, places.get("json"))
+                    if place is None or not isinstance(recorded.get("url"), str):
                         counts["unreadable samples"] += 1
                     else:
-                        rows.append((url, tar.name, *place))
-            counts["pictures"] += table.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?, ?)", rows).rowcount
+                        rows.append((recorded["url"], tar.name, *place, orientation(recorded)))
+            inserted = table.executemany("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?, ?, ?)", rows)
+            counts["pictures"] += inserted.rowcount
             counts["damaged shards"] += len(problems)
     return counts
 
 
-def _url(file, place: tuple[int, int] | None) -> str | None:
+def _metadata(file: BinaryIO, place: tuple[int, int] | None) -> dict[str, Any]:
     if place is None:
-        return None
+        return {}
     file.seek(place[0])
     try:
-        return parse(file.read(place[1]).decode("utf-8"))["url"]
-    except (ValueError, KeyError, TypeError):
-        return None
+        return metadata(file.read(place[1]))
+    except ValueError:
+        return {}
 
 
 @functools.cache
@@ -56,12 +58,12 @@ def _opened(index: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{index}?mode=ro&immutable=1", uri=True)
 
 
-def read(url: str, downloaded: Path, index: Path) -> bytes | None:
-    """The picture file that was downloaded from `url`, or None."""
-    row = _opened(index).execute("SELECT tar, start, size FROM pictures WHERE url = ?", (url,)).fetchone()
+def read(url: str, downloaded: Path, index: Path) -> tuple[bytes, int] | None:
+    """The picture file that was downloaded from `url` and its recorded EXIF orientation (`images.decode`), or None."""
+    row = _opened(index).execute("SELECT tar, start, size, turned FROM pictures WHERE url = ?", (url,)).fetchone()
     if row is None:
         return None
-    tar, start, size = row
+    tar, start, size, turned = row
     with (downloaded / tar).open("rb") as file:
         file.seek(start)
-        return file.read(size)
+        return file.read(size), turned

@@ -1,11 +1,14 @@
 """Files and records of public data sets, read strictly and without unpacking anything to disk.
 
+Text is UTF-8, with or without a byte order mark, which editors and spreadsheets on Windows write.
+
 JSON objects with a duplicate key are rejected, since nothing says which of the two values counts. Big lists are read
 record by record. A record that cannot be used becomes a Rejected, which reports count; nothing is dropped silently.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
 import gzip
 import io
@@ -142,7 +145,7 @@ def read_json(member: Member) -> Any:
             content = file.read(largest + 1)
         if len(content) > largest:
             raise ValueError(f"has more than {largest} bytes when decompressed")
-        return parse(content.decode("utf-8"))
+        return parse(content.decode("utf-8-sig"))
     except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise RecordProblem(f"{member}: {error}") from None
 
@@ -151,6 +154,7 @@ def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]
     """The records of a JSON lines file as (place, record); a line that is no object is Rejected."""
     with member.open() as file:
         for number, line in enumerate(_lines(file, member), 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
             where = f"{member}, line {number}"
@@ -193,7 +197,7 @@ def read_table(member: Member) -> Iterator[tuple[str, str, dict[str, Any] | Reje
 def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str, Any]]:
     """The values of a JSON array, or alternately the keys and values of an object, with their places."""
     with member.open() as raw:
-        text = io.TextIOWrapper(raw, "utf-8")
+        text = io.TextIOWrapper(raw, "utf-8-sig")
         buffer, place, number, begun = "", 0, 0, False
         while True:
             try:
@@ -311,12 +315,13 @@ def picture_files(folders: Folders) -> PictureFiles:
     return PictureFiles(folders)
 
 
-def picture(data: bytes, side: int, smallest: int) -> Image.Image:
+def picture(data: bytes, side: int, smallest: int, orientation: int = 1) -> Image.Image:
     """Decode a picture file to RGB and shrink it until its shorter side has at most `side` pixels.
 
+    orientation: as in `images.decode`
     Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
     """
-    image = images.decode(data)
+    image = images.decode(data, orientation)
     shorter = min(image.size)
     if shorter < smallest:
         raise ValueError(f"is smaller than {smallest} pixels")

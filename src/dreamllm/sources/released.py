@@ -30,7 +30,7 @@ def read_entry(manifest: Path, name: str) -> dict[str, Any]:
 
     Raises FetchProblem for an unknown name, a malformed entry, and a revision that is not a commit.
     """
-    content = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    content = yaml.safe_load(manifest.read_text(encoding="utf-8-sig"))
     if name not in content:
         raise FetchProblem(f"{manifest}: no entry {name!r}; there are {', '.join(content)}")
     entry = content[name]

@@ -24,16 +24,13 @@ from dreamllm.config.stages import QUERY_PARTS
 from dreamllm.digests import digest
 from dreamllm.model import precision
 from dreamllm.model.build import build_from_foundations
-from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
-from dreamllm.train import lora
+from dreamllm.train import ancestors, lora
+from dreamllm.train.ancestors import CheckpointProblem
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
-
-
-class CheckpointProblem(ValueError):
-    """A checkpoint that is damaged or does not fit the model or its foundations: names the folder and the mismatch."""
 
 
 def trained_parameters(model: DreamLLMForConditionalGeneration) -> dict[str, torch.nn.Parameter]:
@@ -72,7 +69,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     """Read the checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing or malformed."""
     path = Path(folder) / METADATA
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {METADATA}") from None
     except ValueError as error:
@@ -86,9 +83,10 @@ def load_model(
 
     options: keyword arguments of `build_from_foundations`. By default those of the last checkpoint, with the number of
     dream queries of the last checkpoint that trained dream queries or condition projector.
-    Raises CheckpointProblem when a checkpoint was trained on other foundations or with other options, or when a tensor
-    does not fit the model. A checkpoint that trained neither dream queries nor condition projector fits any number of
-    dream queries, because nothing else depends on it, not even the initialisation.
+    Raises CheckpointProblem when a checkpoint was trained on other foundations, from other checkpoints than those
+    before it (`ancestors.py`) or with other options, when its file of tensors is not the one that its checkpoint.json
+    describes, or when a tensor does not fit the model. A checkpoint that trained neither dream queries nor condition
+    projector fits any number of dream queries, because nothing else depends on it, not even the initialisation.
     """
     found = foundation_digests(foundations)
     metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
@@ -99,6 +97,7 @@ def load_model(
         options = {**metadata[-1][1]["model"]}
         if of_queries:
             options["num_dream_queries"] = of_queries[-1]["num_dream_queries"]
+    ancestors.check([read_contents(folder) for folder in checkpoints])
     for folder, about in metadata:
         for name in FOUNDATIONS:
             if (trained_on := about["foundations"].get(name)) != found[name]:
@@ -135,6 +134,63 @@ def has_query_parts(folder: str | Path) -> bool:
     """
     with _tensors(folder) as file:
         return any(name.split(".")[0] in QUERY_PARTS for name in file.keys())  # noqa: SIM118, it is no mapping
+
+
+def read_contents(folder: str | Path) -> ancestors.Contents:
+    """What a checkpoint holds and what it was trained from.
+
+    Of an ancestor that its checkpoint.json knows by digest alone, written by an older version, the rest is read from
+    the folder beside it that holds it; where there is none, it is taken to hold all that is usually trained.
+    Raises CheckpointProblem when the file of tensors is not the one that checkpoint.json describes.
+    """
+    folder, about = Path(folder), read_metadata(folder)
+    whole, adapted = _parts(folder)
+    now, recorded = digest(folder / TENSORS), about.get("tensors")
+    if now != recorded:
+        raise CheckpointProblem(
+            f"{folder / TENSORS}: is not the file that {METADATA} describes: its sha256 is {now[:12]}, recorded is "
+            f"{str(recorded)[:12]}; restore it, or train again"
+        )
+    inherited, init = [], about.get("init", [])
+    for tensors, known in zip(init, about.get("ancestors") or [{}] * len(init), strict=True):
+        beside = next((path for path in sorted(folder.parent.glob(f"*/{METADATA}")) if _is_of(path, tensors)), None)
+        if not known and beside:
+            known = about_ancestor(beside.parent)
+        parts = frozenset(known.get("parts", UNFROZEN))
+        inherited.append(ancestors.Ancestor(tensors, known.get("stage", ""), parts, beside and beside.parent))
+    return ancestors.Contents(folder, now, whole, adapted, tuple(inherited))
+
+
+def check_finetuned_sd(folder: str | Path, foundation: str | Path) -> None:
+    """Raises CheckpointProblem unless a checkpoint of `finetune-sd` is whole and was trained from this foundation."""
+    about, unet = read_metadata(folder), Path(folder) / "unet"
+    for path, recorded in ((Path(foundation), about.get("foundations", {}).get("sd")), (unet, about.get("tensors"))):
+        if (now := digest(path)) != recorded:
+            raise CheckpointProblem(
+                f"{folder}: its {METADATA} names another {path.name} than {path} (recorded is sha256 "
+                f"{str(recorded)[:12]}, there is {now[:12]}); restore it, or fine-tune again"
+            )
+
+
+def about_ancestor(folder: str | Path) -> dict[str, Any]:
+    """What the checkpoint.json of a stage says, beside the digest, of a checkpoint that the stage starts from."""
+    return {"stage": read_metadata(folder).get("stage", ""), "parts": sorted(frozenset().union(*_parts(folder)))}
+
+
+def _parts(folder: str | Path) -> tuple[frozenset[str], frozenset[str]]:
+    """The parts of the model that a checkpoint replaces, and those that it adapts."""
+    with _tensors(folder) as file:
+        names = list(file.keys())
+    adapted = frozenset(name.split(".")[0] for name in names if name.endswith(lora.A))
+    return frozenset(name.split(".")[0] for name in names) - adapted, adapted
+
+
+def _is_of(metadata: Path, tensors: str) -> bool:
+    """Whether a checkpoint.json is of the checkpoint with this digest."""
+    try:
+        return read_metadata(metadata.parent).get("tensors") == tensors and (metadata.parent / TENSORS).is_file()
+    except CheckpointProblem:
+        return False
 
 
 def build_on_meta(

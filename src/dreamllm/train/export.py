@@ -1,6 +1,6 @@
 """Write a trained DreamLLM as one Hugging Face folder, model and processor: `dreamllm export ...`.
 
-`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm.model.processor`.
+`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm.model.dreamllm`.
 """
 
 from __future__ import annotations

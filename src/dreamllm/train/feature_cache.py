@@ -35,6 +35,7 @@ from dreamllm.data.packing import Batch, Row
 from dreamllm.data.shards import Record
 from dreamllm.digests import digest
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
+from dreamllm.model.finite import check_finite
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.train import distributed
 
@@ -158,6 +159,7 @@ def encode_shard(
             outputs = model.patch_features(processor.read_pixels(images).to(model.device))
         else:
             outputs = model.latent_moments(processor.draw_pixels(images).to(model.device))
+        check_finite(outputs, [f"{shard}, picture {name}" for name in batch], f"features of {encoder}")
         tensors.update(zip(batch, outputs.cpu(), strict=True))
         batch.clear()
 

@@ -38,6 +38,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.data import shards
     from dreamllm.data.document import Text
     from dreamllm.digests import digest
+    from dreamllm.model.finite import check_finite
     from dreamllm.model.precision import default_device
     from dreamllm.seeds import seed_of
     from dreamllm.train.optimise import optimise, to_tensor
@@ -65,6 +66,7 @@ def main(args: argparse.Namespace) -> None:
         for number in sorted(set(chain.from_iterable(batches))):
             picture = pairs[number].pictures[0].resize((side, side))
             mean = pipeline.vae.encode(to_tensor([picture]).to(device)).latent_dist.mean  # (1, C, h, w)
+            check_finite(mean, [pairs[number].id], "latents of the VAE")
             latents[number] = mean * pipeline.vae.config.scaling_factor
 
     def loss_of_step(step: int) -> torch.Tensor:

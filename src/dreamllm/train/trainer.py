@@ -88,6 +88,7 @@ def train(
             "model": options,
             "foundations": checkpoint.foundation_digests(foundations),
             "init": [digest(Path(folder) / checkpoint.TENSORS) for folder in init],
+            "ancestors": [checkpoint.about_ancestor(folder) for folder in init],
             "data": {key: {path.name: digest(path) for path in paths} for key, paths in sets.items()},
             "code": provenance.code_digest(__name__),
             "versions": provenance.versions(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dreamllm.config.foundations import SceneClassifierRecipe
+from dreamllm.data.images import upright_rgb
 from dreamllm.emoji.foundations.scene_batches import Batch, make_batch, prefetch, render_batch
 from dreamllm.emoji.scenes import (
     BACKGROUND_NAMES,
@@ -28,6 +29,7 @@ from dreamllm.emoji.scenes import (
     Scene,
     sample_scene,
 )
+from dreamllm.model.finite import check_finite
 from dreamllm.model.precision import default_device
 from dreamllm.train.optimise import half_precision, optimise, to_tensor
 
@@ -61,12 +63,18 @@ class SceneClassifier(nn.Module):
         return self.heads(self.features(pixels).flatten(1)).split(self.sizes, dim=1)
 
     @torch.no_grad()
-    def predict(self, pictures: list[Image.Image]) -> list[Scene]:
-        """The most likely scene of each picture; pictures of another size are resized."""
+    def predict(self, pictures: list[Image.Image], names: Sequence[str] | None = None) -> list[Scene]:
+        """The most likely scene of each picture; pictures of another size are resized.
+
+        names: of the pictures, for error messages; their numbers if None. Raises NonFiniteValues for NaN or infinity.
+        """
+        names = [f"picture {number}" for number in range(len(pictures))] if names is None else names
         scenes: list[Scene] = []
         for start in range(0, len(pictures), 256):
-            resized = [p.convert("RGB").resize((self.side, self.side)) for p in pictures[start : start + 256]]
-            best = [logits.argmax(1).tolist() for logits in self(to_tensor(resized).to(self.heads.weight.device))]
+            resized = [upright_rgb(p).resize((self.side, self.side)) for p in pictures[start : start + 256]]
+            heads = self(to_tensor(resized).to(self.heads.weight.device))
+            check_finite(torch.cat(heads, dim=1), names[start : start + 256], "the scene classifier's logits")
+            best = [logits.argmax(1).tolist() for logits in heads]
             scenes += [_scene(self.names, *choice) for choice in zip(*best, strict=True)]
         return scenes
 

@@ -76,6 +76,8 @@ def measure(
     """maps (N, Q, h, w), whose sum over queries is 1 everywhere, and the pictures (N, H, W, 3) of the prompts."""
     import torch
 
+    from dreamllm.model.finite import check_finite
+
     side = model.unet.config.sample_size
     maps, pictures = [], []
     batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
@@ -84,6 +86,7 @@ def measure(
             for _, picture in drawing.draw(model, processor, batch, settings):
                 pictures.append(torch.from_numpy(np.array(picture)))
         maps.append(torch.stack(calls).mean(dim=0))
+        check_finite(maps[-1], [one.item.id for one in batch], "attention maps")
     return {"maps": torch.cat(maps).contiguous(), "pictures": torch.stack(pictures)}
 
 

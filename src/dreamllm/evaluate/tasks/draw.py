@@ -94,7 +94,8 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
     expected = [Scene.from_json(item.scene.scene) for item in items if getattr(item, "scene", None)]
     if len(expected) == len(items):
         classifier = job.scene_classifier(expected)
-        right = compare_each(classifier.predict([predictions.image(*place) for place in places]), expected)
+        shown = [predictions.image(*place) for place in places]
+        right = compare_each(classifier.predict(shown, [item.id for item in items]), expected)
         right_on_real = compare_each(classifier.predict([real.read(item.picture) for item in items]), expected)
 
         def measure(chosen: Sequence[int]) -> Metrics:

@@ -67,8 +67,13 @@ def evaluate(
     """A record for each question, and what the prediction file's header says of them: number by task, version.
 
     model, tokenizer: a causal language model of transformers and its tokenizer; context: its longest row in tokens
-    Raises BenchmarkProblem when the harness is not installed, does not know the task, or cannot read the data.
+    Raises BenchmarkProblem when the harness is not installed, does not know the task, or cannot read the data,
+    NonFiniteValues for a likelihood that is NaN.
     """
+    import torch
+
+    from dreamllm.model.finite import check_finite
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from lm_eval import simple_evaluate
@@ -105,15 +110,17 @@ def evaluate(
     records = []
     for name, samples in results["samples"].items():
         for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
-            prompts = list(sample["arguments"])
+            prompts, id_ = list(sample["arguments"]), f"{name}-{sample['doc_id']}"
+            likelihoods = [float(answer[0]) for answer in sample["filtered_resps"]]
+            check_finite(torch.tensor([likelihoods]), [id_], "log-likelihoods")
             records.append(
                 {
-                    "id": f"{name}-{sample['doc_id']}",
+                    "id": id_,
                     "task": name,
                     "prompt": prompts[0][0],
                     "seed": settings.seed,
                     "options": [prompt[1] for prompt in prompts],
-                    "loglikelihoods": [float(answer[0]) for answer in sample["filtered_resps"]],
+                    "loglikelihoods": likelihoods,
                     "metrics": {key: float(sample[key]) for key in METRICS.values() if key in sample},
                 }
             )

@@ -105,7 +105,7 @@ def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predicti
     expected = [Scene.from_json(item.scene.scene) for item in items]
     classifier = job.scene_classifier(expected)
     drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
-    right = compare_each(classifier.predict(drawn), expected)
+    right = compare_each(classifier.predict(drawn, [item.id for item in items]), expected)
     real = compare_each(classifier.predict([shown.read(item.picture) for item in items]), expected)["all"]
 
     def measure(chosen: Sequence[int]) -> Metrics:

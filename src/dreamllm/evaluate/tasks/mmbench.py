@@ -85,7 +85,7 @@ def read(folder: Path, split: str) -> list[list[MmbenchItem]]:
     path, shown = folder / f"mmbench_{split}.tsv", pictures_of(folder, split)
     items = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
     except FileNotFoundError:
         raise BenchmarkProblem(path, "", "no such file") from None

@@ -107,7 +107,8 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     expected = [list(expected_scenes(Scene.from_json(item.scenes[0]), parts[item.id])) for item in items]
     names = [(item.id, part["image"]) for item in items for part in parts[item.id] if "image" in part]
     classifier = job.scene_classifier([Scene.from_json(scene) for item in items for scene in item.scenes])
-    seen = classifier.predict([predictions.image(name, f"item {id_}") for id_, name in names])
+    drawn = [predictions.image(name, f"item {id_}") for id_, name in names]
+    seen = classifier.predict(drawn, [id_ for id_, _ in names])
     followed = [scene for scenes in expected for scene in scenes]
     right = [compare(found, scene) if scene else {} for found, scene in zip(seen, followed, strict=True)]
     metrics = {
