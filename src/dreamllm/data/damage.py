@@ -75,17 +75,13 @@ def check_json(value: Any, text: str) -> None:
         return
     level, depth = [value], 0
     while level:
-        if depth > DEEPEST_JSON:
+        if any(isinstance(inner, str) and not is_text(inner) for inner in level):
+            raise ValueError("has half a surrogate pair in a string")
+        holders = [inner for inner in level if isinstance(inner, (dict, list))]
+        if holders and depth == DEEPEST_JSON:
             raise ValueError(f"is nested more than {DEEPEST_JSON} deep")
-        for inner in level:
-            if isinstance(inner, str) and not is_text(inner):
-                raise ValueError(f"has half a surrogate pair in {inner[:80]!r}")
-        level = [
-            one
-            for inner in level
-            if isinstance(inner, (dict, list))
-            for one in ([*inner, *inner.values()] if isinstance(inner, dict) else inner)
-        ]
+        level = [one for holder in holders for one in holder]
+        level += [one for holder in holders if isinstance(holder, dict) for one in holder.values()]
         depth += 1
 
 

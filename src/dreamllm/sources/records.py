@@ -195,7 +195,8 @@ def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]
             try:
                 record = parse(line.decode("utf-8"))
             except ValueError as error:
-                yield where, Rejected("not valid JSON", f"{where}: {error}")
+                why = "not valid JSON" if line.endswith(b"\n") else "file is damaged"  # it ends inside of a line
+                yield where, Rejected(why, f"{where}: {error}")
             else:
                 is_object = isinstance(record, dict)
                 yield where, record if is_object else Rejected("not a JSON object", where)
