@@ -34,7 +34,7 @@ from dreamllm.evaluate import predictions, tasks
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures
 from dreamllm.evaluate.placing import WRITERS, place
 from dreamllm.evaluate.tasks import pope
-from dreamllm.sources import picture_index, records
+from dreamllm.sources import picture_files, picture_index, records
 from dreamllm.sources.build import Counted, build
 from dreamllm.sources.instruct import TemplateWriter, write_instructions
 from dreamllm.sources.manifest import TASKS, Source
@@ -472,6 +472,17 @@ def test_a_picture_that_cannot_be_decompressed_is_named_by_its_benchmark(tmp_pat
     spoil_member(archive, "encrypted")
     with pytest.raises(BenchmarkProblem, match=r"picture 1\.jpg: RuntimeError"):
         Pictures(archive).read("1.jpg")
+
+
+def test_two_different_pictures_of_one_name_are_never_taken_for_each_other(tmp_path):
+    for folder, shade in (("a", 10), ("b", 20), ("c", 10)):
+        written(tmp_path / folder / "1.jpg", formats.jpeg(shade))
+    same = picture_files.PictureFiles((("", tmp_path / "a"), ("", tmp_path / "c")))
+    assert same.read_by_name("1.jpg") == formats.jpeg(10)
+    both = picture_files.PictureFiles((("", tmp_path / "a"), ("b", tmp_path / "b")))
+    assert both.read("b/1.jpg") == formats.jpeg(20)
+    with pytest.raises(ValueError, match=r"1\.jpg and b/1\.jpg have one name and differ"):
+        both.read_by_name("1.jpg")
 
 
 # ---- strips and specks ---------------------------------------------------------------------------------------------

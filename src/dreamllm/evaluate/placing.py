@@ -31,15 +31,13 @@ from dreamllm.evaluate.tasks import mmbench, pope
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
+from dreamllm.sources.picture_files import Folders, PictureFiles, folders_of
 from dreamllm.sources.readers.narratives import COCO_ID
 from dreamllm.sources.records import (
-    Folders,
     Member,
-    PictureFiles,
     RecordProblem,
     Rejected,
     files_below,
-    folders_of,
     members,
     one,
     read_json,
@@ -376,13 +374,13 @@ def _write_pictures(wanted: dict[str, str], files: PictureFiles, out: Path) -> N
     """The pictures as a zip file. wanted: name that a picture shall have -> its name in `files`."""
     if missing := [name for name in wanted.values() if not files.has(name)]:
         raise RecordProblem(f"{len(missing)} of {len(wanted)} pictures are not there, first {missing[0]}")
-    holders = {files.place(name)[0] for name in wanted.values()}
+    holders = {holder for name in wanted.values() for holder in files.holders(name)}
     if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in wanted.items()):
         _link(only, out)
         return
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name, source in wanted.items():
-            with Member(files.place(source)[0], (source,)).damage():
+            with Member(files.holders(source)[0], (source,)).damage():
                 archive.writestr(zipfile.ZipInfo(name), files.read_by_name(source))
 
 

@@ -19,8 +19,9 @@ from dreamllm.data import shards
 from dreamllm.data.damage import LARGEST_PICTURE, is_fork, parse_json
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.sources.manifest import Source
+from dreamllm.sources.picture_files import picture, picture_problem
 from dreamllm.sources.readers import Inputs
-from dreamllm.sources.records import Rejected, parse, picture, picture_problem
+from dreamllm.sources.records import Rejected, parse
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 ORIENTATIONS = (  # ExifRead's names of 1 to 8, which img2dataset records

@@ -10,7 +10,6 @@ Where damage hides the end of a record, so that none after it can be told apart,
 from __future__ import annotations
 
 import codecs
-import functools
 import gzip
 import io
 import json
@@ -23,10 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from PIL import Image
-
-from dreamllm.data import images
-from dreamllm.data.damage import LARGEST_PICTURE, check_json, damage_as, is_fork, is_text, parse_json
+from dreamllm.data.damage import check_json, damage_as, is_fork, is_text, parse_json
 
 DEEPEST = 3  # levels of nested archives; an archive can be made to contain itself
 LARGEST_LINE = 200_000_000  # bytes of a record
@@ -195,7 +191,8 @@ def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]
             try:
                 record = parse(line.decode("utf-8"))
             except ValueError as error:
-                why = "not valid JSON" if line.endswith(b"\n") else "file is damaged"  # it ends inside of a line
+                is_cut = not line.endswith(b"\n") and len(line) < LARGEST_LINE
+                why = "file is damaged" if is_cut else "not valid JSON"
                 yield where, Rejected(why, f"{where}: {error}")
             else:
                 is_object = isinstance(record, dict)
@@ -340,90 +337,3 @@ def _records(rows: Any) -> list[dict[str, Any] | None]:
             return [None]
         half = len(rows) // 2
         return _records(rows.slice(0, half)) + _records(rows.slice(half))
-
-
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
-Folders = tuple[tuple[str, Path], ...]
-
-
-class PictureFiles:
-    """Picture files by path: FOLDER/NAME for a plain file or a member of FOLDER/*.zip.
-
-    Archives are read as if they were unpacked side by side, and no name can lead out of a folder.
-    folders: ("", the set's own folder), and (prefix, folder) for another set whose pictures are named PREFIX/NAME.
-    """
-
-    def __init__(self, folders: Folders) -> None:
-        self._where: dict[str, tuple[Path | zipfile.ZipFile, str]] = {}
-        self._by_name: dict[str, str] = {}
-        found = [(top, folder, path) for top, folder in folders for path in files_below(folder)]
-        for top, folder, path in found:
-            below = (Path(top) / path.parent.relative_to(folder)).as_posix()
-            prefix = "" if below == "." else f"{below}/"
-            if path.suffix == ".zip":
-                with Member(path).damage():
-                    archive = zipfile.ZipFile(path)
-                names = (name for name in archive.namelist() if not is_fork(name))
-                self._where |= {prefix + name: (archive, name) for name in names}
-            else:
-                self._where[prefix + path.name] = (path, path.name)
-        for name in self._where:
-            self._by_name.setdefault(name.rsplit("/", 1)[-1], name)
-
-    def read_by_name(self, name: str) -> bytes:
-        """`read` by the name of the file alone, in whatever folder or archive it is, as COCO and GQA name pictures."""
-        return self.read(self._by_name[name])
-
-    def has(self, name: str) -> bool:
-        """Whether a file has this name, in whatever folder or archive."""
-        return name in self._by_name
-
-    def place(self, name: str) -> tuple[Path, str]:
-        """The file or archive that holds the picture called `name`, and its name in there. Raises KeyError."""
-        holder, inside = self._where[self._by_name[name]]
-        return (holder if isinstance(holder, Path) else Path(str(holder.filename))), inside
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a picture file. Raises KeyError when there is none, ValueError when it is damaged or huge."""
-        holder, inside = self._where[name]
-        size = holder.stat().st_size if isinstance(holder, Path) else holder.getinfo(inside).file_size
-        if size > LARGEST_PICTURE:
-            raise ValueError(f"has {size} bytes")
-        with damage_as(ValueError):
-            return holder.read_bytes() if isinstance(holder, Path) else holder.read(inside)
-
-
-def folders_of(entries: list[str]) -> Folders:
-    """The folders of command-line arguments PREFIX=FOLDER."""
-    return tuple((prefix, Path(folder)) for prefix, _, folder in (entry.partition("=") for entry in entries))
-
-
-@functools.cache
-def picture_files(folders: Folders) -> PictureFiles:
-    """`PictureFiles`, made once per process, since listing a big archive takes a second."""
-    return PictureFiles(folders)
-
-
-def picture(data: bytes, side: int, smallest: int, orientation: int = 1) -> Image.Image:
-    """Decode a picture file to RGB and shrink it until its shorter side has at most `side` pixels.
-
-    orientation: as in `images.decode`
-    Of a strip the middle is kept (`data.images.centre`), which is more than models see of it.
-    Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
-    """
-    image = images.decode(data, orientation)
-    shorter = min(image.size)
-    if shorter < smallest:
-        raise ValueError(f"is smaller than {smallest} pixels")
-    image = images.centre(image)
-    if shorter <= side:
-        return image
-    width, height = (max(1, round(length * side / shorter)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-def picture_problem(error: ValueError) -> str:
-    """The reason by which reports count an error of `picture` or `PictureFiles.read`."""
-    return "picture is too small" if str(error).startswith("is smaller") else "picture or its data cannot be read"
