@@ -227,8 +227,10 @@ def test_pictures_come_from_a_folder_too_and_are_found_by_coco_id(tmp_path: Path
 def test_two_pictures_with_one_id_are_ambiguous(tmp_path: Path) -> None:
     for name in ("a_1.png", "b_01.png"):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
+    shown = Pictures(tmp_path)
+    assert shown.check("b_01.png", tmp_path, "") == "b_01.png", "by name both can be told apart"
     with pytest.raises(BenchmarkProblem, match=r"picture b_01.png: has the same id as a_1.png"):
-        Pictures(tmp_path)
+        shown.name_of(1, tmp_path, "")
 
 
 def test_cmyk_and_transparent_pictures_become_rgb_and_damaged_ones_are_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from dreamllm.data import images
 from dreamllm.data.document import Document, Text
 from dreamllm.evaluate import demo_page, files
 from dreamllm.model.build import build_from_foundations
-from dreamllm.sources import records
+from dreamllm.sources import picture_files, records
 
 SMOKE = (repository.ROOT / "config/smoke.yaml").read_text(encoding="utf-8")
 CODE = "from pathlib import Path\n\nPath({trace!r}).touch()\n\n\nclass Custom:\n    pass\n"
@@ -173,19 +173,19 @@ def test_names_in_archives_lead_nowhere(tmp_path):
     inside.mkdir()
     outside.write_bytes(images.encode_png(tiny.picture(0)))
     (inside / "images.zip").write_bytes(zipped("../secret.png", images.encode_png(tiny.picture(1))))
-    found = records.picture_files((("", inside),))
+    found = picture_files.picture_files((("", inside),))
     assert found.read_by_name("secret.png") == images.encode_png(tiny.picture(1))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["images.zip", "secret.png", "set"]
 
 
 def test_a_picture_file_of_gigabytes_is_refused_before_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "LARGEST_PICTURE", 10_000)
-    monkeypatch.setattr(records, "LARGEST_PICTURE", 10_000)
+    monkeypatch.setattr(picture_files, "LARGEST_PICTURE", 10_000)
     (tmp_path / "images.zip").write_bytes(zipped("1.png", bytes(1_000_000)))
     with pytest.raises(files.BenchmarkProblem, match="has 1000000 bytes"):
         files.Pictures(tmp_path / "images.zip").read("1.png")
     with pytest.raises(ValueError, match="has 1000000 bytes"):
-        records.PictureFiles((("", tmp_path),)).read("1.png")
+        picture_files.PictureFiles((("", tmp_path),)).read("1.png")
 
 
 def test_a_picture_that_says_it_is_huge_is_refused_by_its_header():

@@ -22,9 +22,9 @@ class SourceSettings(Section):
     """Maximum number of documents; null = all that can be made."""
     picture_side: Count = 512
     """Maximum length of the shorter side of a stored picture in pixels (Stable Diffusion 2.1 generates 512)."""
-    smallest_picture: Count = 1
-    """Minimum length of the shorter side in pixels; smaller pictures are left out (official code: 128 in the third
-    stage)."""
+    smallest_picture: Count = 8
+    """Minimum length of the shorter side in pixels; smaller pictures (spacers, rules, tracking pixels) are left out
+    (official code: 128 in the third stage)."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = 95
     """Quality of stored JPEG pictures; null = PNG, which is lossless, larger, and eight times slower to write."""
     min_similarity: Share = 0.0

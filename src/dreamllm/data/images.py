@@ -10,6 +10,8 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+MOST_STRETCHED = 16  # length by width
+
 
 def decode(data: bytes, orientation: int = 1) -> Image.Image:
     """Decode a picture file to RGB, upright, fully loaded.
@@ -58,6 +60,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def centre(image: Image.Image) -> Image.Image:
+    """The picture, or the middle of one that is more than MOST_STRETCHED times as long as wide.
+
+    For models that see the central square of a picture that was resized by its shorter side: a strip of 20000 x 1
+    pixels would become one of 4480000 x 224 before.
+    """
+    shorter, longer = sorted(image.size)
+    if longer <= MOST_STRETCHED * shorter:
+        return image
+    kept = 4 * shorter - longer % 2  # of the same parity as the length, so that the middle stays where it is
+    begin = (longer - kept) // 2
+    wide = image.width == longer
+    return image.crop((begin, 0, begin + kept, shorter) if wide else (0, begin, shorter, begin + kept))
 
 
 def encode_png(image: Image.Image) -> bytes:

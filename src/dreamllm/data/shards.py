@@ -24,6 +24,7 @@ from PIL import Image
 
 from dreamllm.atomic import new_file
 from dreamllm.data import images
+from dreamllm.data.damage import damage_as, parse_json
 from dreamllm.data.document import Document, Part, Picture, Text
 
 MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # webdataset's rule: a key ends at the file name's first dot
@@ -161,16 +162,20 @@ def index(path: str | Path, on_problem: Callable[[ShardProblem], object] = stop)
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with damage_as(tarfile.TarError), tarfile.open(fileobj=file, mode="r:") as tar:
                 while member := tar.next():
+                    if member.size < 0:  # tarfile would read the same header for ever
+                        raise tarfile.TarError(f"header of {member.name!r} with {member.size} bytes")
                     name = MEMBER_NAME.fullmatch(member.name)
-                    if member.isreg() and name and member.offset_data + member.size <= size:
+                    whole = member.offset_data + member.size <= size
+                    if member.isreg() and not member.issparse() and name and whole:
                         found.append((name[1], name[2], member.offset_data, member.size))
                     tar.members = []  # type: ignore[attr-defined]  # or tarfile keeps a header object per member
                 end = tar.offset
-            file.seek(end)
+                file.seek(end)
+                block = file.read(len(EMPTY_BLOCK))
             # tarfile itself takes a damaged or missing header for the end of the archive
-            complaint = "" if file.read(len(EMPTY_BLOCK)) == EMPTY_BLOCK else f"it ends or is damaged at byte {end}"
+            complaint = "" if block == EMPTY_BLOCK else f"it ends or is damaged at byte {end}"
         except tarfile.TarError as error:
             complaint = f"it is truncated or no uncompressed tar file ({error})"
     if complaint:
@@ -202,7 +207,7 @@ def load(record: Record, *, decode: bool = True) -> Document:
     if "json" not in members:
         raise problem(f"has no {record.key}.json, only {', '.join(members)}")
     try:
-        header = json.loads(members.pop("json"))
+        header = parse_json(members.pop("json").decode("utf-8-sig"))
     except ValueError as error:  # also UnicodeDecodeError
         raise problem(f"malformed JSON ({error})") from error
     try:

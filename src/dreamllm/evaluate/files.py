@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from dreamllm.data.damage import LARGEST_PICTURE, damage_as, is_fork, parse_json
 from dreamllm.data.images import decode
 
 Key = TypeVar("Key", str, int)
 
+_NUMBER = re.compile(r"(?:.*[^0-9A-Za-z])?([0-9]{1,18})\.\w+")  # at the end of a file name
+
 INSTALL = 'is not installed: pip install -e ".[evaluation]"'
 
-LARGEST_PICTURE = 200_000_000  # bytes of a file; more is no picture but an attack on the memory
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
@@ -35,7 +37,7 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without its byte order mark. Raises BenchmarkProblem when it is missing or not text."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise BenchmarkProblem(path, "", "no such file") from None
     except UnicodeDecodeError as error:
         raise BenchmarkProblem(path, f"byte {error.start}", "is not UTF-8 text") from None
@@ -62,18 +64,25 @@ def _parse(text: str, path: Path, line: int) -> dict[str, Any]:
         raise BenchmarkProblem(path, f"line {line}" if line else "", f"has the value {constant}, which is no number")
 
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = parse_json(text, constant=refuse)
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}, column {error.colno}"
         raise BenchmarkProblem(path, place, f"malformed JSON ({error.msg})") from None
+    except BenchmarkProblem:
+        raise
+    except ValueError as error:
+        raise BenchmarkProblem(path, f"line {line}" if line else "", f"malformed JSON ({error})") from None
     if not isinstance(value, dict):
         place = f"line {line}" if line else ""
         raise BenchmarkProblem(path, place, f"expected a JSON object, found {type(value).__name__}")
     return value
 
 
-def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], path: Path, place: str) -> Any:
-    """A field of a record, of the right type. Raises BenchmarkProblem when it is missing or of another type."""
+def field(record: Any, name: str, kind: type | tuple[type, ...], path: str | Path, place: str) -> Any:
+    """A field of a record, of the right type. Raises BenchmarkProblem when it is missing or of another type, or when
+    the record is no JSON object."""
+    if not isinstance(record, dict):
+        raise BenchmarkProblem(path, place, f"expected a JSON object, found {type(record).__name__}")
     if name not in record:
         raise BenchmarkProblem(path, place, f"has no field {name!r}; it has {', '.join(map(repr, record)) or 'none'}")
     value = record[name]
@@ -84,7 +93,7 @@ def field(record: dict[str, Any], name: str, kind: type | tuple[type, ...], path
     return value
 
 
-def keyed(records: list[tuple[Key, Any]], path: Path, what: str) -> dict[Key, Any]:
+def keyed(records: list[tuple[Key, Any]], path: str | Path, what: str) -> dict[Key, Any]:
     """(id, record) pairs as a dictionary in the same order. Raises BenchmarkProblem for an id that occurs twice."""
     table: dict[Key, Any] = {}
     for id_, record in records:
@@ -103,7 +112,8 @@ def pictures_of(folder: Path, split: str) -> Pictures:
 class Pictures:
     """The pictures of a benchmark: a folder, or a zip file as COCO comes in. Pictures are found by file name or by id.
 
-    Sub-folders are looked through. The id is the number at the end of the stem (COCO_val2014_000000000042.jpg: 42).
+    Sub-folders are looked through. The id is the number that is the stem, or that ends it after a sign which is neither
+    letter nor digit (42.jpg, COCO_val2014_000000000042.jpg: 42); 1a2b42.jpg, a hexadecimal name, has none.
     Raises BenchmarkProblem when the collection or a picture is missing, ambiguous or damaged.
     """
 
@@ -113,27 +123,28 @@ class Pictures:
             self._zip = None
             members = [str(file.relative_to(path)) for file in sorted(path.rglob("*")) if file.is_file()]
         elif path.exists():
-            try:
+            with damage_as(
+                lambda what: BenchmarkProblem(path, "", f"is neither a folder nor a whole zip file ({what})")
+            ):
                 self._zip = zipfile.ZipFile(path)
-            except zipfile.BadZipFile as error:
-                raise BenchmarkProblem(path, "", f"is neither a folder nor a whole zip file ({error})") from None
             members = self._zip.namelist()
         else:
             raise BenchmarkProblem(path, "", "no such folder or zip file")
-        members = [member for member in members if Path(member).suffix.lower() in PICTURE_SUFFIXES]
+        members = [m for m in members if Path(m).suffix.lower() in PICTURE_SUFFIXES and not is_fork(m)]
         self._members = keyed([(Path(member).name, member) for member in members], path, "picture")
-        numbered = [(match[1], name) for name in self._members if (match := re.search(r"(\d+)\.\w+$", name))]
-        self._by_id: dict[int, str] = {}
-        for digits, name in numbered:
-            if int(digits) in self._by_id:
-                raise BenchmarkProblem(path, f"picture {name}", f"has the same id as {self._by_id[int(digits)]}")
-            self._by_id[int(digits)] = name
+        self._by_id: dict[int, list[str]] = {}
+        for name in self._members:
+            if match := _NUMBER.fullmatch(name):
+                self._by_id.setdefault(int(match[1]), []).append(name)
 
     def name_of(self, image_id: int, path: Path, place: str) -> str:
         """File name of the picture with this id, asked for by a record of another file."""
-        if image_id not in self._by_id:
+        names = self._by_id.get(image_id, [])
+        if not names:
             raise BenchmarkProblem(path, place, f"picture {image_id} is not in {self.path}")
-        return self._by_id[image_id]
+        if len(names) > 1:
+            raise BenchmarkProblem(self.path, f"picture {names[1]}", f"has the same id as {names[0]}")
+        return names[0]
 
     def check(self, name: str, path: Path, place: str) -> str:
         """The file name itself if there is such a picture."""
@@ -143,12 +154,11 @@ class Pictures:
 
     def read(self, name: str) -> Image.Image:
         """A picture in RGB (CMYK, transparency and palettes are converted)."""
-        try:
-            member = self._members[name]
-            if self._zip and self._zip.getinfo(member).file_size > LARGEST_PICTURE:
-                raise ValueError(f"has {self._zip.getinfo(member).file_size} bytes")
+        if name not in self._members:
+            raise BenchmarkProblem(self.path, f"picture {name}", "is missing")
+        member = self._members[name]
+        with damage_as(lambda what: BenchmarkProblem(self.path, f"picture {name}", what)):
+            size = self._zip.getinfo(member).file_size if self._zip else (self.path / member).stat().st_size
+            if size > LARGEST_PICTURE:
+                raise ValueError(f"has {size} bytes")
             return decode(self._zip.read(member) if self._zip else (self.path / member).read_bytes())
-        except KeyError:
-            raise BenchmarkProblem(self.path, f"picture {name}", "is missing") from None
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise BenchmarkProblem(self.path, f"picture {name}", str(error)) from None

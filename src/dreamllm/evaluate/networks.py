@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dreamllm.data.images import centre
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.model.precision import default_device
@@ -89,7 +90,7 @@ def inception(folder: Path) -> list[Network]:
     return [
         Network(
             "paper",
-            lambda picture: to_299(np.asarray(crop(picture))),
+            lambda picture: to_299(np.asarray(crop(centre(picture)))),
             lambda pixels: legacy(pixels / 255)[0].flatten(1),
             staged["paper"][1],
             device,
@@ -125,7 +126,8 @@ class Clip:
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
         """Embeddings (N, D) of length one, prepared as in CLIP's training."""
-        pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(self.model.device)
+        cut = [centre(picture) for picture in pictures]
+        pixels = self.processor(images=cut, return_tensors="pt")["pixel_values"].to(self.model.device)
         with torch.inference_mode():
             return _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
 

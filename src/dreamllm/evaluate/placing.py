@@ -12,31 +12,32 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import codecs
 import csv
 import io
 import json
 import os
 import random
+import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate import tasks
+from dreamllm.evaluate.files import BenchmarkProblem, field
 from dreamllm.evaluate.tasks import mmbench, pope
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
+from dreamllm.sources.picture_files import Folders, PictureFiles, folders_of
+from dreamllm.sources.readers.narratives import COCO_ID
 from dreamllm.sources.records import (
-    Folders,
     Member,
-    PictureFiles,
     RecordProblem,
     Rejected,
-    folders_of,
+    files_below,
     members,
     one,
     read_json,
@@ -45,6 +46,7 @@ from dreamllm.sources.records import (
 
 FID_PICTURES = 30_000  # of COCO val2014 (paper Table 2, as all of the literature)
 LARGEST_FIELD = 100_000_000  # characters of a field of MMBench's table, a picture in base64
+VIZWIZ_NAME = re.compile(r".*_([0-9]{1,18})\.[^_]*")
 LONGEST_INDEX = 64  # characters; a shorter "picture" is the index of the row that has it (VLMEvalKit)
 
 
@@ -55,16 +57,13 @@ def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
     """
     with new_folder(out) as folder:
         if source.format in ("as_is", "harness"):
-            for path in sorted(path for path in raw.rglob("*") if path.is_file()):
+            for path in files_below(raw):
                 _link(path, folder / path.relative_to(raw))
             return
         benchmark, write = manifest.TASKS[source.format], WRITERS[source.format]
         names = write(raw, folder)
-        if (
-            source.answers_on and benchmark == "vqa"
-        ):  # written down, so that a lost file of answers is not mistaken for this
-            external = json.dumps({"external": source.answers_on})
-            (folder / "vqa_test_annotations.json").write_text(external + "\n", encoding="utf-8")
+        if source.answers_on and benchmark == "vqa":  # written down: a lost file of answers is not mistaken for this
+            _write(folder / "vqa_test_annotations.json", {"external": source.answers_on})
         if names:  # MMBench's pictures are in its table
             _write_pictures(names, PictureFiles((("", raw), *pictures_from)), folder / "images_test.zip")
         items = tasks.load(benchmark, folder, "test")
@@ -76,33 +75,38 @@ def place(source: Source, raw: Path, pictures_from: Folders, out: Path) -> None:
 
 def _coco_karpathy(raw: Path, folder: Path) -> dict[str, str]:
     """Karpathy's test split of COCO 2014: {"images": [{"split", "filename", "cocoid", "sentences"}]}."""
-    images = [image for image in read_json(one(raw, "dataset_coco.json"))["images"] if image["split"] == "test"]
-    _captions(
-        folder,
-        [
-            (image["cocoid"], image["filename"], [sentence["raw"].strip() for sentence in image["sentences"]])
-            for image in images
-        ],
-    )
-    return {image["filename"]: image["filename"] for image in images}
+    told = []
+    for where, image in _records(one(raw, "dataset_coco.json"), "images"):
+        if field(image, "split", str, *where) == "test":
+            sentences = field(image, "sentences", list, *where)
+            texts = [field(sentence, "raw", str, *where).strip() for sentence in sentences]
+            told.append((field(image, "cocoid", int, *where), field(image, "filename", str, *where), texts))
+    _captions(folder, told)
+    return {name: name for _, name, _ in told}
 
 
 def _image_paragraphs(raw: Path, folder: Path) -> dict[str, str]:
     """Stanford's image paragraphs: a list of {"image_id", "paragraph"}, and the ids of the test split."""
-    test = set(read_json(one(raw, "test_split.json")))
-    paragraphs: dict[int, str] = {}
-    for record in read_json(one(raw, "paragraphs_v1.json")):
-        if record["image_id"] in test:
-            paragraphs.setdefault(record["image_id"], " ".join(record["paragraph"].split()))
-    _captions(folder, [(id_, f"{id_}.jpg", [paragraph]) for id_, paragraph in sorted(paragraphs.items())])
-    return {f"{id_}.jpg": f"{id_}.jpg" for id_ in paragraphs}
+    split = one(raw, "test_split.json")
+    ids = read_json(split)
+    if not isinstance(ids, list) or not all(isinstance(id_, int) for id_ in ids):
+        raise RecordProblem(f"{split}: is no list of image ids")
+    test = set(ids)
+    told: dict[int, str] = {}
+    for where, record in _records(one(raw, "paragraphs_v1.json")):
+        if (id_ := field(record, "image_id", int, *where)) in test:
+            told.setdefault(id_, " ".join(field(record, "paragraph", str, *where).split()))
+    _captions(folder, [(id_, f"{id_}.jpg", [paragraph]) for id_, paragraph in sorted(told.items())])
+    return {f"{id_}.jpg": f"{id_}.jpg" for id_ in told}
 
 
 def _nocaps(raw: Path, folder: Path) -> dict[str, str]:
     """NoCaps: a COCO captions file, whose pictures are of Open Images."""
-    content = read_json(one(raw, "captions.json"))
-    (folder / "captions_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return {image["file_name"]: image["file_name"] for image in content["images"]}
+    file = one(raw, "captions.json")
+    content = _object(file)
+    _write(folder / "captions_test.json", content)
+    names = [field(image, "file_name", str, *where) for where, image in _records(file, "images", content)]
+    return {name: name for name in names}
 
 
 def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
@@ -110,12 +114,19 @@ def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
 
     The official script draws them anew for each of its eight seeds and records none (bug B11).
     """
-    content = read_json(one(raw, "captions_val2014.json"))
-    names = {image["id"]: image["file_name"] for image in content["images"]}
+    file = one(raw, "captions_val2014.json")
+    content = _object(file)
+    names: dict[int, str] = {}
+    for where, image in _records(file, "images", content):
+        names[field(image, "id", int, *where)] = field(image, "file_name", str, *where)
     captions: dict[int, list[dict[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        if annotation["caption"].strip():
-            captions.setdefault(annotation["image_id"], []).append(annotation)
+    for where, annotation in _records(file, "annotations", content):
+        id_ = field(annotation, "image_id", int, *where)
+        field(annotation, "id", int, *where)
+        if id_ not in names:
+            raise BenchmarkProblem(*where, f'is about picture {id_}, which is not among "images"')
+        if field(annotation, "caption", str, *where).strip():
+            captions.setdefault(id_, []).append(annotation)
     rng = random.Random(seed_of("COCO FID", "pictures and captions"))
     ids = sorted(rng.sample(sorted(captions), min(FID_PICTURES, len(captions))))
     records = []
@@ -132,11 +143,13 @@ def _coco_fid(raw: Path, folder: Path) -> dict[str, str]:
 def _ln_coco(raw: Path, folder: Path) -> dict[str, str]:
     """All Localized Narratives of COCO val2017, one drawing each."""
     records = []
-    for number, (where, record) in enumerate(read_jsonl(one(raw, "coco_val_localized_narratives.jsonl"))):
-        if isinstance(record, Rejected):
-            raise RecordProblem(f"{where}: {record.why}")
-        prompt = " ".join(record["caption"].split())
-        records.append({"id": number, "prompt": prompt, "image_id": int(record["image_id"])})
+    file = one(raw, "coco_val_localized_narratives.jsonl")
+    for number, (where, record) in enumerate(_lines(file)):
+        prompt = " ".join(field(record, "caption", str, *where).split())
+        image_id = str(field(record, "image_id", (str, int), *where))
+        if not COCO_ID.fullmatch(image_id):
+            raise BenchmarkProblem(*where, f"image id {image_id!r} is no number of COCO")
+        records.append({"id": number, "prompt": prompt, "image_id": int(image_id)})
     _jsonl(folder / "draw_test.jsonl", records)
     names = {f"{record['image_id']:012d}.jpg" for record in records}
     return {name: name for name in sorted(names)}
@@ -149,13 +162,15 @@ def _vqav2(raw: Path, folder: Path) -> dict[str, str]:
     """
     files = members(raw, "questions.json")
     dev = [file for file in files if "test-dev" in file.name]
-    questions = read_json(dev[0] if len(files) > 1 and len(dev) == 1 else one(raw, "questions.json"))
-    (folder / "vqa_test_questions.json").write_text(json.dumps(questions) + "\n", encoding="utf-8")
-    subtype = questions.get("data_subtype", "val2014").replace("test-dev", "test")
+    file = dev[0] if len(files) > 1 and len(dev) == 1 else one(raw, "questions.json")
+    questions = _object(file)
+    _write(folder / "vqa_test_questions.json", questions)
+    subtype = field({"data_subtype": "val2014"} | questions, "data_subtype", str, str(file), "")
+    subtype = subtype.replace("test-dev", "test")
     if not subtype.startswith("test"):
-        annotations = read_json(one(raw, "annotations.json"))
-        (folder / "vqa_test_annotations.json").write_text(json.dumps(annotations) + "\n", encoding="utf-8")
-    names = {f"COCO_{subtype}_{question['image_id']:012d}.jpg" for question in questions["questions"]}
+        _write(folder / "vqa_test_annotations.json", _object(one(raw, "annotations.json")))
+    ids = {field(question, "image_id", int, *where) for where, question in _records(file, "questions", questions)}
+    names = {f"COCO_{subtype}_{id_:012d}.jpg" for id_ in ids}
     return {name: name for name in sorted(names)}
 
 
@@ -167,12 +182,15 @@ def _vizwiz(raw: Path, folder: Path) -> dict[str, str]:
     questions, annotations, names = [], [], {}
     pictures = [file.name for file in members(raw, ".jpg")]
     only_test = bool(pictures) and all(name.startswith("VizWiz_test_") for name in pictures)
-    for record in read_json(_member_named(raw, "test.json" if only_test else "val.json")):
-        name = record["image"]
-        id_ = int(name.rsplit("_", 1)[-1].split(".")[0])
-        questions.append({"question_id": id_, "image_id": id_, "question": record["question"]})
+    for where, record in _records(_member_named(raw, "test.json" if only_test else "val.json")):
+        name = field(record, "image", str, *where)
+        if not (number := VIZWIZ_NAME.fullmatch(name)):
+            raise BenchmarkProblem(*where, f"picture {name!r} has no number behind its last _")
+        id_ = int(number[1])
+        questions.append({"question_id": id_, "image_id": id_, "question": field(record, "question", str, *where)})
         if not only_test:
-            about = {"question_type": record.get("answer_type", ""), "answers": record["answers"]}
+            answers = field(record, "answers", list, *where)
+            about = {"question_type": record.get("answer_type", ""), "answers": answers}
             annotations.append({"question_id": id_, "image_id": id_, **about})
         names[name] = name
     _vqa(folder, questions, annotations)
@@ -186,11 +204,12 @@ def _textvqa(raw: Path, folder: Path) -> dict[str, str]:
     """
     numbers: dict[str, int] = {}
     questions, annotations = [], []
-    for record in read_json(one(raw, "TextVQA_0.5.1_val.json"))["data"]:
-        number = numbers.setdefault(record["image_id"], len(numbers))
-        key = {"question_id": record["question_id"], "image_id": number}
-        questions.append({**key, "question": record["question"]})
-        annotations.append({**key, "question_type": "", "answers": [{"answer": text} for text in record["answers"]]})
+    for where, record in _records(one(raw, "TextVQA_0.5.1_val.json"), "data"):
+        number = numbers.setdefault(field(record, "image_id", str, *where), len(numbers))
+        key = {"question_id": field(record, "question_id", (int, str), *where), "image_id": number}
+        questions.append({**key, "question": field(record, "question", str, *where)})
+        answers = [{"answer": text} for text in field(record, "answers", list, *where)]
+        annotations.append({**key, "question_type": "", "answers": answers})
     _vqa(folder, questions, annotations)
     return {f"{number:012d}.jpg": f"{name}.jpg" for name, number in numbers.items()}
 
@@ -199,17 +218,19 @@ def _pope(raw: Path, folder: Path) -> dict[str, str]:
     """POPE: three files of JSON lines {"question_id", "image", "text", "label"}."""
     names = set()
     for subset in pope.SUBSETS:
-        lines = one(raw, f"coco_pope_{subset}.json").open().read().removeprefix(codecs.BOM_UTF8)
-        (folder / f"pope_{subset}_test.jsonl").write_bytes(lines)
-        names |= {json.loads(line)["image"] for line in lines.splitlines() if line.strip()}
+        records = list(_lines(one(raw, f"coco_pope_{subset}.json")))
+        _jsonl(folder / f"pope_{subset}_test.jsonl", [record for _, record in records])
+        names |= {field(record, "image", str, *where) for where, record in records}
     return {name: name for name in sorted(names)}
 
 
 def _mm_vet(raw: Path, folder: Path) -> dict[str, str]:
     """MM-Vet: mm-vet.json, beside its pictures."""
-    content = read_json(one(raw, "mm-vet.json"))
-    (folder / "mm_vet_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return {record["imagename"]: record["imagename"] for record in content.values()}
+    file = one(raw, "mm-vet.json")
+    content = _object(file)
+    _write(folder / "mm_vet_test.json", content)
+    names = [field(record, "imagename", str, str(file), f"question {id_}") for id_, record in content.items()]
+    return {name: name for name in names}
 
 
 def _mmbench(raw: Path, folder: Path) -> dict[str, str]:
@@ -219,18 +240,21 @@ def _mmbench(raw: Path, folder: Path) -> dict[str, str]:
     """
     csv.field_size_limit(LARGEST_FIELD)
     table = one(raw, ".tsv")
-    with table.open() as file:
+    table.verify()
+    with table.open() as file, table.damage():
         reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter="\t")
         names = [name for name in reader.fieldnames or [] if name != "image"]
         if missing := {"index", "question", "A", "B", "category", "image"} - {*(reader.fieldnames or [])}:
             raise RecordProblem(f"{table}: has no column {', '.join(sorted(missing))}")
         rows = []
         with zipfile.ZipFile(folder / "images_test.zip", "w", zipfile.ZIP_STORED) as archive:
-            for row in reader:
+            for number, row in enumerate(reader, 2):
+                if None in row or None in row.values():
+                    raise RecordProblem(f"{table}: row {number}: has more or fewer columns than the heading")
                 picture = row.pop("image")
                 rows.append(row)
                 where = f"{table}: question {row['index']}"
-                if not row["index"].isdecimal():
+                if not mmbench.INDEX.fullmatch(row["index"]):
                     raise RecordProblem(f"{where}: its index is no number")
                 index, known = int(row["index"]), archive.namelist()
                 if index >= mmbench.ROTATION:
@@ -286,6 +310,34 @@ WRITERS: dict[str, Callable[[Path, Path], dict[str, str]]] = {
 }
 
 
+def _object(file: Member) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises RecordProblem."""
+    content = read_json(file)
+    if not isinstance(content, dict):
+        raise RecordProblem(f"{file}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _records(file: Member, key: str = "", content: Any = None) -> list[tuple[tuple[str, str], Any]]:
+    """The records of a JSON file that is a list, or of its list `key`, each with (file, place) for messages.
+
+    content: of the file, if it was read before. Raises RecordProblem and BenchmarkProblem.
+    """
+    content = read_json(file) if content is None else content
+    records = field(content, key, list, str(file), "") if key else content
+    if not isinstance(records, list):
+        raise RecordProblem(f"{file}: expected a JSON list, found {type(content).__name__}")
+    return [((str(file), f"{key}[{number}]"), record) for number, record in enumerate(records)]
+
+
+def _lines(file: Member) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """The records of a JSON lines file, each with (file, place). Raises RecordProblem for a line that is none."""
+    for where, record in read_jsonl(file):
+        if isinstance(record, Rejected):
+            raise RecordProblem(f"{record.why}: {record.where}")
+        yield (where, ""), record
+
+
 def _member_named(raw: Path, name: str) -> Member:
     """The one member with exactly this name."""
     found = [member for member in members(raw, name) if member.name == name]
@@ -299,13 +351,16 @@ def _captions(folder: Path, records: list[tuple[int, str, list[str]]]) -> None:
     images = [{"id": id_, "file_name": name} for id_, name, _ in records]
     captions = [(id_, caption) for id_, _, references in records for caption in references]
     annotations = [{"id": n, "image_id": id_, "caption": caption} for n, (id_, caption) in enumerate(captions)]
-    content = {"info": {}, "images": images, "annotations": annotations}
-    (folder / "captions_test.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+    _write(folder / "captions_test.json", {"info": {}, "images": images, "annotations": annotations})
 
 
 def _vqa(folder: Path, questions: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
     for name, records in (("questions", questions), ("annotations", annotations)):
-        (folder / f"vqa_test_{name}.json").write_text(json.dumps({name: records}) + "\n", encoding="utf-8")
+        _write(folder / f"vqa_test_{name}.json", {name: records})
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
@@ -315,24 +370,25 @@ def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _write_pictures(names: dict[str, str], files: PictureFiles, out: Path) -> None:
-    """The pictures as a zip file. names: of each picture in the archive -> in `files`."""
-    if missing := [name for name in names.values() if not files.has(name)]:
-        raise RecordProblem(f"{len(missing)} of {len(names)} pictures are missing, first {missing[0]}")
-    holders = {files.place(name)[0] for name in names.values()}
-    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in names.items()):
+def _write_pictures(wanted: dict[str, str], files: PictureFiles, out: Path) -> None:
+    """The pictures as a zip file. wanted: name that a picture shall have -> its name in `files`."""
+    if missing := [name for name in wanted.values() if not files.has(name)]:
+        raise RecordProblem(f"{len(missing)} of {len(wanted)} pictures are missing, first {missing[0]}")
+    holders = {holder for name in wanted.values() for holder in files.holders(name)}
+    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in wanted.items()):
         _link(only, out)
         return
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, source in names.items():
-            archive.writestr(zipfile.ZipInfo(name), files.read_by_name(source))
+        for name, source in wanted.items():
+            with Member(files.holders(source)[0], (source,)).damage():
+                archive.writestr(zipfile.ZipInfo(name), files.read_by_name(source))
 
 
 def _link(path: Path, out: Path) -> None:
     """A second name for a file; a copy where the disk has no such links."""
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(path, out)
+        os.link(path.resolve(), out)  # a link of a link would lead elsewhere from here
     except OSError:
         shutil.copyfile(path, out)
 

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from dreamllm.atomic import new_file
+from dreamllm.data.damage import damage_as
 from dreamllm.data.images import decode, encode_png
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, parse_jsonl, read_jsonl
 
@@ -115,7 +116,9 @@ def read(path: Path) -> Predictions:
         images = _members(path)
         if INDEX not in images:
             raise BenchmarkProblem(path, "", f"has no member {INDEX}")
-        lines = parse_jsonl(_bytes_at(path, *images.pop(INDEX)).decode(), path)
+        with damage_as(lambda what: BenchmarkProblem(path, INDEX, f"is not UTF-8 text ({what})")):
+            index = _bytes_at(path, *images.pop(INDEX)).decode()
+        lines = parse_jsonl(index, path)
     elif path.suffix == ".safetensors":
         with open_tensors(path) as file:
             lines = parse_jsonl((file.metadata() or {}).get(INDEX, ""), path)
@@ -146,13 +149,19 @@ def open_tensors(path: Path) -> Iterator[Any]:
 
 def _members(path: Path) -> dict[str, tuple[int, int]]:
     """Offset and size of the files in a tar archive, so that pictures are read one by one."""
+    members: dict[str, tuple[int, int]] = {}
     try:
-        with tarfile.open(path, "r:") as archive:
-            return {member.name: (member.offset_data, member.size) for member in archive if member.isfile()}
-    except FileNotFoundError:
+        with damage_as(tarfile.TarError), tarfile.open(path, "r:") as archive:
+            while member := archive.next():
+                if member.size < 0:  # tarfile would read the same header for ever
+                    raise tarfile.TarError(f"header of {member.name!r} with {member.size} bytes")
+                if member.isfile():
+                    members[member.name] = member.offset_data, member.size
+    except (FileNotFoundError, IsADirectoryError):
         raise BenchmarkProblem(path, "", "no such file") from None
-    except (tarfile.TarError, OSError) as error:
+    except tarfile.TarError as error:
         raise BenchmarkProblem(path, "", f"is no whole tar archive ({error})") from None
+    return members
 
 
 def _bytes_at(path: Path, offset: int, size: int) -> bytes:

@@ -163,7 +163,7 @@ class DreamLLMProcessor(ProcessorMixin):
 
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Prepare pictures for CLIP: (N, 3, Hc, Wc), normalised."""
-        upright = [images.upright_rgb(picture) for picture in pictures]
+        upright = [images.centre(images.upright_rgb(picture)) for picture in pictures]
         return self.image_processor(images=upright, return_tensors="pt")["pixel_values"]
 
     def draw_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -201,7 +201,7 @@ def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = ""
 
 def _to_pixels(picture: Image.Image, side: int) -> torch.Tensor:
     """One picture as (3, side, side) in [-1, 1]; bilinear, with torchvision's rounding of sizes and offsets."""
-    picture = images.upright_rgb(picture)
+    picture = images.centre(images.upright_rgb(picture))
     width, height = picture.size
     shorter = min(width, height)
     width, height = int(side * width / shorter), int(side * height / shorter)

@@ -14,7 +14,8 @@ from PIL import Image
 
 from dreamllm.config.sources import SourceSettings
 from dreamllm.data.document import Document, Kind, Part, Picture, Text
-from dreamllm.sources.records import Folders, Rejected, picture, picture_files, picture_problem
+from dreamllm.sources.picture_files import Folders, picture, picture_files, picture_problem
+from dreamllm.sources.records import Rejected
 
 CHUNK = 2000  # records
 

@@ -31,7 +31,8 @@ from dreamllm.data import shards
 from dreamllm.data.document import Document
 from dreamllm.sources import manifest, readers
 from dreamllm.sources.manifest import Source
-from dreamllm.sources.records import BuildProblem, Folders, Rejected, folders_of
+from dreamllm.sources.picture_files import Folders, folders_of
+from dreamllm.sources.records import BuildProblem, Rejected
 
 EXAMPLES = 3  # places reported for each reason
 PER_SHARD = 1000

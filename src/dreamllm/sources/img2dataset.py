@@ -10,17 +10,18 @@ undone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dreamllm.config.sources import SourceSettings
 from dreamllm.data import shards
+from dreamllm.data.damage import LARGEST_PICTURE, is_fork, parse_json
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.sources.manifest import Source
+from dreamllm.sources.picture_files import picture, picture_problem
 from dreamllm.sources.readers import Inputs
-from dreamllm.sources.records import Rejected, parse, picture, picture_problem
+from dreamllm.sources.records import Rejected, parse
 
 PICTURE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 ORIENTATIONS = (  # ExifRead's names of 1 to 8, which img2dataset records
@@ -37,7 +38,12 @@ ORIENTATIONS = (  # ExifRead's names of 1 to 8, which img2dataset records
 
 def units(inputs: Inputs) -> Iterator[Path]:
     """The shards."""
-    yield from sorted((inputs.downloaded or inputs.raw).glob("*.tar"))
+    yield from tars(inputs.downloaded or inputs.raw)
+
+
+def tars(folder: Path) -> list[Path]:
+    """The shards in a folder, sorted."""
+    return sorted(path for path in folder.glob("*.tar") if not is_fork(path.name))
 
 
 def documents(unit: Path, settings: SourceSettings) -> Iterator[Document | Rejected]:
@@ -47,7 +53,11 @@ def documents(unit: Path, settings: SourceSettings) -> Iterator[Document | Rejec
             yield members
             continue
         suffix = next((suffix for suffix in PICTURE_SUFFIXES if suffix in members), None)
-        caption = " ".join(members.get("txt", b"").decode("utf-8-sig", "replace").split())
+        try:
+            caption = " ".join(members.get("txt", b"").decode("utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            yield Rejected("caption is not UTF-8", f"{where}: {error}")
+            continue
         if suffix is None:
             yield Rejected("no picture", where)
         elif not caption:
@@ -61,7 +71,8 @@ def documents(unit: Path, settings: SourceSettings) -> Iterator[Document | Rejec
                 yield Rejected(picture_problem(error), f"{where}: {error}")
                 continue
             key = where.rpartition(" ")[2]
-            meta = {name: recorded[name] for name in ("url", "sha256") if recorded.get(name)}
+            about = {name: recorded.get(name) for name in ("url", "sha256")}
+            meta = {name: value for name, value in about.items() if value and isinstance(value, str)}
             yield Document(f"{unit.stem}-{key}", "pair", (Picture(image), Text(caption)), meta)
 
 
@@ -99,6 +110,8 @@ def read_samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes] | Rejected]]
             yield where, Rejected("name leads out of its folder", where)
         elif record.key in seen or len(set(suffixes)) < len(suffixes):
             yield where, Rejected("duplicate key", where)
+        elif any(size > LARGEST_PICTURE for _, _, size in record.members):
+            yield where, Rejected("file is too large", where)
         else:
             members = {}
             with tar.open("rb") as file:
@@ -123,7 +136,7 @@ def orientation(recorded: Mapping[str, Any]) -> int:
     Also 1 for a TIFF file, which OpenCV turns upright itself.
     """
     try:
-        exif = json.loads(recorded.get("exif") or "{}")
+        exif = parse_json(recorded.get("exif") or "{}")
         name = None if "Image StripOffsets" in exif or "Image TileOffsets" in exif else exif.get("Image Orientation")
     except (TypeError, ValueError, AttributeError):  # no string, no JSON, no object
         name = None

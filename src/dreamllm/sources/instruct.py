@@ -147,18 +147,29 @@ def write_instructions(
     `settings.documents` of them are sampled with a named seed; null = all. Raises BuildProblem when none is written.
     """
     files = sorted(base.glob("*.tar"))
-    records = [record for file in files for record in shards.index(file)]
+    damaged: list[shards.ShardProblem] = []
+    records = [record for file in files for record in shards.index(file, damaged.append)]
     if settings.documents and settings.documents < len(records):
         sampled = random.Random(seed_of(seed, "documents with instructions", name)).sample(
             range(len(records)), settings.documents
         )
         records = [records[number] for number in sorted(sampled)]
     counted = Counted()
+    for problem in damaged:
+        counted.reject(Rejected("shard is damaged", str(problem)))
+
+    def load(record: shards.Record) -> Document | Rejected:
+        try:
+            return shards.load(record)
+        except shards.ShardProblem as problem:
+            return Rejected("document is damaged", str(problem))
 
     def documents() -> Iterator[Document | Rejected]:
         with ThreadPoolExecutor(parallel) as threads:
             for first in range(0, len(records), 4 * parallel):
-                loaded = [shards.load(record) for record in records[first : first + 4 * parallel]]
+                found = [load(record) for record in records[first : first + 4 * parallel]]
+                yield from (one for one in found if isinstance(one, Rejected))
+                loaded = [one for one in found if isinstance(one, Document)]
                 for document, instruction in zip(loaded, threads.map(writer.write, loaded), strict=True):
                     yield instruction if isinstance(instruction, Rejected) else instructed(document, instruction)
 

@@ -15,8 +15,9 @@ from typing import Any
 from dreamllm.config.sources import SourceSettings
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.sources import picture_index
+from dreamllm.sources.picture_files import picture, picture_problem
 from dreamllm.sources.readers import Inputs
-from dreamllm.sources.records import BuildProblem, Member, Rejected, members, picture, picture_problem
+from dreamllm.sources.records import BuildProblem, Member, Rejected, members
 from dreamllm.sources.urls import records_taken
 
 Page = list[str | tuple[str, float | None]]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dreamllm.data import shards
-from dreamllm.sources.img2dataset import PICTURE_SUFFIXES, metadata, orientation
+from dreamllm.sources.img2dataset import PICTURE_SUFFIXES, metadata, orientation, tars
 
 
 def write(downloaded: Path, index: Path) -> dict[str, int]:
@@ -25,7 +25,7 @@ def write(downloaded: Path, index: Path) -> dict[str, int]:
     with sqlite3.connect(index) as table:
         columns = "url TEXT PRIMARY KEY, tar TEXT, start INT, size INT, turned INT"
         table.execute(f"CREATE TABLE pictures ({columns}) WITHOUT ROWID")
-        for tar in sorted(downloaded.glob("*.tar")):
+        for tar in tars(downloaded):
             problems: list[shards.ShardProblem] = []
             rows = []
             with tar.open("rb") as file:

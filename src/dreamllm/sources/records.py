@@ -4,28 +4,28 @@ Text is UTF-8, with or without a byte order mark, which editors and spreadsheets
 
 JSON objects with a duplicate key are rejected, since nothing says which of the two values counts. Big lists are read
 record by record. A record that cannot be used becomes a Rejected, which reports count; nothing is dropped silently.
+Where damage hides the end of a record, so that none after it can be told apart, RecordProblem names the file.
 """
 
 from __future__ import annotations
 
 import codecs
-import functools
 import gzip
 import io
 import json
+import os
+import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from PIL import Image
-
-from dreamllm.data import images
+from dreamllm.data.damage import check_json, damage_as, is_fork, is_text, parse_json
 
 DEEPEST = 3  # levels of nested archives; an archive can be made to contain itself
 LARGEST_LINE = 200_000_000  # bytes of a record
-LARGEST_PICTURE = 200_000_000  # bytes of a picture file; a larger one may be meant to exhaust the memory
 BLOCK = 1 << 20  # characters
 
 
@@ -67,21 +67,52 @@ class Member:
 
     def open(self) -> BinaryIO:
         """Open it for reading, decompressed. Raises RecordProblem for a damaged archive."""
-        try:
+        with self.damage():
             file: IO[bytes] = self.path.open("rb")
             for name in self.inside:
                 file = zipfile.ZipFile(file).open(name)  # noqa: SIM115
-            last = self.inside[-1] if self.inside else self.path.name
-            return cast(BinaryIO, gzip.open(file) if last.endswith(".gz") else file)
-        except (zipfile.BadZipFile, KeyError) as error:
-            raise RecordProblem(f"{self}: {error}") from None
+            return cast(BinaryIO, gzip.open(file) if self._compressed else file)
+
+    def damage(self) -> AbstractContextManager[None]:
+        """Inside, what decoders raise for damaged bytes becomes a RecordProblem that names this file."""
+        return damage_as(lambda what: RecordProblem(f"{self}: {what}"))
+
+    def verify(self) -> None:
+        """Read a compressed file to its end, where its checksum is: a damaged one gives wrong text before that.
+
+        Raises RecordProblem.
+        """
+        if self.inside or self._compressed:
+            with self.open() as file, self.damage():
+                while file.read(BLOCK):
+                    pass
+
+    @property
+    def _compressed(self) -> bool:
+        return (self.inside[-1] if self.inside else self.path.name).endswith(".gz")
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted, except those of `is_fork`. Symbolic links to files and folders are followed.
+
+    Raises RecordProblem for a symbolic link to what is not there, or to a folder that it lies in.
+    """
+    found = []
+    for at, folders, names in os.walk(folder, followlinks=True):
+        for link in (path for path in (Path(at, name) for name in (*folders, *names)) if path.is_symlink()):
+            if not link.exists():
+                raise RecordProblem(f"{link}: is a symbolic link to {link.readlink()}, which is not there")
+            if link.resolve() in (link.parent.resolve(), *link.parent.resolve().parents):
+                raise RecordProblem(f"{link}: is a symbolic link to {link.readlink()}, a folder that it lies in")
+        found += [Path(at, name) for name in names]
+    return sorted(path for path in found if path.is_file() and not is_fork(path.relative_to(folder).as_posix()))
 
 
 def members(folder: Path, *suffixes: str) -> list[Member]:
     """All files below `folder` and in its zip archives whose names end in a suffix, or in a suffix and .gz; sorted."""
     wanted = (*suffixes, *(f"{suffix}.gz" for suffix in suffixes))
     found: list[Member] = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in files_below(folder):
         if path.name.endswith(wanted):
             found.append(Member(path))
         elif path.suffix == ".zip":
@@ -92,11 +123,8 @@ def members(folder: Path, *suffixes: str) -> list[Member]:
 def _inside(archive: Member, wanted: tuple[str, ...]) -> Iterator[Member]:
     if len(archive.inside) >= DEEPEST:
         raise RecordProblem(f"{archive}: archives nested more than {DEEPEST} deep")
-    try:
-        with archive.open() as file, zipfile.ZipFile(file) as opened:
-            names = sorted(opened.namelist())
-    except zipfile.BadZipFile as error:
-        raise RecordProblem(f"{archive}: {error}") from None
+    with archive.open() as file, archive.damage(), zipfile.ZipFile(file) as opened:
+        names = sorted(name for name in opened.namelist() if not is_fork(name))
     for name in names:
         inner = Member(archive.path, (*archive.inside, name))
         if name.endswith(wanted):
@@ -129,31 +157,33 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|["\[\]{}]|[^\s,:"\[\]{}]+', re.DOTALL)
 
 
 def parse(text: str) -> Any:
-    """JSON without duplicate keys. Raises ValueError saying what is wrong."""
-    return _DECODER.decode(text)
+    """JSON without duplicate keys, as strict as `data.damage.parse_json`. Raises ValueError saying what is wrong."""
+    return parse_json(text, _unique_keys)
 
 
 def read_json(member: Member) -> Any:
     """A whole JSON file. Raises RecordProblem."""
-    try:
-        # text compresses less than 200-fold; a file of zeros, 1000-fold
-        largest = max(LARGEST_LINE, 200 * member.path.stat().st_size)
-        with member.open() as file:
-            content = file.read(largest + 1)
+    # text compresses less than 200-fold; a file of zeros, 1000-fold
+    largest = max(LARGEST_LINE, 200 * member.path.stat().st_size)
+    with member.open() as file, member.damage():
+        content = file.read(largest + 1)
         if len(content) > largest:
             raise ValueError(f"has more than {largest} bytes when decompressed")
         return parse(content.decode("utf-8-sig"))
-    except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise RecordProblem(f"{member}: {error}") from None
 
 
 def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    """The records of a JSON lines file as (place, record); a line that is no object is Rejected."""
-    with member.open() as file:
-        for number, line in enumerate(_lines(file, member), 1):
+    """The records of a JSON lines file as (place, record); a line that is no object is Rejected.
+
+    A file that cannot be decompressed whole gives one Rejected and no record.
+    """
+    try:
+        member.verify()
+        for number, line in enumerate(_lines(member), 1):
             line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if not line.strip():
                 continue
@@ -161,18 +191,24 @@ def read_jsonl(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]
             try:
                 record = parse(line.decode("utf-8"))
             except ValueError as error:
-                yield where, Rejected("not valid JSON", f"{where}: {error}")
+                is_cut = not line.endswith(b"\n") and len(line) < LARGEST_LINE
+                why = "file is damaged" if is_cut else "not valid JSON"
+                yield where, Rejected(why, f"{where}: {error}")
             else:
                 is_object = isinstance(record, dict)
                 yield where, record if is_object else Rejected("not a JSON object", where)
+    except RecordProblem as problem:
+        yield str(member), Rejected("file is damaged", str(problem))
 
 
-def _lines(file: BinaryIO, member: Member) -> Iterator[bytes]:
-    try:
-        while line := file.readline(LARGEST_LINE):  # a longer line comes in pieces, which are not JSON
+def _lines(member: Member) -> Iterator[bytes]:
+    with member.open() as file:
+        while True:
+            with member.damage():
+                line = file.readline(LARGEST_LINE)  # a longer line comes in pieces, which are not JSON
+            if not line:
+                return
             yield line
-    except (zipfile.BadZipFile, EOFError, OSError) as error:  # wrong checksum, truncated archive
-        raise RecordProblem(f"{member}: {error}") from None
 
 
 def read_list(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
@@ -186,27 +222,33 @@ def read_list(member: Member) -> Iterator[tuple[str, dict[str, Any] | Rejected]]
 
 
 def read_table(member: Member) -> Iterator[tuple[str, str, dict[str, Any] | Rejected]]:
-    """The entries of a JSON file that is an object of objects, as (place, key, record); read one by one."""
+    """The entries of a JSON file that is an object of objects, as (place, key, record); read one by one.
+
+    Raises RecordProblem where the object itself is damaged.
+    """
     elements = _elements(member, "{", "}")
     for place, key in elements:
-        _, record = next(elements)
-        is_object = isinstance(record, (dict, Rejected))
-        yield place, str(key), record if is_object else Rejected("not a JSON object", place)
+        _, record = next(elements, (place, None))
+        if not isinstance(key, str):
+            raise RecordProblem(f"{place}: expected a key, found {key if isinstance(key, Rejected) else repr(key)}")
+        yield place, key, record if isinstance(record, (dict, Rejected)) else Rejected("not a JSON object", place)
 
 
 def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str, Any]]:
     """The values of a JSON array, or alternately the keys and values of an object, with their places."""
+    member.verify()
     with member.open() as raw:
-        text = io.TextIOWrapper(raw, "utf-8-sig")
-        buffer, place, number, begun = "", 0, 0, False
+        text = io.TextIOWrapper(raw, "utf-8-sig", "surrogateescape")  # so that one wrong byte spoils one record
+        buffer, place, number, begun, skipped = "", 0, 0, False, False
         while True:
-            try:
+            with member.damage():
                 block = text.read(BLOCK)
-            except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-                raise RecordProblem(f"{member}: {error}") from None
             buffer, place = buffer[place:] + block, 0
+            if len(buffer) > LARGEST_LINE:
+                raise RecordProblem(f"{member}, record {number}: does not end within {LARGEST_LINE} characters")
             while True:
                 while place < len(buffer) and buffer[place] in " \t\r\n,:":
+                    skipped = skipped and buffer[place] != ","
                     place += 1
                 if place == len(buffer):
                     break
@@ -215,18 +257,31 @@ def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str,
                         raise RecordProblem(f"{member}: expected {opening!r}, found {buffer[place]!r}")
                     begun, place = True, place + 1
                     continue
-                if buffer[place] == closing:
-                    return
                 where = f"{member}, record {number}"
+                if buffer[place] == closing:
+                    with member.damage():
+                        while not (after := buffer[place + 1 :].strip()) and block:
+                            block = buffer = text.read(BLOCK)
+                            place = -1
+                    if after:
+                        raise RecordProblem(f"{where}: after the last {closing!r} there is {after[:20]!r}")
+                    return
+                if skipped:  # the end of a malformed record was no end: a quote or bracket of it is missing
+                    raise RecordProblem(f"{where}: expected ',', found {buffer[place]!r}; the record before is damaged")
+                value: Any
                 try:
                     value, end = _DECODER.raw_decode(buffer, place)
-                except _DuplicateKey as error:
-                    _, end = json.JSONDecoder().raw_decode(buffer, place)
-                    value = Rejected("duplicate key", f"{where}: {error}")
-                except json.JSONDecodeError as error:
-                    if block:  # may be cut by the end of the block
+                    check_json(value, buffer[place:end])
+                    if not is_text(buffer[place:end]):
+                        raise ValueError("is not UTF-8")
+                except (ValueError, RecursionError) as error:
+                    ends = _end(buffer, place)
+                    if (ends is None or ends == len(buffer)) and block:  # may be cut by the end of the block
                         break
-                    raise RecordProblem(f"{where}: {error.msg}") from None
+                    if ends is None:
+                        raise RecordProblem(f"{where}: {error}") from None
+                    why = "duplicate key" if isinstance(error, _DuplicateKey) else "not valid JSON"
+                    value, end, skipped = Rejected(why, f"{where}: {error}"), ends, True
                 if end == len(buffer) and block:  # a number may continue
                     break
                 yield where, value
@@ -235,102 +290,50 @@ def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str,
                 raise RecordProblem(f"{member}: ends after record {number - 1} without {closing!r}")
 
 
-def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a parquet file as (place, record), of which `batch` are in memory at a time."""
+def _end(text: str, start: int) -> int | None:
+    """Where the value that begins at `start` ends, by its brackets and quotes alone; None if it does not end."""
+    depth = 0
+    for piece in _PIECE.finditer(text, start):
+        if piece[0] == '"':  # a string without an end
+            return None
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(piece[0], 0)
+        if depth <= 0:
+            return piece.end() if depth == 0 else None
+    return None
+
+
+def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
+    """The rows of a parquet file as (place, record), of which `batch` are in memory at a time.
+
+    A row whose text is no UTF-8 is Rejected. From where the file is damaged on, one Rejected stands for all rows.
+    """
     import pyarrow.parquet
 
-    with member.open() as file:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch, columns=columns)
-        rows = (record for rows in batches for record in rows.to_pylist())
-        for number, record in enumerate(rows):
-            yield f"{member}, row {number}", record
+    number = 0
+    try:
+        member.verify()
+        with member.open() as file:
+            with member.damage():
+                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch, columns=columns)
+            while True:
+                with member.damage():
+                    rows = next(batches, None)
+                if rows is None:
+                    return
+                for record in _records(rows):
+                    where = f"{member}, row {number}"
+                    yield where, Rejected("not UTF-8", where) if record is None else record
+                    number += 1
+    except RecordProblem as problem:
+        yield f"{member}, row {number}", Rejected("file is damaged", f"from row {number} on: {problem}")
 
 
-# ---- pictures ------------------------------------------------------------------------------------------------------
-
-
-Folders = tuple[tuple[str, Path], ...]
-
-
-class PictureFiles:
-    """Picture files by path: FOLDER/NAME for a plain file or a member of FOLDER/*.zip.
-
-    Archives are read as if they were unpacked side by side, and no name can lead out of a folder.
-    folders: ("", the set's own folder), and (prefix, folder) for another set whose pictures are named PREFIX/NAME.
-    """
-
-    def __init__(self, folders: Folders) -> None:
-        self._where: dict[str, tuple[Path | zipfile.ZipFile, str]] = {}
-        self._by_name: dict[str, str] = {}
-        found = [(top, folder, path) for top, folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
-        for top, folder, path in found:
-            below = (Path(top) / path.parent.relative_to(folder)).as_posix()
-            prefix = "" if below == "." else f"{below}/"
-            if path.suffix == ".zip":
-                try:
-                    archive = zipfile.ZipFile(path)
-                except zipfile.BadZipFile as error:
-                    raise RecordProblem(f"{path}: {error}") from None
-                self._where |= {prefix + name: (archive, name) for name in archive.namelist()}
-            else:
-                self._where[prefix + path.name] = (path, path.name)
-        for name in self._where:
-            self._by_name.setdefault(name.rsplit("/", 1)[-1], name)
-
-    def read_by_name(self, name: str) -> bytes:
-        """`read` by the name of the file alone, in whatever folder or archive it is, as COCO and GQA name pictures."""
-        return self.read(self._by_name[name])
-
-    def has(self, name: str) -> bool:
-        """Whether a file has this name, in whatever folder or archive."""
-        return name in self._by_name
-
-    def place(self, name: str) -> tuple[Path, str]:
-        """The file or archive that holds the picture called `name`, and its name in there. Raises KeyError."""
-        holder, inside = self._where[self._by_name[name]]
-        return (holder if isinstance(holder, Path) else Path(str(holder.filename))), inside
-
-    def read(self, name: str) -> bytes:
-        """The bytes of a picture file. Raises KeyError when there is none, ValueError when it is damaged or huge."""
-        holder, inside = self._where[name]
-        if isinstance(holder, Path):
-            return holder.read_bytes()
-        size = holder.getinfo(inside).file_size
-        if size > LARGEST_PICTURE:
-            raise ValueError(f"has {size} bytes")
-        try:
-            return holder.read(inside)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(str(error)) from None
-
-
-def folders_of(entries: list[str]) -> Folders:
-    """The folders of command-line arguments PREFIX=FOLDER."""
-    return tuple((prefix, Path(folder)) for prefix, _, folder in (entry.partition("=") for entry in entries))
-
-
-@functools.cache
-def picture_files(folders: Folders) -> PictureFiles:
-    """`PictureFiles`, made once per process, since listing a big archive takes a second."""
-    return PictureFiles(folders)
-
-
-def picture(data: bytes, side: int, smallest: int, orientation: int = 1) -> Image.Image:
-    """Decode a picture file to RGB and shrink it until its shorter side has at most `side` pixels.
-
-    orientation: as in `images.decode`
-    Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
-    """
-    image = images.decode(data, orientation)
-    shorter = min(image.size)
-    if shorter < smallest:
-        raise ValueError(f"is smaller than {smallest} pixels")
-    if shorter <= side:
-        return image
-    width, height = (max(1, round(length * side / shorter)) for length in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-
-
-def picture_problem(error: ValueError) -> str:
-    """The reason by which reports count an error of `picture` or `PictureFiles.read`."""
-    return "picture is too small" if str(error).startswith("is smaller") else "picture or its data cannot be read"
+def _records(rows: Any) -> list[dict[str, Any] | None]:
+    """The rows of a pyarrow batch; None for each that has text which is no UTF-8."""
+    try:
+        return rows.to_pylist()
+    except ValueError:
+        if len(rows) == 1:
+            return [None]
+        half = len(rows) // 2
+        return _records(rows.slice(0, half)) + _records(rows.slice(half))

@@ -24,6 +24,7 @@ from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import RecordProblem, Rejected, members
 
 LIST, FILES = "urls.jsonl.gz", "files.json"
+LONGEST = 100_000  # bytes of a line; img2dataset reads blocks of a megabyte, and a longer line makes it refuse the list
 
 
 def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) -> dict[str, int]:
@@ -50,12 +51,16 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                         counts[f"left out: {lines.why}"] += 1
                         continue
                     for line in lines:
+                        encoded = json.dumps(line).encode()
+                        if len(encoded) > LONGEST:
+                            counts["left out: address or caption is too long"] += 1
+                            continue
                         if not reader.CAPTIONS:
                             if (key := _digest(line["url"])) in seen:
                                 continue
                             seen.add(key)
                         counts["addresses"] += 1
-                        file.write(json.dumps(line).encode() + b"\n")
+                        file.write(encoded + b"\n")
                 taken[str(member)] = counts["records"] - before
         (folder / FILES).write_text(json.dumps(taken, indent=1) + "\n", encoding="utf-8")
         if not counts["addresses"]:

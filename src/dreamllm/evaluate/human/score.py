@@ -46,7 +46,8 @@ def main(args: argparse.Namespace) -> None:
 def score(key_path: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """All metrics, ready for JSON. Raises BenchmarkProblem and HumanProblem as `read_ratings` does."""
     key = read_json(key_path)
-    sources = {id_: sample["source"] for id_, sample in field(key, "samples", dict, key_path, "").items()}
+    samples = field(key, "samples", dict, key_path, "")
+    sources = {id_: field(sample, "source", str, key_path, f"sample {id_}") for id_, sample in samples.items()}
     raters: dict[str, np.ndarray] = {}
     for path in paths:
         rater, supported = read_ratings(path, field(key, "page", str, key_path, ""), list(sources))

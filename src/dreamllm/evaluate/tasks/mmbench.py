@@ -8,6 +8,7 @@ options. Free answers are read by rules, and where these cannot read them by a l
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ ABILITIES = {  # second level of the categories, and its name in published table
 }
 ROTATION = 1_000_000
 LETTERS = "ABCDE"
+INDEX = re.compile(r"[0-9]{1,18}")
 
 TASK = Task(
     files=("mmbench_{split}.tsv",),
@@ -95,7 +97,7 @@ def read(folder: Path, split: str) -> list[list[MmbenchItem]]:
         place = f"row {number}"
         if missing := [name for name in ("index", "question", "A", "B", "category") if not row.get(name)]:
             raise BenchmarkProblem(path, place, f"has no {missing[0]}")
-        if not row["index"].isdecimal():
+        if not INDEX.fullmatch(row["index"]):
             raise BenchmarkProblem(path, place, f"index {row['index']!r} is no number")
         index = int(row["index"])
         options = {letter: row[letter] for letter in LETTERS if row.get(letter)}

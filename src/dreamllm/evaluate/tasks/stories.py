@@ -47,6 +47,8 @@ def read(folder: Path, split: str) -> list[list[StoryItem]]:
         opening = field(line, "opening", str, path, place)
         if not sentences or sentences[0] != opening:
             raise BenchmarkProblem(path, place, "the opening is not the first of the sentences")
+        if not all(isinstance(text, str) for text in sentences) or not all(isinstance(one, dict) for one in scenes):
+            raise BenchmarkProblem(path, place, "needs texts as sentences and objects as scenes")
         if len(scenes) != len(sentences):
             raise BenchmarkProblem(path, place, f"has {len(scenes)} scenes for {len(sentences)} sentences")
         items.append((id_, StoryItem(id_, opening, tuple(sentences), tuple(scenes))))

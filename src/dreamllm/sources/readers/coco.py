@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from dreamllm.sources.annotated_pictures import Chunk, Records, chunks, pair_documents
 from dreamllm.sources.readers import Inputs
@@ -19,22 +20,25 @@ def units(inputs: Inputs) -> Iterator[Chunk]:
 
 
 def records(file: Member) -> Records:
-    """One record for each caption.
+    """One record for each caption. A caption of an image whose own entry is malformed is one of an unknown picture.
 
     Raises RecordProblem when the file has another form or a duplicate image id, whose captions would be ambiguous.
     """
     content = read_json(file)
-    try:
-        names = [(image["id"], image["file_name"]) for image in content["images"]]
-        captions = [(annotation["image_id"], annotation["caption"]) for annotation in content["annotations"]]
-    except (KeyError, TypeError) as error:
-        raise RecordProblem(f"{file}: is no file of COCO captions: {error!r}") from None
-    by_id = dict(names)
-    if len(by_id) < len(names):
-        raise RecordProblem(f"{file}: duplicate image id")
-    for number, (image_id, caption) in enumerate(captions):
+    images, captions = (content.get(key) if isinstance(content, dict) else None for key in ("images", "annotations"))
+    if not isinstance(images, list) or not isinstance(captions, list):
+        raise RecordProblem(f"{file}: is no file of COCO captions: it needs the lists images and annotations")
+    named: dict[Any, str] = {}
+    for image in images:
+        id_, name = (image.get(key) if isinstance(image, dict) else None for key in ("id", "file_name"))
+        if isinstance(id_, (int, str)) and isinstance(name, str):
+            if id_ in named:
+                raise RecordProblem(f"{file}: duplicate image id {id_}")
+            named[id_] = name
+    for number, annotation in enumerate(captions):
         where = f"{file}, annotations[{number}]"
-        if image_id not in by_id:
+        id_ = annotation.get("image_id") if isinstance(annotation, dict) else None
+        if not isinstance(id_, (int, str)) or id_ not in named:
             yield where, Rejected("caption of an unknown picture", where)
         else:
-            yield where, {"picture": by_id[image_id], "caption": caption, "id": image_id}
+            yield where, {"picture": named[id_], "caption": annotation.get("caption"), "id": id_}

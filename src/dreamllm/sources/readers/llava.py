@@ -40,7 +40,8 @@ def documents(unit: Chunk, settings: SourceSettings) -> Iterator[Document | Reje
         if isinstance(parts, Rejected):
             yield parts
         else:
-            meta = {"id": str(record.get("id", ""))}
+            id_ = record.get("id", "")
+            meta = {"id": str(id_) if isinstance(id_, (str, int, float)) else ""}
             yield Document(f"{unit.name}-{number:08d}", "conversation", tuple(parts), meta)
 
 

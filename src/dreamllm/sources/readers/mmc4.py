@@ -33,7 +33,9 @@ def pages(file: Member, settings: SourceSettings) -> Iterator[tuple[str, Page | 
         if isinstance(record, Rejected):
             yield where, record, {}
         else:
-            yield where, page(record, settings.min_similarity, where), {"url": record.get("url")}
+            url = record.get("url")
+            meta = {"url": url if isinstance(url, str) else None}
+            yield where, page(record, settings.min_similarity, where), meta
 
 
 def page(record: dict[str, Any], min_similarity: float, where: str = "") -> Page | Rejected:
@@ -74,4 +76,4 @@ def _is_picture(info: Any, sentences: int) -> bool:
         return False
     index, similarity = info.get("matched_text_index"), info.get("matched_sim")
     fits = isinstance(index, int) and not isinstance(index, bool) and 0 <= index < sentences
-    return fits and isinstance(similarity, (int, float)) and math.isfinite(similarity)
+    return fits and isinstance(similarity, (int, float)) and abs(similarity) < math.inf

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from dreamllm.sources.annotated_pictures import Chunk, Records, chunks, pair_documents
 from dreamllm.sources.readers import Inputs
 from dreamllm.sources.records import Member, Rejected, members, read_jsonl
+
+COCO_ID = re.compile(r"[0-9]{1,12}")
 
 documents = pair_documents
 
@@ -24,7 +27,7 @@ def records(file: Member) -> Records:
             yield where, record
             continue
         image_id = str(record.get("image_id", ""))
-        if not image_id.isdigit():
+        if not COCO_ID.fullmatch(image_id):
             yield where, Rejected("no COCO image id", where)
         else:
             yield where, {"picture": f"{int(image_id):012d}.jpg", "caption": record.get("caption"), "id": int(image_id)}

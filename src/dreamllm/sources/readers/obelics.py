@@ -32,7 +32,7 @@ def addresses(member: Member, source: Source, settings: SourceSettings) -> Itera
 def pages(file: Member, settings: SourceSettings) -> Iterator[tuple[str, Page | Rejected, dict[str, Any]]]:
     """The pages of a file as (place, page, meta)."""
     for where, record in read_parquet(file, ["images", "texts"], 256):
-        yield where, page(record, where), {}
+        yield where, record if isinstance(record, Rejected) else page(record, where), {}
 
 
 def page(record: dict[str, Any], where: str = "") -> Page | Rejected:
@@ -42,7 +42,7 @@ def page(record: dict[str, Any], where: str = "") -> Page | Rejected:
         return Rejected("images and texts do not fit", where)
     parts: Page = []
     for url, text in zip(urls, texts, strict=True):
-        if (url is None) == (text is None):
+        if (url is None) == (text is None) or not isinstance(url if text is None else text, str):
             return Rejected("images and texts do not fit", where)
         if url is not None:
             parts.append((url, None))
