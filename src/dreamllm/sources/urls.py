@@ -20,6 +20,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceSettings
 from dreamllm.sources import manifest, readers
+from dreamllm.sources.addresses import refusal
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import RecordProblem, Rejected, members
 
@@ -50,6 +51,9 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                         counts[f"left out: {lines.why}"] += 1
                         continue
                     for line in lines:
+                        if why := refusal(line["url"], settings.private_hosts):
+                            counts[f"left out: {why}"] += 1
+                            continue
                         if not reader.CAPTIONS:
                             if (key := _digest(line["url"])) in seen:
                                 continue

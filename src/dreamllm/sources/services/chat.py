@@ -13,6 +13,7 @@ import requests
 
 from dreamllm.atomic import new_file
 from dreamllm.config.sources import Service
+from dreamllm.masking import mask
 from dreamllm.sources.services.http import TIMEOUT, FetchProblem, session
 
 
@@ -61,7 +62,7 @@ class Chat:
         except requests.exceptions.RequestException as error:
             raise FetchProblem(f"{url}: {self._without_key(str(error))}") from None
         if answer.status_code != 200:
-            said = self._without_key(answer.text[:300])
+            said = self._without_key(answer.text)[:300]
             hint = "; is OPENAI_API_KEY set and valid?" if answer.status_code in (401, 403) else ""
             raise FetchProblem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
         try:
@@ -70,11 +71,11 @@ class Chat:
             counts = {"in": usage.get("prompt_tokens", 0), "out": usage.get("completion_tokens", 0)}
             return {"text": text or "", "model": content.get("model") or "", **counts}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            said = self._without_key(answer.text[:300])
+            said = self._without_key(answer.text)[:300]
             raise FetchProblem(f"{url}: the answer is not a chat completion: {said}") from None
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
+        return mask(text, self.key)
 
     def cost(self) -> dict[str, float]:
         """Tokens of all answers used, including cached ones, and their price in dollars."""
