@@ -26,6 +26,7 @@ from typing import Any
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.tasks import mmbench, pope
+from dreamllm.safe_join import NameProblem, checked
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
@@ -315,7 +316,15 @@ def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 def _write_pictures(names: dict[str, str], files: PictureFiles, out: Path) -> None:
-    """The pictures as a zip file. names: of each picture in the archive -> in `files`."""
+    """The pictures as a zip file. names: of each picture in the archive -> in `files`.
+
+    Raises RecordProblem for pictures that are missing, and for names that lead out of a folder.
+    """
+    try:
+        for name in names:
+            checked(name)
+    except NameProblem as problem:
+        raise RecordProblem(f"a picture of the set: {problem}") from None
     if missing := [name for name in names.values() if not files.has(name)]:
         raise RecordProblem(f"{len(missing)} of {len(names)} pictures are missing, first {missing[0]}")
     holders = {files.place(name)[0] for name in names.values()}

@@ -10,11 +10,13 @@ Nothing is trained or downloaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
@@ -23,6 +25,7 @@ from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.packed import packed_attention_mask
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
+from dreamllm.safe_join import NameProblem, shards_of
 
 
 class FoundationProblem(ValueError):
@@ -45,13 +48,18 @@ def build_from_foundations(
     The same folders and seed give the same model, bit for bit. Without `weights` the model is on the meta device and
     takes no memory, for processes that receive the weights from another one (`train/distributed.py`).
 
-    Raises FoundationProblem for a missing folder, and for a language model that does not fit: its logits must be its
-    head applied to its last hidden states, it must not mix packed documents, and its tokenizer must have an
-    end-of-text token.
+    Raises FoundationProblem for a missing folder, for weights that are damaged, not finite or outside the folder, and
+    for a language model that does not fit: its logits must be its head applied to its last hidden states, it must not
+    mix packed documents, and its tokenizer must have an end-of-text token.
     """
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
+        try:
+            for index in sorted(Path(folder).rglob("*.index.json")):
+                shards_of(index)
+        except NameProblem as problem:
+            raise FoundationProblem(str(problem)) from None
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     add_special_tokens(tokenizer)
     language_model, clip, vae, unet = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
@@ -113,12 +121,28 @@ Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionMo
 
 def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
     """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
-    language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    place: str | Path = llm_dir
+    try:
+        language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+        place = clip_dir
+        clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
+        place = Path(sd_dir) / "vae"
+        vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
+        place = Path(sd_dir) / "unet"
+        unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
+    except SafetensorError as error:
+        raise FoundationProblem(f"{place}: its weights are no whole safetensors file ({error})") from None
+    folders = (llm_dir, clip_dir, Path(sd_dir) / "vae", Path(sd_dir) / "unet")
+    for folder, part in zip(folders, (language_model, clip, vae, unet), strict=True):
+        if (bad := not_finite(part.named_parameters())) is not None:
+            raise FoundationProblem(f"{folder}: weight {bad} holds NaN or infinity")
     _check_language_model(language_model)
-    clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
     return language_model, clip, vae, unet
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Name of the first of these tensors, of any shape, that holds NaN or infinity; None when all are finite."""
+    return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
 
 
 def _parts_on_meta(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
