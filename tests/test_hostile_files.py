@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import tiny
 from dreamllm.digests import digest, md5
@@ -17,6 +19,7 @@ from dreamllm.emoji.foundations.fetch import StoreProblem, fetch
 from dreamllm.evaluate import placing, predictions
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.model.build import FoundationProblem, build_from_foundations
+from dreamllm.model.weights import load_weights
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.files import read_tensors
 from dreamllm.safe_join import NameProblem, safe_join, shards_of
@@ -182,6 +185,27 @@ def test_foundations_with_nan_are_refused_by_folder_and_tensor(tmp_path, part, f
     save_file(tensors, folder / file, {"format": "pt"})
     with pytest.raises(FoundationProblem, match=f"{part}: weight .* holds NaN or infinity"):
         build_from_foundations(*(folder / name for name in checkpoint.FOUNDATIONS), num_dream_queries=2)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
+def test_a_stable_diffusion_with_nan_is_refused_by_part_and_tensor(tmp_path, foundations, part):
+    width = {"hidden_size": 20, "intermediate_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=400, max_position_embeddings=32, **width))
+    parts = {
+        "vae": AutoencoderKL.from_pretrained(foundations / "sd/vae"),
+        "unet": UNet2DConditionModel.from_pretrained(foundations / "sd/unet"),
+        "scheduler": DDPMScheduler.from_pretrained(foundations / "sd/scheduler"),
+        "text_encoder": text_encoder,
+    }
+    whole = dict.fromkeys(("tokenizer", "safety_checker", "feature_extractor")) | parts
+    pipeline = StableDiffusionPipeline(**whole, requires_safety_checker=False)
+    pipeline.save_pretrained(tmp_path / "sd")
+    load_weights(StableDiffusionPipeline, tmp_path / "sd", safety_checker=None, tokenizer=None)
+    with torch.no_grad():
+        next(parts[part].parameters()).view(-1)[0] = float("inf")
+    pipeline.save_pretrained(tmp_path / "sd")
+    with pytest.raises(FoundationProblem, match=f"sd/{part}: weight .* holds NaN or infinity"):
+        load_weights(StableDiffusionPipeline, tmp_path / "sd", safety_checker=None, tokenizer=None)
 
 
 def bombs() -> dict[str, bytes]:

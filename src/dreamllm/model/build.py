@@ -10,13 +10,11 @@ Nothing is trained or downloaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
@@ -25,11 +23,7 @@ from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.packed import packed_attention_mask
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
-from dreamllm.safe_join import NameProblem, shards_of
-
-
-class FoundationProblem(ValueError):
-    """A foundation that is missing, or that DreamLLM cannot use: names the folder or class, and the reason."""
+from dreamllm.model.weights import FoundationProblem, load_weights
 
 
 def build_from_foundations(
@@ -55,11 +49,6 @@ def build_from_foundations(
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
-        try:
-            for index in sorted(Path(folder).rglob("*.index.json")):
-                shards_of(index)
-        except NameProblem as problem:
-            raise FoundationProblem(str(problem)) from None
     tokenizer = AutoTokenizer.from_pretrained(llm_dir)
     add_special_tokens(tokenizer)
     language_model, clip, vae, unet = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
@@ -121,28 +110,12 @@ Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionMo
 
 def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
     """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
-    place: str | Path = llm_dir
-    try:
-        language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
-        place = clip_dir
-        clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
-        place = Path(sd_dir) / "vae"
-        vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
-        place = Path(sd_dir) / "unet"
-        unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
-    except SafetensorError as error:
-        raise FoundationProblem(f"{place}: its weights are no whole safetensors file ({error})") from None
-    folders = (llm_dir, clip_dir, Path(sd_dir) / "vae", Path(sd_dir) / "unet")
-    for folder, part in zip(folders, (language_model, clip, vae, unet), strict=True):
-        if (bad := not_finite(part.named_parameters())) is not None:
-            raise FoundationProblem(f"{folder}: weight {bad} holds NaN or infinity")
+    language_model = load_weights(AutoModelForCausalLM, llm_dir, dtype=torch.float32)
     _check_language_model(language_model)
+    clip = load_weights(AutoModel, clip_dir, dtype=torch.float32)
+    vae = load_weights(AutoencoderKL, sd_dir, subfolder="vae", torch_dtype=torch.float32)
+    unet = load_weights(UNet2DConditionModel, sd_dir, subfolder="unet", torch_dtype=torch.float32)
     return language_model, clip, vae, unet
-
-
-def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
-    """Name of the first of these tensors, of any shape, that holds NaN or infinity; None when all are finite."""
-    return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
 
 
 def _parts_on_meta(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:

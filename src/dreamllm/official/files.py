@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoTokenizer
 
 from dreamllm.digests import sha256_of_file
-from dreamllm.model.build import not_finite
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS
+from dreamllm.model.weights import not_finite
 from dreamllm.official import convert
 from dreamllm.official.convert import PLUGINS, OfficialProblem
 from dreamllm.safe_join import NameProblem, shards_of

@@ -24,9 +24,10 @@ from dreamllm.atomic import new_folder
 from dreamllm.config.stages import QUERY_PARTS
 from dreamllm.digests import digest
 from dreamllm.model import precision
-from dreamllm.model.build import build_from_foundations, not_finite
+from dreamllm.model.build import build_from_foundations
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
+from dreamllm.model.weights import not_finite
 from dreamllm.train import lora
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"

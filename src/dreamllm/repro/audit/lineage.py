@@ -185,11 +185,12 @@ def metric_link(run: Run, source: str, path: str) -> Link:
     elif not isinstance(content, dict):
         link = Link("metric", path, source, run.digest(path), problem="malformed JSON")
     else:
-        inputs = content.get("protocol", {}).get("inputs", {})
+        protocol = _object(content.get("protocol"))
+        inputs = _object(protocol.get("inputs"))
         below = [_input(run, model, benchmark, name, recorded) for name, recorded in inputs.items()]
-        instruments = content.get("protocol", {}).get("instruments", {})
+        instruments = _object(protocol.get("instruments"))
         below += [foundation_link(run, name, recorded, measures=True) for name, recorded in instruments.items()]
-        facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": content.get("protocol", {})}
+        facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": protocol}
         problem = "" if inputs else "protocol.inputs is missing: the file does not name its inputs"
         link = Link("metric", path, source, run.digest(path), "", tuple(below), facts, problem)
     run._links["metric", source] = link
@@ -236,9 +237,9 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
         return run._links[key]
     name = Path(path).relative_to(run.paths.results("predictions")).with_suffix("").as_posix()
     header, problem = read_header(run.root / path)
-    protocol = header.get("protocol", {})
-    below = [checkpoint_link(run, stage, recorded_) for stage, recorded_ in protocol.get("checkpoints", {}).items()]
-    below += [foundation_link(run, part, recorded_) for part, recorded_ in protocol.get("foundations", {}).items()]
+    protocol = _object(header.get("protocol"))
+    below = [checkpoint_link(run, stage, digest_) for stage, digest_ in _object(protocol.get("checkpoints")).items()]
+    below += [foundation_link(run, part, digest_) for part, digest_ in _object(protocol.get("foundations")).items()]
     facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
         "settings": protocol.get("settings"),
         "versions": protocol.get("libraries"),
@@ -264,10 +265,11 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
         else:
             with path.open("rb") as file:
                 line = file.readline()
-        return json.loads(line)["header"], ""
+        header = json.loads(line)["header"]
+        return (header, "") if isinstance(header, dict) else ({}, "has no header")
     except FileNotFoundError:
         return {}, "does not exist"
-    except (OSError, tarfile.TarError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, tarfile.TarError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         return {}, f"has no header ({type(error).__name__})"
 
 
@@ -389,6 +391,11 @@ def read_checkpoint_json(path: Path) -> dict[str, Any] | None:
     sound = all(isinstance(content.get(key, {}), dict) for key in OBJECTS)
     sound = sound and all(isinstance(files, dict) for files in content.get("data", {}).values())
     return content if sound and isinstance(init, list) and all(isinstance(one, str) for one in init) else None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A value of a file that should be an object; {} if it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def is_inside(name: object) -> bool:
