@@ -87,6 +87,30 @@ def test_a_key_at_the_cut_of_a_message_is_masked(tmp_path, service, monkeypatch,
     assert not any(KEY[:length] in str(told.value) for length in range(6, len(KEY) + 1))
 
 
+def test_an_answer_that_repeats_the_key_is_kept_without_it(tmp_path, service):
+    said = {"choices": [{"message": {"content": f"your key is {KEY}"}}], "model": f"m {KEY}"}
+    service.answers["/v1/chat/completions"] = lambda body, headers: (200, {}, json.dumps(said).encode())
+    assert ask(service, tmp_path) == "your key is ***"
+    kept = [path.read_text() for path in tmp_path.rglob("*.json")]
+    assert len(kept) == 1 and KEY not in kept[0]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"choices": [{"message": {"content": ["a", "list"]}}]},
+        {"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": "many"}},
+        {"choices": [{"message": {"content": "a"}}], "model": 7},
+        {"choices": {}}, [], 7,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_odd_answer_is_one_line(tmp_path, service, said):
+    service.answers["/v1/chat/completions"] = lambda body, headers: (200, {}, json.dumps(said).encode())
+    with pytest.raises(FetchProblem, match="is not a chat completion"):
+        ask(service, tmp_path)
+
+
 def test_a_signed_address_is_masked_in_errors_of_downloads(tmp_path, service):
     with pytest.raises(FetchProblem, match=r"token=\*\*\*") as told:
         download(f"{service.url}/x?token=abcdef", tmp_path / "x")
