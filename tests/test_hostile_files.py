@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import tiny
 from dreamllm.digests import digest, md5
+from dreamllm.emoji.foundations import scene_classifier
 from dreamllm.emoji.foundations.fetch import StoreProblem, fetch
 from dreamllm.evaluate import placing, predictions
 from dreamllm.evaluate.files import BenchmarkProblem
@@ -321,3 +322,34 @@ def test_digests_do_not_depend_on_this_module(tmp_path):
     put(tmp_path / "store", listing.encode(), md5(folder))
     fetch(tmp_path / "store", md5(folder), digest(folder), tmp_path / "out")
     assert digest(tmp_path / "out") == digest(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", "{}", '{"side": 16, "width": 1000000000000}', '{"side": "x", "width": 2}', "[" * 100_000,
+     '{"side": 16, "width": 2, "names": 7}', '{"side": 16, "width": -1}', '{"side": 16, "width": 2, "run": 1}'],
+    ids=lambda text: text[:40],
+)  # fmt: skip
+def test_an_odd_scene_classifier_is_one_line(tmp_path, text):
+    scene_classifier.save(scene_classifier.SceneClassifier(16, 2), tmp_path)
+    scene_classifier.load(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(FoundationProblem, match="is no scene classifier") as told:
+        scene_classifier.load(tmp_path)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 600
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_scene_classifier_is_loaded_as_it_was_saved_and_not_with_nan(tmp_path, half):
+    torch.manual_seed(0)
+    saved = scene_classifier.SceneClassifier(16, 2)
+    scene_classifier.save(saved.half() if half else saved, tmp_path)
+    loaded = scene_classifier.load(tmp_path)
+    expected = {name: tensor.float() for name, tensor in saved.state_dict().items()}
+    assert all(torch.equal(tensor.float(), expected[name]) for name, tensor in loaded.state_dict().items())
+    assert all(parameter.dtype == torch.float32 and parameter.requires_grad for parameter in loaded.parameters())
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["heads.bias"][0] = float("nan")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(FoundationProblem, match="weight heads.bias holds NaN"):
+        scene_classifier.load(tmp_path)
