@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 LOCAL_NAMES = {"localhost", "ip6-localhost", "ip6-loopback", "metadata", "instance-data"}
 LOCAL_DOMAINS = (".localhost", ".localdomain", ".local", ".internal", ".intranet", ".lan", ".home.arpa")
+PRIVATE = "address of a private host"
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -35,7 +36,7 @@ def refusal(url: str, private_hosts: bool = False) -> str:
     odd = re.search(r"[\x00-\x20\x7f/@?#%]", host) or re.search(r"[\x00-\x1f\x7f]", url) or "\\" in parts.netloc
     if not host or port == 0 or odd:
         return "address is malformed"
-    return "" if private_hosts or not _is_private(host) else "address of a private host"
+    return "" if private_hosts or not _is_private(host) else PRIVATE
 
 
 def _is_private(host: str) -> bool:

@@ -20,7 +20,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceSettings
 from dreamllm.sources import manifest, readers
-from dreamllm.sources.addresses import refusal
+from dreamllm.sources.addresses import PRIVATE, refusal
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import RecordProblem, Rejected, members
 
@@ -63,8 +63,11 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                 taken[str(member)] = counts["records"] - before
         (folder / FILES).write_text(json.dumps(taken, indent=1) + "\n", encoding="utf-8")
         if not counts["addresses"]:
+            reasons = [f"{count} {reason}" for reason, count in counts.items() if reason.startswith("left out")]
+            hint = "; `private_hosts: true` of the set allows them" if f"left out: {PRIVATE}" in counts else ""
             raise RecordProblem(
                 f"{raw}: no address in {counts['records']} records of {len(taken)} files *{reader.SUFFIX}"
+                f"{' (' + ', '.join(reasons) + ')' if reasons else ''}{hint}"
             )
     return dict(counts)
 
