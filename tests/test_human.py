@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import html.parser
 import io
 import json
 import re
@@ -22,6 +23,7 @@ from dreamllm.evaluate import predictions, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.human import rating_form, score
 from dreamllm.evaluate.human.rating_form import HumanProblem
+from dreamllm.evaluate.human.template import PAGE
 from dreamllm.results import metrics_store, table_spec, tables
 
 PAPER = Path(__file__).parents[1] / "paper"
@@ -51,6 +53,24 @@ def built(folder: Path) -> tuple[str, dict[str, Any]]:
 def samples_of(text: str) -> list[dict[str, Any]]:
     """The documents on a page, as the browser reads them."""
     return json.loads(re.search(r'<script id="samples" type="application/json">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_a_story_with_markup_ends_no_script_and_keeps_its_words(folder: Path, tmp_path: Path) -> None:
+    """The parser of HTML goes on after "<!-- <script" until a second "</script>", and the page would stay empty."""
+    hostile = "<!-- <script> </script> --> <b> & <![CDATA[ ]]> \u2028 @DIGEST@ @SAMPLES@"
+    told = predictions.read(folder / "told.tar")
+    records = [record | {"parts": [{"text": hostile}, {"image": "0.png"}]} for record in told.records.values()]
+    predictions.write(tmp_path / "p.tar", told.header, records, {"0.png": Image.new("RGB", (48, 48), "red")})
+    text, _ = rating_form.build(predictions.read(tmp_path / "p.tar"), folder, None, 0)
+    data = re.search(r'<script id="samples" type="application/json">(.*?)</script>', text, re.DOTALL)[1]
+    assert "<" not in data and text.count("<script") == text.count("</script") == PAGE.count("<script")
+    parser = html.parser.HTMLParser()
+    scripts: list[str] = []
+    parser.handle_data = lambda words: scripts.append(words) if parser.cdata_elem == "script" else None
+    parser.feed(text)
+    samples = json.loads("".join(scripts).partition('"use strict"')[0])
+    shown = [part["text"] for sample in samples for part in sample["parts"] if "text" in part]
+    assert sum(" ".join(hostile.split()) in words for words in shown) == STORIES // 2
 
 
 # ---- the page ------------------------------------------------------------------------------------------------------

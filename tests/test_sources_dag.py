@@ -170,7 +170,7 @@ def test_a_run_from_the_web_to_shards(checkout, tmp_path):
             f"asked: {{title: a, format: instructions, written_from: pages, {about}}}\n"
             f"placed: {{title: b, format: as_is, files: [{{url: '{server.url}/10.jpg'}}], {about}}}\n"
         )
-        section = "sources:\n  pages: {min_similarity: 0.25}\n  asked: {}\n  placed: {}\n"
+        section = "sources:\n  pages: {min_similarity: 0.25, private_hosts: true}\n  asked: {}\n  placed: {}\n"
         (folder / "config/mine.yaml").write_text(re.sub(r"(?s)sources:\n.*", section, CONFIG))
         repository.run(folder, "snakemake", "--cores", "2", "--configfile=config/mine.yaml", "sources")
     documents = list(shards.read(shards.find(folder / "data/sources/pages/shards/pages")))

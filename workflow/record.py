@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from restore import default_remote
 
+from dreamllm.masking import mask
 from dreamllm.snakemake_records import refusal
 
 
@@ -27,7 +28,8 @@ def main() -> None:
     )
     if "Nothing to be done" not in plan.stdout:
         sys.exit(
-            f"{plan.stdout[-2000:]}\nerror: results/tables is not up to date (`make tables`); nothing was recorded."
+            f"{mask(plan.stdout)[-2000:]}\nerror: results/tables is not up to date (`make tables`); nothing was "
+            "recorded."
         )
     if reason := refusal("dvc.yaml"):
         sys.exit(f"error: {reason}. Not recorded.")

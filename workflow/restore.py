@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from dreamllm.digests import content_files
+from dreamllm.masking import mask
 from dreamllm.snakemake_records import outputs
 
 
@@ -45,8 +46,18 @@ def _marks(entry) -> list[str]:
 
 
 def default_remote() -> str:
-    """Name of your own DVC remote, for data sets, checkpoints and results; empty if there is none."""
-    return _setting("core.remote")
+    """Name of your own DVC remote, for data sets, checkpoints and results; empty if there is none.
+
+    Raises SystemExit when its address holds a password or a key, which DVC would show in its messages.
+    """
+    name = _setting("core.remote")
+    if name and mask(url := _setting(f"remote.{name}.url")) != url:
+        sys.exit(
+            f"error: the address of the DVC remote {name} holds a secret, {mask(url)}: take it out of the address "
+            f"(`dvc remote modify --local {name} url ...`), and write user and password into .dvc/config.local by "
+            f"`dvc remote modify --local {name} user ...` and `password ...`, or the keys of its service"
+        )
+    return name
 
 
 def _setting(name: str) -> str:

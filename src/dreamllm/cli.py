@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 
 import dreamllm
+from dreamllm.masking import mask
 from dreamllm.timings import measured
 
 VERBS = {  # verb: (module, what it does)
@@ -73,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("verb", choices=VERBS, metavar="VERB", help="one of those below; VERB --help tells its flags")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the verb's own flags")
     chosen = parser.parse_args(argv)
+    sys.excepthook = _show_error
 
     module = import_module(VERBS[chosen.verb][0])
     verb_parser = argparse.ArgumentParser(
@@ -87,14 +91,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):
             raise  # only our own ...Problem classes are messages to the user; anything else is a bug
-        sys.exit(f"dreamllm {chosen.verb}: {error}")
+        sys.exit(mask(f"dreamllm {chosen.verb}: {error}"))
     except OSError as error:
         if error.errno not in PLACE:
             raise
         sys.exit(
-            f"dreamllm {chosen.verb}: cannot write or read: {error}. What was finished before is whole, nothing stands "
-            "half-written under its final name; make room or give access, and run the same command again"
+            mask(f"dreamllm {chosen.verb}: cannot write or read: {error}.")
+            + " What was finished before is whole, nothing stands half-written under its final name; make room or give "
+            "access, and run the same command again"
         )
+
+
+def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback, with secrets masked: messages of libraries hold addresses and headers."""
+    sys.stderr.write(mask("".join(traceback.format_exception(kind, error, trace))))
 
 
 if __name__ == "__main__":

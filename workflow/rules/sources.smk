@@ -38,7 +38,13 @@ for SET in [name for name in BUILT if PUBLIC[name].holds_addresses]:
             experiment=configfile,
             manifest=manifest.MANIFEST,
             code=code_digest("dreamllm.sources.urls", f"dreamllm.sources.readers.{PUBLIC[SET].format}"),
-            config=digest(use(SET).candidates, use(SET).min_similarity, PUBLIC[SET].format, PUBLIC[SET].columns),
+            config=digest(
+                use(SET).candidates,
+                use(SET).min_similarity,
+                use(SET).private_hosts,
+                PUBLIC[SET].format,
+                PUBLIC[SET].columns,
+            ),
         shell:
             "python -m dreamllm --job {log:q} list-urls --source {params.source} --manifest {params.manifest:q}"
             " --config {params.experiment:q} --raw {input.raw:q} --out {output.urls:q} > {log:q} 2>&1"

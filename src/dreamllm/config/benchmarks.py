@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Name, Section
+from dreamllm.config.base import Count, Name, Number, Section, Unique
 from dreamllm.config.sources import Service
 
 
@@ -19,7 +19,7 @@ class BenchmarkUse(Section):
     lm-evaluation-harness."""
     source: Name | None = None
     """Evaluation set in data/sources.yaml, which also decides the prompts; null = the emoji world's items."""
-    shots: list[Annotated[int, Field(ge=0)]] = []
+    shots: Annotated[list[Number], Unique] = []
     """Numbers of few-shot examples. Task vqa: every question is asked with each of these numbers of examples; task
     harness: one number at most. [] = zero-shot."""
     shots_from: Name | None = None
@@ -27,7 +27,7 @@ class BenchmarkUse(Section):
     shots_by: Literal["random", "similarity"] = "random"
     """Task vqa: how the examples of a question are selected: at random, or by CLIP similarity of their pictures to its
     own, with the most similar example last (RICES, arXiv 2109.05014)."""
-    harness_task: str | None = None
+    harness_task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """Task harness: name of the task or group in lm-evaluation-harness."""
 
 

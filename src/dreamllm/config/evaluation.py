@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Name, Section
+from dreamllm.config.base import Count, Name, Section, Seed, Unique
 from dreamllm.config.pictures import Attention, Latency, PictureProtocol
 
 
@@ -53,7 +53,7 @@ class EvaluationSettings(Section):
     prompts: Literal["emoji", "official", "corrected"] = "emoji"
     """Wording of the prompts: that of the emoji world's instructions, that of the official evaluation code, or the
     latter with its errors corrected (docs/evaluation.md)."""
-    seed: int = 42
+    seed: Seed = 42
     """The seed of the k-th picture of a benchmark is this number plus k."""
     text: TextSampling = TextSampling()
     drawing: Drawing = Drawing()
@@ -70,9 +70,9 @@ class Evaluation(Section):
     model: Name
     """Name in the tables: that of a stage; llm (the language model alone), sd (Stable Diffusion with its own text
     encoder) or sd_finetuned; or any name, with `stages`."""
-    stages: list[Name] = []
+    stages: Annotated[list[Name], Unique] = []
     """Stages whose checkpoints are loaded, in this order; [] = the stage called `model`."""
-    benchmarks: Annotated[list[Name], Field(min_length=1)]
+    benchmarks: Annotated[list[Name], Field(min_length=1), Unique]
     """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency,
     in_context, attention), and those of the section `benchmarks`."""
     rewrite: bool = False

@@ -11,9 +11,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dreamllm.config.base import (
+    LONGEST_NAME,
     Count,
     Name,
     Section,
+    Seed,
+    Unique,
     near,
 )
 from dreamllm.config.benchmarks import AnswerJudge, BenchmarkUse
@@ -41,7 +44,7 @@ class Model(Section):
 
     num_dream_queries: Count = 64
     """Dream queries per picture (paper: 64)."""
-    vision_feature_layer: int = -2
+    vision_feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = -2
     """Layer of CLIP whose patch features, without CLS, are the input of the visual projector (official code: -2)."""
     template: Literal["vicuna_v1.1", "plain"] = "vicuna_v1.1"
     """Conversation template (paper: Vicuna v1.1)."""
@@ -50,11 +53,11 @@ class Model(Section):
 class Experiment(Section):
     """A whole experiment."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$", max_length=LONGEST_NAME)]
     """Name of the folders of checkpoints, predictions and metrics; each experiment needs its own."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all random numbers of training."""
-    seeds: list[int] = []
+    seeds: Annotated[list[Seed], Unique] = []
     """Train and evaluate once with each of these seeds, in runs called NAME_SEED; the tables have means over the runs,
     with intervals that include the variance between seeds. [] = one run with `seed`. All runs share world and
     foundations."""

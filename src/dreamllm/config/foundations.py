@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Positive, Section, Share
+from dreamllm.config.base import Count, Folder, OwnFolder, Positive, Release, Section, Share
 
 
 class Recipe(Section):
@@ -81,10 +81,11 @@ class FetchedFoundations(Section):
     """Foundations that were trained earlier and are fetched from a store by digest."""
 
     source: Literal["fetch"]
-    folder: str = "data/foundations"
-    """Folder to fetch to: llm/, clip/, sd/ and judge/ (scene classifier) in the Hugging Face and diffusers layouts."""
-    store: str = "data/store"
-    """Folder that is a DVC remote."""
+    folder: OwnFolder = "data/foundations"
+    """Folder below data/ to fetch to: llm/, clip/, sd/ and judge/ (scene classifier) in the Hugging Face and diffusers
+    layouts."""
+    store: Folder = "data/store"
+    """Folder below data/ that is a DVC remote."""
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
     """DVC's digest of the content, as in dvc.lock; names it in the store."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -96,8 +97,8 @@ class TrainedFoundations(Section):
     """Foundations trained from scratch on the world of this experiment."""
 
     source: Literal["train"]
-    folder: str = "data/foundations"
-    """Folder to write to."""
+    folder: OwnFolder = "data/foundations"
+    """Folder below data/ to write to."""
     llm: LanguageModelRecipe
     clip: ClipRecipe
     vae: VaeRecipe
@@ -109,13 +110,13 @@ class HubFoundations(Section):
     """Public models, downloaded at pinned revisions; the names are those of paper/released.yaml."""
 
     source: Literal["hub"]
-    folder: str
-    """Folder for llm/, clip/ and sd/. Experiments with the same models may share it."""
-    llm: str
+    folder: OwnFolder
+    """Folder below data/ for llm/, clip/ and sd/. Experiments with the same models may share it."""
+    llm: Release
     """Language model, with its tokenizer (paper: vicuna-7b-v1.1)."""
-    clip: str
+    clip: Release
     """CLIP (paper: clip-vit-large-patch14)."""
-    sd: str
+    sd: Release
     """Stable Diffusion, with the weights of VAE and UNet (paper: stable-diffusion-2-1-base-weights)."""
     instruments: FetchedFoundations
     """Foundations of the emoji world used in evaluation: the scene classifier, and CLIP for the features of FID."""
@@ -125,13 +126,13 @@ class ImportedFoundations(Section):
     """A checkpoint released by the authors, converted to foundations and a checkpoint called `released`."""
 
     source: Literal["import"]
-    folder: str = "data/foundations_released"
-    """Folder for llm/, clip/ and sd/."""
-    checkpoint: str = "dreamllm-7b-chat-v1.0"
+    folder: OwnFolder = "data/foundations_released"
+    """Folder below data/ for llm/, clip/ and sd/."""
+    checkpoint: Release = "dreamllm-7b-chat-v1.0"
     """The released checkpoint: a name in paper/released.yaml, downloaded to data/released unless it is there."""
-    clip: str = "clip-vit-large-patch14"
+    clip: Release = "clip-vit-large-patch14"
     """The CLIP it was trained with."""
-    sd: str = "stable-diffusion-2-1-base"
+    sd: Release = "stable-diffusion-2-1-base"
     """The Stable Diffusion it was trained with."""
     instruments: FetchedFoundations
     """Foundations of the emoji world used in evaluation: the scene classifier, and CLIP for the features of FID."""

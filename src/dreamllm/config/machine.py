@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from dreamllm.config.base import Count, Section
+from dreamllm.config.base import Count, Number, Section
 
 
 class Machine(Section):
     """Resources of one job. Results do not depend on them: a change reruns nothing."""
 
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Number = 0
     """GPUs per node of a training job; a sampling job gets one of them. 0 = CPU."""
     nodes: Count = 1
     """Nodes of a training job; more than one need Slurm."""

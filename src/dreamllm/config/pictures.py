@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Section
+from dreamllm.config.base import Count, Section, Unique
 
 
 class PictureProtocol(Section):
@@ -25,7 +25,7 @@ class PictureProtocol(Section):
 class Latency(Section):
     """Time to generate one picture (paper Table 9b): benchmark `latency`."""
 
-    steps: Annotated[list[Count], Field(min_length=1)] = [50, 100, 150]
+    steps: Annotated[list[Count], Field(min_length=1), Unique] = [50, 100, 150]
     """Numbers of denoising steps (paper: 50, 100, 150)."""
     pictures: Count = 10
     """Pictures timed for each, one after the other, after a warm-up picture."""

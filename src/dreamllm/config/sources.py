@@ -6,15 +6,15 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from dreamllm.config.base import Count, Section, Share
+from dreamllm.config.base import Address, Count, OwnFolder, Section, Share
 
 
 class SourceSettings(Section):
     """Which part of a public data set becomes documents, and how. Evaluation sets have no settings."""
 
-    folder: str | None = None
-    """Folder for addresses, downloaded pictures and shards/; null = data/sources/NAME. Experiments with the same
-    settings of a set may share it."""
+    folder: OwnFolder | None = None
+    """Folder below data/ for addresses, downloaded pictures and shards/; null = data/sources/NAME. Experiments with the
+    same settings of a set may share it."""
     candidates: Count | None = None
     """Maximum number of records whose pictures are downloaded, from the beginning of the set; null = all. Choose more
     than `documents`, since many addresses on the web are dead."""
@@ -29,12 +29,15 @@ class SourceSettings(Section):
     """Quality of stored JPEG pictures; null = PNG, which is lossless, larger, and eight times slower to write."""
     min_similarity: Share = 0.0
     """MMC4: minimum CLIP similarity of a picture with its sentence; others are left out (paper: 0.25)."""
+    private_hosts: bool = False
+    """Ask for pictures at addresses of this machine and of the local network, too; by default they are left out, since
+    anybody may have put them into a public list."""
 
 
 class Service(Section):
     """A language model with OpenAI's chat completions API."""
 
-    endpoint: str | None = None
+    endpoint: Address | None = None
     """Base address of the service, such as http://localhost:8000/v1; null = none. The key is read from the environment
     variable OPENAI_API_KEY."""
     model: str = ""

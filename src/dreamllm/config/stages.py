@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Name, Positive, Section, Share
+from dreamllm.config.base import Count, Name, Positive, Section, Share, Unique
 from dreamllm.config.foundations import Recipe
 
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
@@ -39,9 +39,9 @@ class Lora(Section):
 class Stage(Section):
     """One training stage. Defaults are those of the official code for all options that it has."""
 
-    init: list[Name] = []
+    init: Annotated[list[Name], Unique] = []
     """Earlier stages whose checkpoints are loaded, in this order; [] = start from the foundations."""
-    trains: Annotated[list[Part], Field(min_length=1)]
+    trains: Annotated[list[Part], Field(min_length=1), Unique]
     """Parts that are trained; all others are frozen. CLIP and VAE are always frozen, and in the paper the UNet is, too
     (section 3.2); an ablation that regresses conditions onto CLIP trains it in a second stage, as Emu does."""
     lora: Lora | None = None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Number, Section
+from dreamllm.config.base import Count, Number, OwnFolder, Section, Seed
 
 WORLD_SETS = ("pairs", "stories", "instructions", "text", "contexts")
 """Shard sets of the emoji world, for mixtures."""
@@ -46,9 +46,9 @@ class WorldBenchmarks(Section):
 class World(Section):
     """The emoji world: documents and benchmarks made of OpenMoji pictograms."""
 
-    folder: str = "data/emoji"
-    """Folder to write to. Experiments with the same world may share it."""
-    seed: int = 0
+    folder: OwnFolder = "data/emoji"
+    """Folder below data/ to write to. Experiments with the same world may share it."""
+    seed: Seed = 0
     """Seed of everything in the world."""
     picture_side: Count = 48
     """Width and height of a picture in pixels."""

@@ -175,9 +175,10 @@ def draw_with_sd(
     from dreamllm.model import precision
     from dreamllm.model.finite import check_finite
     from dreamllm.model.sampling import make_scheduler
+    from dreamllm.model.weights import load_weights
 
-    parts = {"unet": UNet2DConditionModel.from_pretrained(unet, dtype=torch.float32)} if unet else {}
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32, safety_checker=None, **parts)
+    parts = {"unet": load_weights(UNet2DConditionModel, unet, dtype=torch.float32)} if unet else {}
+    pipeline = load_weights(StableDiffusionPipeline, folder, dtype=torch.float32, safety_checker=None, **parts)
     device = precision.default_device()
     pipeline = pipeline.to(device)
     precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(device))

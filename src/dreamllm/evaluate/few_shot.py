@@ -100,9 +100,10 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
     from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
     from dreamllm.model.precision import default_device
+    from dreamllm.model.weights import load_weights
 
     device = default_device()
-    model = CLIPVisionModelWithProjection.from_pretrained(clip, dtype=torch.float32).eval().to(device)
+    model = load_weights(CLIPVisionModelWithProjection, clip, dtype=torch.float32).eval().to(device)
     processor = AutoImageProcessor.from_pretrained(clip, backend="pil")
     rest, features = iter(pictures), []
     while batch := [picture for picture, _ in zip(rest, range(BATCH_SIZE), strict=False)]:

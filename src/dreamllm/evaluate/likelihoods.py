@@ -19,8 +19,9 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dreamllm.model import precision
+    from dreamllm.model.weights import load_weights
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = load_weights(AutoModelForCausalLM, folder, dtype=torch.float32)
     precision.for_inference(model, precision.default_device())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     eos = tokenizer.eos_token_id

@@ -24,6 +24,7 @@ from dreamllm.data.images import centre
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.model.precision import default_device
+from dreamllm.model.weights import load_weights
 
 INCEPTION = {
     "paper": (
@@ -119,7 +120,7 @@ class Clip:
     def __init__(self, folder: Path) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        self.model = CLIPModel.from_pretrained(folder, dtype=torch.float32).to(default_device()).eval()
+        self.model = load_weights(CLIPModel, folder, dtype=torch.float32).to(default_device()).eval()
         self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.length = self.model.config.text_config.max_position_embeddings
@@ -155,7 +156,7 @@ def clip_network(folder: Path) -> Network:
     from dreamllm.digests import digest
 
     device = default_device()
-    model = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = load_weights(CLIPVisionModelWithProjection, folder, dtype=torch.float32).to(device).eval()
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (processor.image_mean, processor.image_std))
     side = model.config.image_size

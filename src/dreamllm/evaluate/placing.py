@@ -28,6 +28,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem, field
 from dreamllm.evaluate.tasks import mmbench, pope
+from dreamllm.safe_join import NameProblem, checked
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
@@ -370,16 +371,24 @@ def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 # ---- pictures ------------------------------------------------------------------------------------------------------
 
 
-def _write_pictures(wanted: dict[str, str], files: PictureFiles, out: Path) -> None:
-    """The pictures as a zip file. wanted: name that a picture shall have -> its name in `files`."""
-    if missing := [name for name in wanted.values() if not files.has(name)]:
-        raise RecordProblem(f"{len(missing)} of {len(wanted)} pictures are missing, first {missing[0]}")
-    holders = {holder for name in wanted.values() for holder in files.holders(name)}
-    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in wanted.items()):
+def _write_pictures(names: dict[str, str], files: PictureFiles, out: Path) -> None:
+    """The pictures as a zip file. names: of each picture in the archive -> in `files`.
+
+    Raises RecordProblem for pictures that are missing, and for names that lead out of a folder.
+    """
+    try:
+        for name in names:
+            checked(name)
+    except NameProblem as problem:
+        raise RecordProblem(f"a picture of the set: {problem}") from None
+    if missing := [name for name in names.values() if not files.has(name)]:
+        raise RecordProblem(f"{len(missing)} of {len(names)} pictures are missing, first {missing[0]}")
+    holders = {holder for name in names.values() for holder in files.holders(name)}
+    if len(holders) == 1 and (only := holders.pop()).suffix == ".zip" and all(a == b for a, b in names.items()):
         _link(only, out)
         return
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for name, source in wanted.items():
+        for name, source in names.items():
             with Member(files.holders(source)[0], (source,)).damage():
                 archive.writestr(zipfile.ZipInfo(name), files.read_by_name(source))
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -127,8 +128,10 @@ def read(path: Path) -> Predictions:
     if not lines or "header" not in lines[0][1]:
         raise BenchmarkProblem(path, "line 1", "is not a header; give a file written by `dreamllm predict`")
     header = field(lines[0][1], "header", dict, path, "line 1")
-    for name in ("model", "benchmark", "split"):
-        field(header, name, str, path, "header")
+    for name in ("benchmark", "split"):
+        if not re.fullmatch(r"\w+", value := field(header, name, str, path, "header")):
+            raise BenchmarkProblem(path, "header", f"{name} {value[:80]!a} is no name")  # it is part of paths
+    field(header, "model", str, path, "header")
     records = [(field(record, "id", str, path, place), record) for place, record in lines[1:]]
     return Predictions(path, header, keyed(records, path, "item"), images)
 

@@ -23,10 +23,7 @@ from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.packed import packed_attention_mask
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
-
-
-class FoundationProblem(ValueError):
-    """A foundation that is missing, or that DreamLLM cannot use: names the folder or class, and the reason."""
+from dreamllm.model.weights import FoundationProblem, load_weights
 
 
 def build_from_foundations(
@@ -45,9 +42,9 @@ def build_from_foundations(
     The same folders and seed give the same model, bit for bit. Without `weights` the model is on the meta device and
     takes no memory, for processes that receive the weights from another one (`train/distributed.py`).
 
-    Raises FoundationProblem for a missing folder, and for a language model that does not fit: its logits must be its
-    head applied to its last hidden states, it must not mix packed documents, and its tokenizer must have an
-    end-of-text token.
+    Raises FoundationProblem for a missing folder, for weights that are damaged, not finite or outside the folder, and
+    for a language model that does not fit: its logits must be its head applied to its last hidden states, it must not
+    mix packed documents, and its tokenizer must have an end-of-text token.
     """
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
@@ -113,11 +110,11 @@ Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionMo
 
 def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
     """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
-    language_model = AutoModelForCausalLM.from_pretrained(llm_dir, dtype=torch.float32)
+    language_model = load_weights(AutoModelForCausalLM, llm_dir, dtype=torch.float32)
     _check_language_model(language_model)
-    clip = AutoModel.from_pretrained(clip_dir, dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(sd_dir, subfolder="vae", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_pretrained(sd_dir, subfolder="unet", torch_dtype=torch.float32)
+    clip = load_weights(AutoModel, clip_dir, dtype=torch.float32)
+    vae = load_weights(AutoencoderKL, sd_dir, subfolder="vae", torch_dtype=torch.float32)
+    unet = load_weights(UNet2DConditionModel, sd_dir, subfolder="unet", torch_dtype=torch.float32)
     return language_model, clip, vae, unet
 
 

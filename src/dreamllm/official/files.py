@@ -23,8 +23,10 @@ from transformers import AutoConfig, AutoTokenizer
 from dreamllm.digests import sha256_of_file
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS
+from dreamllm.model.weights import not_finite
 from dreamllm.official import convert
 from dreamllm.official.convert import PLUGINS, OfficialProblem
+from dreamllm.safe_join import NameProblem, shards_of
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -66,12 +68,10 @@ def _language_model_files(folder: Path) -> list[str]:
         if (folder / name).is_file():
             return [name]
         if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-                raise OfficialProblem(f"{index}: has no weight_map from tensor names to file names")
-            shards = sorted(set(weight_map.values()))
-            if outside := [shard for shard in shards if Path(shard).name != shard]:
-                raise OfficialProblem(f"{index}: {outside[0]!r} is not the name of a file in the same folder")
+            try:
+                shards = shards_of(index)
+            except NameProblem as problem:
+                raise OfficialProblem(str(problem)) from None
             if absent := [shard for shard in shards if not (folder / shard).is_file()]:
                 raise OfficialProblem(f"{folder}: {', '.join(absent)} missing, listed in {index.name}; download it")
             return shards
@@ -81,8 +81,9 @@ def _language_model_files(folder: Path) -> list[str]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         reason = str(error).replace("\n", " ")[:300]
         raise OfficialProblem(f"{path}: rejected, because its pickle is malformed or contains code: {reason}") from None
@@ -92,6 +93,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()
     ):
         raise OfficialProblem(f"{path}: is not a dict from names to tensors")
+    if (bad := not_finite(content.items())) is not None:
+        raise OfficialProblem(f"{path}: tensor {bad[:200]!a} holds NaN or infinity")
     return dict(content)
 
 

@@ -15,6 +15,7 @@ from dreamllm import provenance
 from dreamllm.atomic import new_folder
 from dreamllm.config.experiment import RELEASED, Experiment, Model
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.weights import load_weights
 from dreamllm.official import convert
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.files import (
@@ -117,7 +118,7 @@ def _write_language_model(folder: Path, config: DreamLLMConfig, tensors: convert
 def _write_clip(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, clip_dir: Path) -> None:
     """Write CLIP: the vision tower, and the text tower and both projections where `clip_dir` has weights."""
     if any(clip_dir.glob("*.safetensors")) or any(clip_dir.glob("*.bin")):
-        clip = AutoModel.from_pretrained(clip_dir, dtype="auto")
+        clip = load_weights(AutoModel, clip_dir, dtype="auto")
     else:
         with torch.device("meta"):
             clip = CLIPVisionModel._from_config(config.vision_config)

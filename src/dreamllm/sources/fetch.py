@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from dreamllm.atomic import new_file
 from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.safe_join import NameProblem, safe_join
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source, SourceFile
 from dreamllm.sources.services import hub
@@ -79,11 +80,12 @@ def fetch_files(files: Sequence[RemoteFile], folder: Path, locked: Mapping[str, 
     names = Counter(file.name for file in files)
     if duplicates := sorted(name for name, count in names.items() if count > 1):
         raise FetchProblem(f"two files would be called {', '.join(duplicates)}: give one of them another `to`")
-    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise FetchProblem(f"{outside[0]!r} would lie outside {folder.parent}")
     web, found = session(), {}
-    for file in files:
-        path = folder / file.name
+    try:
+        paths = [safe_join(folder, file.name) for file in files]
+    except NameProblem as problem:
+        raise FetchProblem(f"{folder.parent}: {problem}") from None
+    for file, path in zip(files, paths, strict=True):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             if file.hub:

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from dreamllm.config.base import Section, near
-from dreamllm.config.reading import ConfigProblem, read_yaml
+from dreamllm.config.base import Address, Section, near
+from dreamllm.config.reading import ConfigProblem, read_yaml, shown
 from dreamllm.sources import readers
 
 MANIFEST = Path("data/sources.yaml")
@@ -39,8 +39,8 @@ FORMATS = (*readers.NAMES, "instructions", "pictures", *BENCHMARK_FORMATS)
 class SourceFile(Section):
     """A file, or several of them: from an address, or from a repository of the Hugging Face Hub."""
 
-    url: str = ""
-    """http(s) address. {0..9} stands for the numbers of a range."""
+    url: Address = ""
+    """http(s) address, without keys. {0..9} stands for the numbers of a range."""
     hub: str = ""
     """datasets/OWNER/NAME or models/OWNER/NAME, instead of `url`."""
     path: str = ""
@@ -58,6 +58,8 @@ class SourceFile(Section):
     def _one_origin(self) -> SourceFile:
         if bool(self.url) == bool(self.hub):
             raise ValueError("a file has either url or hub")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url: {self.url[:80]!r} is no http(s) address")
         if self.hub and not (self.path and self.hub.startswith(("datasets/", "models/")) and self.hub.count("/") == 2):
             raise ValueError(f"hub: {self.hub!r} should be datasets/OWNER/NAME with a path")
         if Path(self.to).is_absolute() or ".." in Path(self.to).parts:
@@ -129,7 +131,7 @@ def load(path: Path = MANIFEST) -> dict[str, Source]:
             sources[name] = Source.model_validate(fields)
         except ValidationError as error:
             problems += [
-                f"{name}.{'.'.join(map(str, detail['loc']))}: {detail['msg']} (it is {detail['input']!r})"
+                f"{name}.{'.'.join(map(str, detail['loc']))}: {detail['msg']} (it is {shown(detail['input'])})"
                 for detail in error.errors()
             ]
     for name, source in sources.items():

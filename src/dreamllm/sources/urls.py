@@ -20,6 +20,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceSettings
 from dreamllm.sources import manifest, readers
+from dreamllm.sources.addresses import PRIVATE, refusal
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.records import RecordProblem, Rejected, members
 
@@ -52,8 +53,11 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                         continue
                     for line in lines:
                         encoded = json.dumps(line).encode()
+                        why = refusal(line["url"], settings.private_hosts)
                         if len(encoded) > LONGEST:
-                            counts["left out: address or caption is too long"] += 1
+                            why = "address or caption is too long"
+                        if why:
+                            counts[f"left out: {why}"] += 1
                             continue
                         if not reader.CAPTIONS:
                             if (key := _digest(line["url"])) in seen:
@@ -64,8 +68,11 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                 taken[str(member)] = counts["records"] - before
         (folder / FILES).write_text(json.dumps(taken, indent=1) + "\n", encoding="utf-8")
         if not counts["addresses"]:
+            reasons = [f"{count} {reason}" for reason, count in counts.items() if reason.startswith("left out")]
+            hint = "; `private_hosts: true` of the set allows them" if f"left out: {PRIVATE}" in counts else ""
             raise RecordProblem(
                 f"{raw}: no address in {counts['records']} records of {len(taken)} files *{reader.SUFFIX}"
+                f"{' (' + ', '.join(reasons) + ')' if reasons else ''}{hint}"
             )
     return dict(counts)
 

@@ -10,13 +10,14 @@ model.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
@@ -26,11 +27,16 @@ from dreamllm.model import precision
 from dreamllm.model.build import build_from_foundations
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
+from dreamllm.model.weights import not_finite
 from dreamllm.train import ancestors, lora
 from dreamllm.train.ancestors import CheckpointProblem
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
+OBJECTS = ("config", "data", "foundations", "model", "totals", "versions")  # keys of checkpoint.json with objects
+LARGEST_METADATA = 50_000_000  # bytes; one of many thousand shards takes a hundredth of it
+MOST_QUERIES = 100_000  # the paper has 64; more than this is no model, but an attack on the memory
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def trained_parameters(model: DreamLLMForConditionalGeneration) -> dict[str, torch.nn.Parameter]:
@@ -66,14 +72,24 @@ def foundation_digests(foundations: str | Path) -> dict[str, str]:
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """Read the checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing or malformed."""
+    """Read the checkpoint.json of a checkpoint. Raises CheckpointProblem when it is missing, malformed or odd."""
     path = Path(folder) / METADATA
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        if (size := path.stat().st_size) > LARGEST_METADATA:
+            raise CheckpointProblem(f"{path}: has {size} bytes, more than {LARGEST_METADATA}")
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {METADATA}") from None
-    except ValueError as error:
+    except CheckpointProblem:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointProblem(f"{path}: malformed JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointProblem(f"{path}: holds a {type(content).__name__}, not an object")
+    for key in OBJECTS:
+        if not isinstance(content.get(key, {}), dict):
+            raise CheckpointProblem(f"{path}: {key} should be an object, it is {type(content[key]).__name__}")
+    return content
 
 
 def load_model(
@@ -90,6 +106,8 @@ def load_model(
     """
     found = foundation_digests(foundations)
     metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
+    for folder, about in metadata:
+        _check_options(Path(folder) / METADATA, about)
     if options is None:
         if not metadata:
             raise ValueError("pass the model's options, or a checkpoint that has them")
@@ -113,6 +131,21 @@ def load_model(
     for folder in checkpoints:
         load_trained(model, folder)
     return model, processor
+
+
+def _check_options(path: Path, about: Mapping[str, Any]) -> None:
+    """Raises CheckpointProblem, naming the key, when a checkpoint.json does not say what the model is built from."""
+    if lacking := [key for key in ("foundations", "model") if key not in about]:
+        raise CheckpointProblem(f"{path}: does not have {' and '.join(lacking)}, so no model can be built from it")
+    known = {name for name, one in inspect.signature(build_from_foundations).parameters.items() if one.kind == KEYWORD}
+    options = about["model"]
+    if unknown := sorted(options.keys() - known):
+        raise CheckpointProblem(f"{path}: model has the unknown option {unknown[0][:80]!a}")
+    for key, value in options.items():
+        if not isinstance(value, str if key == "template" else int) or isinstance(value, bool):
+            raise CheckpointProblem(f"{path}: model.{key} is {ascii(value)[:80]}, of the wrong type")
+    if not 1 <= (queries := options.get("num_dream_queries", 1)) <= MOST_QUERIES:
+        raise CheckpointProblem(f"{path}: model.num_dream_queries is {queries}, not from 1 to {MOST_QUERIES}")
 
 
 def load_for_inference(
@@ -210,10 +243,16 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
     with _tensors(folder) as file:
         names = list(file.keys())
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-        for name in [name for name in names if name.endswith(lora.A)]:  # shape of the product B A
+        problems = []
+        for name in [name for name in names if name.endswith((lora.A, lora.B))]:  # shape of the product B A
+            module = name.removesuffix(lora.A).removesuffix(lora.B)
+            a, b = shapes.get(module + lora.A, ()), shapes.get(module + lora.B, ())
+            if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+                problems.append(f"the adapter of {module} is no pair of matrices: A {list(a)}, B {list(b)}")
+        for name in [name for name in names if name.endswith(lora.A) and not problems]:
             shapes[name] = (*shapes[name.removesuffix(lora.A) + lora.B][:1], *shapes[name][1:])
         targets = {name: lora.target_parameter(name) for name in names if not name.endswith(lora.B)}
-        problems = [f"the model has no {target}" for target in targets.values() if target not in parameters]
+        problems += [f"the model has no {target}" for target in targets.values() if target not in parameters]
         for name, target in targets.items():
             if target in parameters and shapes[name] != (shape := tuple(parameters[target].shape)):
                 problems.append(f"{name} is {list(shapes[name])} in the file and {list(shape)} in the model")
@@ -223,16 +262,28 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
                 f"{Path(folder) / TENSORS}: does not fit the model: {'; '.join(problems[:5])}{more}"
             )
         for name, target in targets.items():
+            tensor = _finite(file, name, folder)
             if name.endswith(lora.A):
-                other = file.get_tensor(name.removesuffix(lora.A) + lora.B)
-                lora.merge(parameters[target], file.get_tensor(name), other)
+                lora.merge(parameters[target], tensor, _finite(file, name.removesuffix(lora.A) + lora.B, folder))
             else:
-                parameters[target].data.copy_(file.get_tensor(name))
+                parameters[target].data.copy_(tensor)
+
+
+def _finite(file: Any, name: str, folder: str | Path) -> torch.Tensor:
+    """A tensor of an opened file. Raises CheckpointProblem when it holds NaN, infinity or integers."""
+    tensor = file.get_tensor(name)
+    if not tensor.is_floating_point() or not_finite([(name, tensor)]):
+        what = "holds NaN or infinity" if tensor.is_floating_point() else f"is of type {tensor.dtype}"
+        raise CheckpointProblem(f"{Path(folder) / TENSORS}: tensor {name} {what}; train the stage again")
+    return tensor
 
 
 def _tensors(folder: str | Path) -> Any:
-    """The tensor file of a checkpoint, opened. Raises CheckpointProblem when it is missing."""
+    """The tensor file of a checkpoint, opened. Raises CheckpointProblem when it is missing or damaged."""
     path = Path(folder) / TENSORS
     if not path.is_file():
         raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {TENSORS}")
-    return safe_open(path, framework="pt")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise CheckpointProblem(f"{path}: is no whole safetensors file ({error})") from None

@@ -40,6 +40,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.digests import digest
     from dreamllm.model.finite import check_finite
     from dreamllm.model.precision import default_device
+    from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
     from dreamllm.train.optimise import optimise, to_tensor
 
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     if not (files := shards.find(args.data / "pairs")):
         raise SystemExit(f"{args.data}: no shards pairs-*.tar; make them with `dreamllm make-world`")
     device = default_device()
-    pipeline = StableDiffusionPipeline.from_pretrained(args.foundations / "sd", dtype=torch.float32).to(device)
+    pipeline = load_weights(StableDiffusionPipeline, args.foundations / "sd", dtype=torch.float32).to(device)
     unet, tokenizer, text_encoder = pipeline.unet.train(), pipeline.tokenizer, pipeline.text_encoder.eval()
     unet.set_attn_processor(AttnProcessor())
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from dreamllm.atomic import new_file
 from dreamllm.data.stream import Position
+from dreamllm.safe_join import safe_join
 from dreamllm.train import distributed
 
 STATE = "state.json"
@@ -128,17 +129,18 @@ def load(work: str | Path, identity: Mapping[str, Any]) -> State | None:
         return None
     try:
         content = json.loads((work / STATE).read_text(encoding="utf-8"))
-        tensors = load_file(work / content["tensors"])
-    except (ValueError, KeyError, OSError, SafetensorError) as error:
+        tensors = load_file(safe_join(work, content["tensors"]))
+        saved, step, position = dict(content["identity"]), int(content["step"]), Position.from_json(content["position"])
+        log = tensors.pop("/log")
+    except (ValueError, KeyError, TypeError, RecursionError, OSError, SafetensorError) as error:
         print(f"{work}: the saved state cannot be read ({error}); starting from step 0")
         return None
     identity = json.loads(json.dumps(identity))
-    if content["identity"] != identity:
-        saved = content["identity"]
+    if saved != identity:
         differing = sorted(key for key in identity.keys() | saved.keys() if identity.get(key) != saved.get(key))
         print(f"{work}: the saved state is of a training with different {', '.join(differing)}; starting from step 0")
         return None
-    return State(content["step"], Position.from_json(content["position"]), tensors, tensors.pop("/log"))
+    return State(step, position, tensors, log)
 
 
 def clear(work: str | Path) -> None:

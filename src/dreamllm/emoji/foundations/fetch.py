@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from dreamllm import digests
+from dreamllm.safe_join import NameProblem, safe_join
 
 
 class StoreProblem(ValueError):
@@ -34,7 +36,10 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out, prefix=".fetching-") as name:
         staging = Path(name)
         for file in files:
-            target = staging / file["relpath"]
+            try:
+                target = safe_join(staging, file["relpath"])
+            except NameProblem as problem:
+                raise StoreProblem(f"the listing {md5} in {store}: {problem}") from None
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(stored(store, file["md5"], file["relpath"]), target)
         found = digests.digest(staging)
@@ -51,7 +56,10 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
 
 
 def stored(store: Path, md5: str, what: str) -> Path:
-    """The file of this MD5 in a store. Raises StoreProblem, naming `what`, when it is not there."""
+    """The file of this MD5 in a store. Raises StoreProblem, naming `what`, when it is not there, or when `md5` is no
+    MD5."""
+    if not re.fullmatch(r"[0-9a-f]{32}(\.dir)?", md5):
+        raise StoreProblem(f"{what}: {md5[:80]!a} is no MD5 of 32 hex digits")
     path = store / "files" / "md5" / md5[:2] / md5[2:]
     if not path.exists():
         raise StoreProblem(f"{what} is not in the store: {path} does not exist. Is data/store complete (git status)?")
@@ -60,7 +68,17 @@ def stored(store: Path, md5: str, what: str) -> Path:
 
 def listing(store: Path, md5: str) -> list[dict[str, str]]:
     """The files, {md5, relpath} each, of the folder called `md5` in a store. Raises StoreProblem."""
-    return json.loads(stored(store, md5, "the folder of the foundations").read_text(encoding="utf-8"))
+    path = stored(store, md5, "the folder of the foundations")
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise StoreProblem(f"{path}: no listing of a folder ({error})") from None
+    keys = ("md5", "relpath")
+    if not isinstance(files, list) or not all(
+        isinstance(file, dict) and all(isinstance(file.get(key), str) for key in keys) for file in files
+    ):
+        raise StoreProblem(f"{path}: no listing of a folder, which is a list of objects with the texts md5 and relpath")
+    return files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.config.reading import load
     from dreamllm.emoji.foundations import clip, diffusion, language, scene_classifier, vae
     from dreamllm.emoji.scenes import names_of
+    from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
 
     experiment = load(args.config)
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
         elif args.part == "sd":
             if len(args.inputs) != 1:
                 raise SystemExit("train-foundation --part sd needs --inputs with the folder of the trained vae")
-            trained = AutoencoderKL.from_pretrained(args.inputs[0]).float()
+            trained = load_weights(AutoencoderKL, args.inputs[0]).float()
             diffusion.train(recipe, trained, seed, names, workers).to(dtype=torch.float16).save_pretrained(folder)
         else:
             scene_classifier.save(scene_classifier.train(recipe, side, seed, names, workers).half(), folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,6 +32,7 @@ from dreamllm.emoji.scenes import (
 )
 from dreamllm.model.finite import check_finite
 from dreamllm.model.precision import default_device
+from dreamllm.model.weights import FoundationProblem, not_finite
 from dreamllm.train.optimise import half_precision, optimise, to_tensor
 
 ARRANGEMENTS: list[tuple[Layout, int]] = [
@@ -145,7 +147,18 @@ def save(classifier: SceneClassifier, folder: Path) -> None:
 
 
 def load(folder: Path) -> SceneClassifier:
-    """Read what `save` wrote, whatever its precision, as fp32 in evaluation mode."""
-    classifier = SceneClassifier(**json.loads((Path(folder) / "config.json").read_text()))
-    classifier.load_state_dict(load_file(Path(folder) / "model.safetensors"))
+    """Read what `save` wrote, whatever its precision, as fp32 in evaluation mode.
+
+    Raises FoundationProblem for files that `save` did not write, and for weights with NaN or infinity.
+    """
+    try:
+        with torch.device("meta"):  # takes no memory, whatever sizes the file names
+            classifier = SceneClassifier(**json.loads((Path(folder) / "config.json").read_text()))
+        tensors = load_file(Path(folder) / "model.safetensors")
+        classifier.load_state_dict(tensors, assign=True)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as error:  # RecursionError, too
+        words = " ".join(str(error).split())[:300]
+        raise FoundationProblem(f"{folder}: is no scene classifier ({type(error).__name__}: {words})") from None
+    if (bad := not_finite(tensors.items())) is not None:
+        raise FoundationProblem(f"{folder}: weight {bad} holds NaN or infinity")
     return classifier.float().eval()

@@ -98,8 +98,9 @@ def build(predictions: Predictions, folder: Path, count: int | None, seed: int) 
             for path in (predictions.path, *tasks.files("stories", folder, header["split"]))
         },
     }
-    # "</" would end the script element that holds the samples
-    return PAGE.replace("@DIGEST@", digest).replace("@SAMPLES@", text.replace("</", "<\\/")), key
+    # "</script" would end the element that holds the samples, "<!-- <script" would make it go on after its end; in JSON
+    # a "<" stands in texts only, where it may be written as an escape
+    return PAGE.replace("@DIGEST@", digest).replace("@SAMPLES@", text.replace("<", "\\u003c")), key
 
 
 def generated(predictions: Predictions, item: StoryItem) -> list[Part]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dreamllm.masking import mask
 from dreamllm.paths import TABLES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.findings import AuditProblem
@@ -50,7 +51,7 @@ class AuditedRun:
         done = subprocess.run(command, cwd=self.run.root, capture_output=True, text=True, check=False)
         if done.returncode:
             words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            raise AuditProblem(f"Snakemake cannot build the DAG: {' '.join(words[-3:])}")
+            raise AuditProblem(f"Snakemake cannot build the DAG: {mask(' '.join(words[-3:]))}")
         lines = csv.DictReader(io.StringIO(done.stdout), delimiter="\t")
         keys = {
             "path": "output_file", "rule": "rule", "log": "log-file(s)",
@@ -128,7 +129,8 @@ class AuditedRun:
 
     def json(self, path: str) -> dict[str, Any]:
         """A JSON file's content; {} if it is missing or malformed."""
-        content = lineage.read_json_or_none(self.root / path)
+        read = lineage.read_checkpoint_json if path.endswith("/checkpoint.json") else lineage.read_json_or_none
+        content = read(self.root / path)
         return content if isinstance(content, dict) else {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import subprocess
 import tarfile
@@ -68,6 +67,10 @@ def _check_commit(
         what = f"stage {stage} was trained at commit {recorded[:12]}, which is not in this history"
         yield Fault(what, file, "git fetch --unshallow, or fetch the branch it is on")
         return
+    if audited.run.git("merge-base", "--is-ancestor", recorded, "HEAD") is None:
+        what = f"stage {stage} was trained at commit {recorded[:12]}, which is no ancestor of the one checked out"
+        yield Fault(what, file, "check out a commit that comes after it, or train again")
+        return
     if (digest := about.get("code")) is None:
         return  # imported, not trained
     module = TRAINED_BY.get(stage, "dreamllm.train.trainer")
@@ -75,29 +78,27 @@ def _check_commit(
         here = provenance.code_digest(module)  # if the present code has the digest, the commit need not be unpacked
         known[recorded, module] = here if here == digest else _code_at(audited, recorded, module)
     if known[recorded, module] != digest:
-        what = f"stage {stage} was trained by code {digest}, commit {recorded[:12]} has {known[recorded, module]}"
-        yield Fault(what, file, again)
+        there = known[recorded, module] or "none that can be read"
+        what = f"stage {stage} was trained by code {digest}, commit {recorded[:12]} has {there}"
+        yield Fault(what, file, f"{again}; or audit at {recorded[:12]}, if the rule of the digest has changed since")
 
 
 def _code_at(audited: AuditedRun, commit: str, module: str) -> str:
-    """Digest of a module's code at a commit, computed by that commit's own provenance.py; "" if it has none."""
-    command = ["git", "-C", str(audited.root), "archive", commit, "src/dreamllm"]
+    """Digest of a module's code at a commit, by the rule of the code that runs: nothing of the commit is executed.
+
+    Returns "" where it has no such module, or one that cannot be parsed.
+    """
+    command = ["git", "-C", str(audited.root), "archive", commit, "--", "src/dreamllm"]
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode:
         return ""
     with tempfile.TemporaryDirectory() as folder:
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             archive.extractall(folder, filter="data")
-        package = Path(folder) / "src/dreamllm"
-        spec = importlib.util.spec_from_file_location("provenance_of_commit", package / "provenance.py")
-        if spec is None or spec.loader is None or not (package / "provenance.py").is_file():
-            return ""
-        of_commit = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(of_commit)
         try:
-            return of_commit.code_digest(module, package=package)
-        except FileNotFoundError:
-            return ""
+            return provenance.code_digest(module, package=Path(folder) / "src/dreamllm")
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            return ""  # no such module, or what stands in its file cannot be parsed
 
 
 # ---- A04: digests ----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ differ, the file was changed or replaced. The checks are in `check_*.py`. Loads 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import load
 from dreamllm.digests import digest
 from dreamllm.paths import TABLES, Paths
+from dreamllm.safe_join import NameProblem, checked
 from dreamllm.timings import TimingProblem, Usage, read_usage
 
 Kind = Literal[
@@ -33,6 +35,8 @@ Kind = Literal[
     "data", "commit", "environment",
 ]  # fmt: skip
 SUFFIXES = ("jsonl", "tar", "safetensors")  # of prediction files
+OUTSIDE = "has a name that leads out of its folder"
+OBJECTS = ("config", "data", "foundations", "model", "totals", "versions")  # keys of checkpoint.json with objects
 LOCK, ENVIRONMENT = "dvc.lock", "requirements.lock"
 
 
@@ -181,11 +185,12 @@ def metric_link(run: Run, source: str, path: str) -> Link:
     elif not isinstance(content, dict):
         link = Link("metric", path, source, run.digest(path), problem="malformed JSON")
     else:
-        inputs = content.get("protocol", {}).get("inputs", {})
+        protocol = _object(content.get("protocol"))
+        inputs = _object(protocol.get("inputs"))
         below = [_input(run, model, benchmark, name, recorded) for name, recorded in inputs.items()]
-        instruments = content.get("protocol", {}).get("instruments", {})
+        instruments = _object(protocol.get("instruments"))
         below += [foundation_link(run, name, recorded, measures=True) for name, recorded in instruments.items()]
-        facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": content.get("protocol", {})}
+        facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": protocol}
         problem = "" if inputs else "protocol.inputs is missing: the file does not name its inputs"
         link = Link("metric", path, source, run.digest(path), "", tuple(below), facts, problem)
     run._links["metric", source] = link
@@ -194,6 +199,8 @@ def metric_link(run: Run, source: str, path: str) -> Link:
 
 def _input(run: Run, model: str, benchmark: str, name: str, recorded: str) -> Link:
     """A file that a metric was computed from, by the name and the digest in the metric's protocol."""
+    if not is_inside(name) or not is_inside(model):
+        return Link("data", "", name, "", recorded, problem=OUTSIDE)
     predicted = f"{run.paths.results('predictions')}/{model}/{name}"
     if name.rpartition(".")[2] in SUFFIXES and (run.root / predicted).exists():
         return prediction_link(run, predicted, recorded)
@@ -230,9 +237,9 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
         return run._links[key]
     name = Path(path).relative_to(run.paths.results("predictions")).with_suffix("").as_posix()
     header, problem = read_header(run.root / path)
-    protocol = header.get("protocol", {})
-    below = [checkpoint_link(run, stage, recorded_) for stage, recorded_ in protocol.get("checkpoints", {}).items()]
-    below += [foundation_link(run, part, recorded_) for part, recorded_ in protocol.get("foundations", {}).items()]
+    protocol = _object(header.get("protocol"))
+    below = [checkpoint_link(run, stage, digest_) for stage, digest_ in _object(protocol.get("checkpoints")).items()]
+    below += [foundation_link(run, part, digest_) for part, digest_ in _object(protocol.get("foundations")).items()]
     facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
         "settings": protocol.get("settings"),
         "versions": protocol.get("libraries"),
@@ -258,10 +265,11 @@ def read_header(path: Path) -> tuple[dict[str, Any], str]:
         else:
             with path.open("rb") as file:
                 line = file.readline()
-        return json.loads(line)["header"], ""
+        header = json.loads(line)["header"]
+        return (header, "") if isinstance(header, dict) else ({}, "has no header")
     except FileNotFoundError:
         return {}, "does not exist"
-    except (OSError, tarfile.TarError, SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (OSError, tarfile.TarError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         return {}, f"has no header ({type(error).__name__})"
 
 
@@ -270,10 +278,12 @@ def checkpoint_link(run: Run, stage: str, recorded: str) -> Link:
     key = ("checkpoint", stage, recorded)
     if key in run._links:
         return run._links[key]
+    if not is_inside(stage):
+        return Link("checkpoint", "", stage, "", recorded, problem=OUTSIDE)
     path = run.paths.checkpoint(stage)
-    about = read_json_or_none(run.root / path / "checkpoint.json")
+    about = read_checkpoint_json(run.root / path / "checkpoint.json")
     there = run.digest(path)
-    if not isinstance(about, dict):
+    if about is None:
         problem = "has no readable checkpoint.json" if there else "does not exist"
         link = Link("checkpoint", path, stage, there, recorded, problem=problem)
     else:
@@ -299,6 +309,9 @@ def _checkpoint_inputs(run: Run, stage: str, about: Mapping[str, Any]) -> Iterat
         yield foundation_link(run, part, digest_)
     for name, files in about.get("data", {}).items():
         for file, digest_ in files.items():
+            if not is_inside(file) or not is_inside(name):
+                yield Link("data", "", file, "", digest_, problem=OUTSIDE)
+                continue
             path = f"{run.paths.shards(name)}/{file}"
             yield Link("data", path, name, run.digest(path), digest_)
     yield commit_link(run, about.get("commit") or "")
@@ -312,6 +325,8 @@ def _facts(run: Run, about: Mapping[str, Any]) -> dict[str, Any]:
 
 def foundation_link(run: Run, part: str, recorded: str, *, measures: bool = False) -> Link:
     """A foundation model (llm, clip, sd, judge): one that the model is built from, or one that measures it."""
+    if not is_inside(part):
+        return Link("foundations", "", part, "", recorded, problem=OUTSIDE)
     path = run.paths.instrument(part) if measures else run.paths.foundation(part)
     return Link("foundations", path, part, run.digest(path), recorded)
 
@@ -319,12 +334,13 @@ def foundation_link(run: Run, part: str, recorded: str, *, measures: bool = Fals
 def commit_link(run: Run, recorded: str) -> Link:
     """The commit of the code, with its lock file below it. The suffix "-modified" means uncommitted changes."""
     sha = recorded.removesuffix("-modified")
+    sha = sha if re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", sha) else ""  # no name such as HEAD, no flag of git
     known = (run.git("rev-parse", "--verify", "--quiet", f"{sha}^{{commit}}") or "").strip() if sha else ""
     below: tuple[Link, ...] = ()
     if known and run.git("cat-file", "-e", f"{known}:{ENVIRONMENT}") is not None:
         blob = (run.git("rev-parse", f"{known}:{ENVIRONMENT}") or "").strip()
         below = (Link("environment", ENVIRONMENT, ENVIRONMENT, blob),)
-    return Link("commit", "", sha, known, recorded, below, {"modified": recorded.endswith("-modified")})
+    return Link("commit", "", sha or recorded, known, recorded, below, {"modified": recorded.endswith("-modified")})
 
 
 # ---- other records ---------------------------------------------------------------------------------------------------
@@ -362,5 +378,29 @@ def read_json_or_none(path: Path) -> Any:
     """A JSON file's content; None if it is missing or malformed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_checkpoint_json(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint.json; None if it is missing, malformed, or has a value of a wrong type."""
+    content = read_json_or_none(path)
+    if not isinstance(content, dict):
+        return None
+    init = content.get("init", [])
+    sound = all(isinstance(content.get(key, {}), dict) for key in OBJECTS)
+    sound = sound and all(isinstance(files, dict) for files in content.get("data", {}).values())
+    return content if sound and isinstance(init, list) and all(isinstance(one, str) for one in init) else None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A value of a file that should be an object; {} if it is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def is_inside(name: object) -> bool:
+    """Whether a name that a result gives to what it was made from can be a path below a folder of the repository."""
+    try:
+        return bool(checked(name))
+    except NameProblem:
+        return False

@@ -13,6 +13,7 @@ import requests
 
 from dreamllm.atomic import new_file
 from dreamllm.config.sources import Service
+from dreamllm.masking import MASK, mask
 from dreamllm.sources.services.http import TIMEOUT, FetchProblem, session
 
 
@@ -61,20 +62,23 @@ class Chat:
         except requests.exceptions.RequestException as error:
             raise FetchProblem(f"{url}: {self._without_key(str(error))}") from None
         if answer.status_code != 200:
-            said = self._without_key(answer.text[:300])
+            said = self._without_key(answer.text)[:300]
             hint = "; is OPENAI_API_KEY set and valid?" if answer.status_code in (401, 403) else ""
             raise FetchProblem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
         try:
             content = answer.json()
             text, usage = content["choices"][0]["message"]["content"], content.get("usage") or {}
-            counts = {"in": usage.get("prompt_tokens", 0), "out": usage.get("completion_tokens", 0)}
-            return {"text": text or "", "model": content.get("model") or "", **counts}
+            counts = {"in": int(usage.get("prompt_tokens", 0)), "out": int(usage.get("completion_tokens", 0))}
+            text, model = (text or "") + "", (content.get("model") or "") + ""  # TypeError for anything but text
+            if self.key:  # what is kept of an answer has no key, should a service repeat it
+                text, model = text.replace(self.key, MASK), model.replace(self.key, MASK)
+            return {"text": text, "model": model, **counts}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            said = self._without_key(answer.text[:300])
+            said = self._without_key(answer.text)[:300]
             raise FetchProblem(f"{url}: the answer is not a chat completion: {said}") from None
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.key, "***") if self.key else text
+        return mask(text, self.key)
 
     def cost(self) -> dict[str, float]:
         """Tokens of all answers used, including cached ones, and their price in dollars."""

@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urljoin
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from urllib3 import Retry
 
 from dreamllm.atomic import new_file
+from dreamllm.masking import mask
 
 BACKOFF = 1.0  # seconds before the first retry; doubled before each further one
 ATTEMPTS = 6  # without a new byte, in a row
@@ -34,11 +36,36 @@ HINTS = {
 
 
 class FetchProblem(ValueError):
-    """Something that cannot be fetched, or is not what was expected. The message says what, where, and what to do."""
+    """Something that cannot be fetched, or is not what was expected. The message says what, where, and what to do.
+
+    Secrets in the message, such as a signed address, are masked.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
+
+
+class _Session(requests.Session):
+    """A session that sends the body of a request to no other host than the one that it was meant for."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """As in requests, which would send the body again on 307 and 308. Raises FetchProblem for another host."""
+        target = super().get_redirect_target(resp)
+        if target and resp.status_code in (307, 308) and resp.request.body is not None:
+            there = urljoin(resp.url, target)
+            if self.should_strip_auth(resp.url, there):  # another host or port, or no longer https
+                raise FetchProblem(
+                    f"{resp.url}: redirects to another host, {there}; what was asked is not sent there. Name that "
+                    "address in the configuration, if it is right"
+                )
+        return target
 
 
 def session() -> requests.Session:
-    """A session that retries all requests, also POST, when a server is busy or the connection breaks."""
+    """A session that retries all requests, also POST, when a server is busy or the connection breaks.
+
+    A redirect to another host is followed without the request's body and key, or not at all.
+    """
     retry = Retry(
         total=ATTEMPTS,
         backoff_factor=BACKOFF,
@@ -48,7 +75,7 @@ def session() -> requests.Session:
         retry_after_max=LONGEST_WAIT,
         raise_on_status=False,  # the last response is returned, and reported by the caller
     )
-    web = requests.Session()
+    web = _Session()
     for scheme in ("http://", "https://"):
         web.mount(scheme, HTTPAdapter(max_retries=retry))
     return web
@@ -78,6 +105,8 @@ def download(url: str, path: Path, web: requests.Session | None = None) -> None:
                     f"part that came is kept, run the same command again to resume"
                 ) from None
             time.sleep(BACKOFF * 2**failures)
+        except requests.exceptions.RequestException as error:  # too many redirects, an address that is none
+            raise FetchProblem(f"{url}: {error}") from None
     part.replace(path)
     about.unlink(missing_ok=True)
 

@@ -1,0 +1,43 @@
+"""Loads pretrained weights of transformers and diffusers, after a look at what a file from elsewhere may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from dreamllm.safe_join import NameProblem, shards_of
+
+
+class FoundationProblem(ValueError):
+    """A foundation that is missing, or that DreamLLM cannot use: names the folder or class, and the reason."""
+
+
+def load_weights(kind: Any, folder: str | Path, *, subfolder: str = "", **options: Any) -> Any:
+    """`kind.from_pretrained(folder, **options)`, for a class of models or pipelines.
+
+    Raises FoundationProblem for an index that names files elsewhere, a file that is no whole safetensors file, and
+    weights with NaN or infinity; everything else as the library does.
+    """
+    place = Path(folder) / subfolder
+    try:
+        for index in sorted(place.rglob("*.index.json")):
+            shards_of(index)
+        loaded = kind.from_pretrained(folder, **({"subfolder": subfolder} if subfolder else {}), **options)
+    except NameProblem as problem:
+        raise FoundationProblem(str(problem)) from None
+    except SafetensorError as error:
+        raise FoundationProblem(f"{place}: its weights are no whole safetensors file ({error})") from None
+    parts = {"": loaded} if isinstance(loaded, torch.nn.Module) else loaded.components  # of a pipeline
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module) and (bad := not_finite(part.named_parameters())) is not None:
+            raise FoundationProblem(f"{place / name}: weight {bad} holds NaN or infinity")
+    return loaded
+
+
+def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Name of the first of these tensors, of any shape, that holds NaN or infinity; None when all are finite."""
+    return next((name for name, tensor in tensors if not torch.isfinite(tensor).all()), None)
