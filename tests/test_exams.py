@@ -71,6 +71,10 @@ def score(task: ModuleType, items: list[Any], predictions: Predictions, chat: An
         ("", None),
         ("选项 C", "C"),
         ("Это кошка", None),
+        # VLMEvalKit's third rule, of 2026, is not applied: it would read the three as B, B and A
+        ("The answer is B, since one can see its two long ears", None),
+        ("The answer is blue.", None),
+        ("The answer is a dog.", None),
     ],
 )
 def test_free_answers_are_read_by_two_rules(answer: str, letter: str | None) -> None:
