@@ -25,7 +25,7 @@ from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate import tasks
-from dreamllm.evaluate.tasks import mmbench, pope
+from dreamllm.evaluate.tasks import mmbench, pope, vqa
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
@@ -144,12 +144,17 @@ def _ln_coco(raw: Path, folder: Path) -> dict[str, str]:
 def _vqav2(raw: Path, folder: Path) -> dict[str, str]:
     """VQAv2 and OK-VQA: questions and annotations are what the reader wants; pictures are those of COCO.
 
-    The archive of VQAv2's test split holds the questions of test and of test-dev, and no annotations: test-dev is read.
+    The archive of VQAv2's test split holds the questions of test and of test-dev, and no annotations: test-dev is read,
+    and the ids of the others are written down for the submission, which its server wants for all of them.
     """
     files = members(raw, "questions.json")
     dev = [file for file in files if "test-dev" in file.name]
     questions = read_json(dev[0] if len(files) > 1 and len(dev) == 1 else one(raw, "questions.json"))
     (folder / "vqa_test_questions.json").write_text(json.dumps(questions) + "\n", encoding="utf-8")
+    if dev:
+        every = {question["question_id"] for file in files for question in read_json(file)["questions"]}
+        not_asked = sorted(every - {question["question_id"] for question in questions["questions"]})
+        (folder / vqa.NOT_ASKED).write_text(json.dumps({"question_ids": not_asked}) + "\n", encoding="utf-8")
     subtype = questions.get("data_subtype", "val2014").replace("test-dev", "test")
     if not subtype.startswith("test"):
         annotations = read_json(one(raw, "annotations.json"))

@@ -232,11 +232,18 @@ def _elements(member: Member, opening: str, closing: str) -> Iterator[tuple[str,
 
 
 def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a parquet file as (place, record), of which `batch` are in memory at a time."""
+    """The rows of a parquet file as (place, record), of which `batch` are in memory at a time.
+
+    Raises RecordProblem naming the columns that are not there, and those that are.
+    """
     import pyarrow.parquet
 
     with member.open() as file:
-        batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch, columns=columns)
+        table = pyarrow.parquet.ParquetFile(file)
+        there = table.schema_arrow.names
+        if missing := [name for name in columns if name not in there]:
+            raise RecordProblem(f"{member}: no column {', '.join(missing)}; its columns are {', '.join(there)}")
+        batches = table.iter_batches(batch, columns=columns)
         rows = (record for rows in batches for record in rows.to_pylist())
         for number, record in enumerate(rows):
             yield f"{member}, row {number}", record

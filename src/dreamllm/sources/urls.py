@@ -35,6 +35,7 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
         raise RecordProblem(f"{source.title}: files of format {source.format} hold no addresses of pictures")
     counts: Counter[str] = Counter()
     taken: dict[str, int] = {}
+    examples: dict[str, str] = {}  # by reason: where it was met first
     reader = readers.module(source.format)
     seen: set[bytes] = set()
     with new_folder(out) as folder:
@@ -48,6 +49,7 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                     counts["records"] += 1
                     if isinstance(lines, Rejected):
                         counts[f"left out: {lines.why}"] += 1
+                        examples.setdefault(lines.why, lines.where)
                         continue
                     for line in lines:
                         if not reader.CAPTIONS:
@@ -59,8 +61,9 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                 taken[str(member)] = counts["records"] - before
         (folder / FILES).write_text(json.dumps(taken, indent=1) + "\n", encoding="utf-8")
         if not counts["addresses"]:
+            reasons = "".join(f"; {why}, first in {where}" for why, where in examples.items())
             raise RecordProblem(
-                f"{raw}: no address in {counts['records']} records of {len(taken)} files *{reader.SUFFIX}"
+                f"{raw}: no address in {counts['records']} records of {len(taken)} files *{reader.SUFFIX}{reasons}"
             )
     return dict(counts)
 
