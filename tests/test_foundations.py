@@ -129,7 +129,7 @@ def test_fine_tuning_on_public_pairs_as_the_authors_code_does(foundations, tmp_p
 def test_accumulated_gradients_are_those_of_the_whole_batch():
     def trained(accumulation: int) -> tuple[torch.Tensor, list[float]]:
         weight, data = torch.nn.Parameter(torch.ones(3)), torch.arange(24.0).reshape(4 * accumulation, -1, 3) / 24
-        losses = optimise.optimise(
+        losses = optimise(
             "sum", [weight], lambda n: ((data[n] @ weight) ** 2).mean(), 4, 0.1, schedule="constant",
             accumulation=accumulation,
         )  # fmt: skip
