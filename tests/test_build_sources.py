@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -537,3 +539,19 @@ def test_a_new_format_is_one_module_and_a_set_of_it_one_entry(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     subprocess.run([*command, "--raw", "raw", "--out", "out"], cwd=tmp_path, env=environment, check=True)
     assert [content(document) for document in read(tmp_path / "out", "mine")] == [["One."], ["Two."]]
+
+
+def test_columns_that_are_not_there_are_named_with_those_that_are(tmp_path):
+    (tmp_path / "raw").mkdir()
+    pyarrow.parquet.write_table(
+        pyarrow.table({"URL": ["http://x/a"], "caption": ["a cat"]}), tmp_path / "raw/a.parquet"
+    )
+    laion = source("url_parquet", columns={"url": "URL", "caption": "TEXT"})
+    with pytest.raises(RecordProblem, match=r"a\.parquet: no column TEXT; its columns are URL, caption"):
+        list_urls(laion, SourceSettings(), tmp_path / "raw", tmp_path / "urls")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/a.json").write_text(json.dumps([{"image_url": "http://x/a", "caption": "a cat"}]))
+    with pytest.raises(
+        RecordProblem, match=r"no address, first in .*record 0, which has no field url, but image_url, caption"
+    ):
+        list_urls(source("url_json"), SourceSettings(), tmp_path / "json", tmp_path / "urls")

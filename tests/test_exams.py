@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import loopback
 from dreamllm.config.benchmarks import AnswerJudge
+from dreamllm.evaluate import placing
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import ScoringJob
 from dreamllm.evaluate.metrics import mm_vet_judge, mmbench_answers
@@ -71,6 +73,10 @@ def score(task: ModuleType, items: list[Any], predictions: Predictions, chat: An
         ("", None),
         ("选项 C", "C"),
         ("Это кошка", None),
+        # VLMEvalKit's third rule, of 2026, is not applied: it would read the three as B, B and A
+        ("The answer is B, since one can see its two long ears", None),
+        ("The answer is blue.", None),
+        ("The answer is a dog.", None),
     ],
 )
 def test_free_answers_are_read_by_two_rules(answer: str, letter: str | None) -> None:
@@ -174,6 +180,65 @@ def test_a_judge_that_fails_is_an_error_and_no_score(judge) -> None:
         score(mmbench, items, answered(items, ["A", "scarlet"]), chat)
 
 
+NEWER = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+
+
+def picky(judge, refusal: Callable[[dict], str], answer: Callable[[dict], str]) -> tuple[Chat, list[dict]]:
+    """A judge that refuses a request for a reason, and the requests that it got."""
+    chat, got = judge.start(lambda prompt, body: ""), []
+
+    def respond(body: dict, headers: dict) -> tuple[int, dict, bytes]:
+        got.append({key: value for key, value in body.items() if key not in ("model", "messages")})
+        if why := refusal(body):
+            return 400, {}, json.dumps({"error": {"message": why}}).encode()
+        text = answer(body)
+        choice = {"message": {"content": text}, "finish_reason": "stop" if text else "length"}
+        return 200, {}, json.dumps({"model": "newer", "choices": [choice]}).encode()
+
+    judge.server.answers["/v1/chat/completions"] = respond
+    return chat, got
+
+
+def newer_rules(body: dict, named: bool) -> str:
+    if "max_tokens" in body:
+        return NEWER if named else "unsupported_parameter"
+    return ("temperature does not support 0" if named else "unsupported_value") if "temperature" in body else ""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_service_is_asked_by_what_it_accepts_which_is_learnt_once(judge, named: bool) -> None:
+    chat, got = picky(judge, lambda body: newer_rules(body, named), lambda body: "1.0")
+    assert mm_vet_judge.judge(chat, VET[0], "x = -1", 0) == 1.0
+    assert got == [
+        {"temperature": 0, "max_tokens": 3},
+        {"temperature": 0, "max_completion_tokens": 3},
+        {"max_completion_tokens": 3},
+    ]
+    assert mm_vet_judge.judge(chat, VET[1], "somebody", 0) == 1.0
+    assert got[3:] == [{"max_completion_tokens": 3}], "no refusal is asked for twice"
+    assert chat.sent == {'{"max_completion_tokens": 3}'}
+    again = Chat(chat.settings, chat.cache, "")
+    assert mm_vet_judge.judge(again, VET[0], "x = -1", 0) == 1.0 and len(got) == 4, "from the cache"
+    assert again.sent == chat.sent
+
+
+def test_a_model_that_spends_its_tokens_on_reasoning_gets_no_limit(judge) -> None:
+    chat, got = picky(
+        judge,
+        lambda body: newer_rules(body, True),
+        lambda body: "" if "max_completion_tokens" in body else "0.5",
+    )
+    assert mm_vet_judge.judge(chat, VET[0], "x = -1", 0) == 0.5
+    assert got[-1] == {} and chat.sent == {"{}"}
+
+
+def test_a_request_that_is_refused_whatever_its_options_is_an_error_and_teaches_nothing(judge) -> None:
+    chat, got = picky(judge, lambda body: f"your prompt is flagged, {len(body)}", lambda body: "")
+    with pytest.raises(FetchProblem, match="answers 400: .*your prompt is flagged, 4"):
+        mm_vet_judge.judge(chat, VET[0], "x = -1", 0)
+    assert chat.refused == [] and len(got) > 1
+
+
 # ---- MM-Vet --------------------------------------------------------------------------------------------------------
 
 VET = [
@@ -252,7 +317,7 @@ def test_submissions_in_the_servers_forms(tmp_path: Path) -> None:
         (item, "Red.", {"question_id": 7, "answer": "red"}),
         (blind, "狗", {"image": blind.picture, "answer": "狗"}),
     ):
-        vqa.submission([question], answered([question], [output]), tmp_path / "out.json")
+        vqa.submission([question], answered([question], [output]), tmp_path / "out.json", tmp_path)
         assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == [wanted]
     items = rotations("3", ["red", "green"], 0)
     rows = mmbench.submission_rows(items, answered(items, "AB"))
@@ -260,11 +325,32 @@ def test_submissions_in_the_servers_forms(tmp_path: Path) -> None:
     assert rows[2] == [1000003, "Which?", "green", "red", None, None, "B"]
 
 
+def test_a_submission_of_test_dev_has_all_questions_of_test2015(tmp_path: Path) -> None:
+    """Those that were not asked with an empty answer; placed from the archive that holds both splits."""
+
+    def questions(split: str, ids: list[int]) -> bytes:
+        records = [{"question_id": id_, "image_id": id_ // 1000, "question": "What?"} for id_ in ids]
+        return json.dumps({"data_subtype": split, "questions": records}).encode()
+
+    (tmp_path / "raw").mkdir()
+    with zipfile.ZipFile(tmp_path / "raw/q.zip", "w") as archive:
+        archive.writestr("v2_OpenEnded_mscoco_test2015_questions.json", questions("test2015", [1000, 1001, 2000]))
+        archive.writestr("v2_OpenEnded_mscoco_test-dev2015_questions.json", questions("test-dev2015", [1001]))
+    assert placing.WRITERS["vqav2"](tmp_path / "raw", tmp_path).keys() == {"COCO_test2015_000000000001.jpg"}
+    item = VqaItem("1001", "COCO_test2015_000000000001.jpg", "What?", (), "", None)
+    vqa.submission([item], answered([item], ["Red."]), tmp_path / "out.json", tmp_path)
+    sent = {record["question_id"]: record["answer"] for record in json.loads((tmp_path / "out.json").read_text())}
+    assert sent == {1000: "", 1001: "red", 2000: ""}
+
+
 def test_a_workbook_keeps_formulas_as_text_and_drops_control_characters(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
-    mmbench.write_xlsx(tmp_path / "m.xlsx", [["index", "prediction"], [1, "=1+1"], [2, "a\x07b"], [3, "猫"]])
+    mmbench.write_xlsx(
+        tmp_path / "m.xlsx",
+        [["index", "prediction"], [1, "=1+1"], [2, "a\x07b\ufffe\uffff\ud83d"], [3, "猫\U0001f600"]],
+    )
     sheet = openpyxl.load_workbook(tmp_path / "m.xlsx").active
-    assert [row[1].value for row in sheet.iter_rows()] == ["prediction", "=1+1", "ab", "猫"]
+    assert [row[1].value for row in sheet.iter_rows()] == ["prediction", "=1+1", "ab", "猫\U0001f600"]
     assert sheet["B2"].data_type == "s"
 
 

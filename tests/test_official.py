@@ -122,6 +122,33 @@ def test_written_back_nothing_differs(release, imported, tmp_path):
         assert (tmp_path / "back" / name).read_bytes() == (release / "dreamllm" / name).read_bytes()
 
 
+def test_the_authors_configuration_with_wrong_ids_and_paths_that_are_none(changed, loaded, tmp_path):
+    """As in their released config.json: ids of another tokenizer at the top, and plugin paths "none"."""
+
+    def as_released(content: dict) -> None:
+        content |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
+        for settings in content["plugins_init_kwargs"].values():
+            settings |= {"pretrained_model_name_or_path": "none", "local_files_only": True}
+        content["plugins_init_kwargs"]["clip_vision_embedding"]["clip_vision_model_name_or_path"] = "none"
+        content["plugins_init_kwargs"]["stable_diffusion_head"]["diffusion_name_or_path"] = "none"
+
+    change_config(changed, as_released)
+    run_import(changed, tmp_path)
+    parts = (tmp_path / "foundations", [tmp_path / "checkpoint"])
+    model, processor = load_model(*parts)
+    llm = model.config.text_config
+    assert (llm.bos_token_id, llm.eos_token_id, llm.pad_token_id) == (1, 2, None)
+    assert (processor.vocabulary.bos, processor.vocabulary.eos) == (1, 2)
+    assert processor.vocabulary.pad == released.IDS["[PAD]"]
+    expected = loaded[0].state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    export_official(*parts, tmp_path / "back")
+    files = [json.loads((folder / "config.json").read_text()) for folder in (changed / "dreamllm", tmp_path / "back")]
+    assert files[0] == files[1]
+    generation = json.loads((tmp_path / "back/generation_config.json").read_text())
+    assert generation == {"bos_token_id": 1, "eos_token_id": 2}
+
+
 def test_the_report_tells_what_became_of_every_tensor(release, imported, loaded):
     report = report_of(imported)
     tensors = read_tensors(release / "dreamllm")

@@ -50,10 +50,32 @@ def cell(block: render.Block, row: str, column: str) -> render.Cell:
 
 def test_published_numbers_have_what_is_needed_to_trust_them() -> None:
     for one in PUBLISHED.values():
-        assert one.confidence in ("C", "S", "D") or not one.value, one.id
+        assert one.confidence in ("C", "S", "Q", "D") or not one.value, one.id
         assert (one.source and one.protocol) or not one.value, one.id
         assert one.value in ("", "yes", "no") or np.isfinite(float(one.value)), one.id
         assert not one.n or int(one.n) > 0
+
+
+def test_derived_numbers_of_pope_follow_from_whole_answers() -> None:
+    """Published percentages allow one pair of counts alone: true yes of 1500, false yes of the rest."""
+    value = {id_: one.value for id_, one in PUBLISHED.items() if id_.startswith("table7.")}
+
+    def percentages(true: int, false: int, absent: int) -> dict[str, float]:
+        rates = {"accuracy": (true + absent - false) / (1500 + absent), "precision": true / (true + false)}
+        rates |= {"recall": true / 1500, "f1": 2 * true / (true + false + 1500)}
+        return {name: 100 * rate for name, rate in (rates | {"yes": (true + false) / (1500 + absent)}).items()}
+
+    for row, counts, tolerance in (
+        ("adversarial_dreamllm_7b", (1334, 655, 1500), 0.005),
+        ("random_dreamllm_7b", (1319, 216, 1410), 0.01),  # its precision and F1 are cut off, not rounded
+        ("adversarial_instructblip_14b", (1427, 764, 1500), 0.01),
+    ):
+        for name, percentage in percentages(*counts).items():
+            assert float(value[f"table7.{row}.{name}"]) == pytest.approx(percentage, abs=tolerance), (row, name)
+    one = PUBLISHED["table7.adversarial_dreamllm_7b.yes"]
+    assert (one.value, one.confidence) == ("66.30", "D") and "derived" in one.note
+    assert PUBLISHED["table7.popular_instructblip_14b.f1"].confidence == "Q"
+    assert PUBLISHED["table7.random_dreamllm_7b.f1"].n == "2910"
 
 
 def test_tables_1_to_10_are_there_and_whole() -> None:

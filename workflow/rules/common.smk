@@ -53,8 +53,11 @@ RELEASES = "paper/released.yaml"
 
 
 def shard_folders(stage):
-    """The folders with the shard sets of a stage's mixture, the emoji world first."""
-    sets = sorted(EXPERIMENT.stages[stage].mixture, key=lambda name: name not in WORLD_SETS)
+    """The folders with the shard sets of a stage's mixture, or of the fine-tuned Stable Diffusion; emoji world first."""
+    mixture = (
+        (EXPERIMENT.sd_finetuned.mixture or ["pairs"]) if stage == "sd_finetuned" else EXPERIMENT.stages[stage].mixture
+    )
+    sets = sorted(mixture, key=lambda name: name not in WORLD_SETS)
     return list(dict.fromkeys(PATHS.shards(name) for name in sets))
 
 

@@ -43,7 +43,7 @@ if EXPERIMENT.sd_finetuned:
 
     rule train_sd_finetuned:
         input:
-            shards=WORLD["train"],
+            shards=shard_folders("sd_finetuned"),
             sd=FOUNDATIONS["sd"],
         output:
             checkpoint=directory(PATHS.checkpoint("sd_finetuned")),

@@ -91,6 +91,9 @@ class Experiment(Section):
         problems += [
             f"sources.{name}: this name is taken by the emoji world" for name in WORLD_SETS if name in self.sources
         ]
+        for key in (self.sd_finetuned and self.sd_finetuned.mixture) or {}:
+            if key not in sets:
+                problems.append(f"sd_finetuned.mixture: no shard set {key!r}{near(key, sets)}")
         for name, stage in self.stages.items():
             for key in stage.mixture:
                 if key not in sets:

@@ -24,7 +24,7 @@ class SourceSettings(Section):
     """Maximum length of the shorter side of a stored picture in pixels (Stable Diffusion 2.1 generates 512)."""
     smallest_picture: Count = 8
     """Minimum length of the shorter side in pixels; smaller pictures (spacers, rules, tracking pixels) are left out
-    (official code: 128 in the third stage)."""
+    (official code: pairs of the third stage are wider and higher than 128)."""
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = 95
     """Quality of stored JPEG pictures; null = PNG, which is lossless, larger, and eight times slower to write."""
     min_similarity: Share = 0.0
@@ -41,7 +41,7 @@ class Service(Section):
     """Base address of the service, such as http://localhost:8000/v1; null = none. The key is read from the environment
     variable OPENAI_API_KEY."""
     model: str = ""
-    """Name of the model (paper: GPT-4)."""
+    """Name of the model (paper: GPT-4; official code: ChatGPT-3.5 for the instruction sets)."""
     parallel: Count = 8
     """Maximum number of concurrent requests."""
     dollars_per_million: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)

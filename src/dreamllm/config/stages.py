@@ -91,7 +91,23 @@ class Stage(Section):
 
 
 class SdFinetuning(Recipe):
-    """Baseline of the paper's Table 2: Stable Diffusion with its own text encoder, fine-tuned on the same pairs."""
+    """Baseline of the paper's Table 2: Stable Diffusion with its own text encoder, fine-tuned on the same pairs.
 
+    A step has batch_size times accumulation pictures."""
+
+    mixture: dict[Name, Positive] | None = None
+    """Sampling weight of each set of pairs among `sources`; null = the emoji world's pairs, drawn with replacement."""
+    accumulation: Count = 1
+    """Batches whose gradients are averaged for a step (official code: 2)."""
     condition_dropout: Share = 0.1
     """Fraction of captions replaced by the empty caption."""
+    flip: bool = False
+    """Mirror every second picture at random (official code: true)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """cosine: 5 % linear warm-up, then cosine decay to zero; constant: `learning_rate` throughout (official code)."""
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    """Betas of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    ema: Share | None = None
+    """Decay of the exponential moving average of the weights, which is then the result (official code: 0.9999 at
+    most, less in the first steps); null = the last weights."""

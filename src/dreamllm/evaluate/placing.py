@@ -27,7 +27,7 @@ from typing import Any
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem, field
-from dreamllm.evaluate.tasks import mmbench, pope
+from dreamllm.evaluate.tasks import mmbench, pope, vqa
 from dreamllm.safe_join import NameProblem, checked
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
@@ -159,13 +159,24 @@ def _ln_coco(raw: Path, folder: Path) -> dict[str, str]:
 def _vqav2(raw: Path, folder: Path) -> dict[str, str]:
     """VQAv2 and OK-VQA: questions and annotations are what the reader wants; pictures are those of COCO.
 
-    The archive of VQAv2's test split holds the questions of test and of test-dev, and no annotations: test-dev is read.
+    The archive of VQAv2's test split holds the questions of test and of test-dev, and no annotations: test-dev is read,
+    and the ids of the others are written down for the submission, which its server wants for all of them.
     """
     files = members(raw, "questions.json")
     dev = [file for file in files if "test-dev" in file.name]
     file = dev[0] if len(files) > 1 and len(dev) == 1 else one(raw, "questions.json")
     questions = _object(file)
     _write(folder / "vqa_test_questions.json", questions)
+    if dev:
+        every, asked = (
+            {
+                field(question, "question_id", int, *where)
+                for one_file in chosen
+                for where, question in _records(one_file, "questions")
+            }
+            for chosen in (files, [file])
+        )
+        _write(folder / vqa.NOT_ASKED, {"question_ids": sorted(every - asked)})
     subtype = field({"data_subtype": "val2014"} | questions, "data_subtype", str, str(file), "")
     subtype = subtype.replace("test-dev", "test")
     if not subtype.startswith("test"):

@@ -115,6 +115,7 @@ def score_items(
     if task.TASK.instruments and not job.public:  # those of public sets are measured apart
         protocol["instruments"] = {part: digest(foundations / part) for part in task.TASK.instruments}
     if chat:
-        protocol["judge"] = {"models": sorted(chat.models), "judgings": judgings, "cost": chat.cost()}
+        asked = {"models": sorted(chat.models), "options": [json.loads(options) for options in sorted(chat.sent)]}
+        protocol["judge"] = asked | {"judgings": judgings, "cost": chat.cost()}
     about = {"model": header["model"], "benchmark": benchmark, "split": header["split"]}
     return {**about, **result, "protocol": protocol}, {**about, "items": scores, "groups": groups}

@@ -1,6 +1,6 @@
 """Write the file for an evaluation server, for sets whose answers are not public: `dreamllm submission`.
 
-VQAv2     JSON, [{"question_id", "answer"}]                         EvalAI
+VQAv2     JSON, [{"question_id", "answer"}], all of test2015        EvalAI
 VizWiz    JSON, [{"image", "answer"}]                               EvalAI
 MMBench   xlsx, columns index, question, A to D (E), prediction     its own server
 """
@@ -33,4 +33,4 @@ def main(args: argparse.Namespace) -> None:
         raise BenchmarkProblem(args.predictions, "header", f"holds the first {header['limit']} questions only")
     items = tasks.load(name, args.benchmarks, header["split"])
     check_complete(predictions, [item.id for item in items])
-    tasks.module(name).submission(items, predictions, args.out)
+    tasks.module(name).submission(items, predictions, args.out, args.benchmarks)

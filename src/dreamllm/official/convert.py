@@ -222,7 +222,9 @@ def official_config(
     content = copy.deepcopy(dict(base))
     content |= {name: getattr(llm, name) for name in (*LLAMA_REQUIRED, *LLAMA_OPTIONAL)}
     content |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling, "tie_word_embeddings": False}
-    content["bos_token_id"], content["eos_token_id"] = ids["<s>"], ids["</s>"]
+    # the authors' own files say bos 0 and eos 1, which their code does not read: its tokenizer has 1 and 2
+    content.setdefault("bos_token_id", ids["<s>"])
+    content.setdefault("eos_token_id", ids["</s>"])
     added = {token: ids[token] for token in sorted(ADDED_TOKENS)}
     content["special_tokens2ids_dict"] = {
         **{token: id_ for token, id_ in content.get("special_tokens2ids_dict", {}).items() if token == "<unk>"},

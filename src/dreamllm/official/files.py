@@ -167,7 +167,8 @@ def write(
     Raises OfficialProblem when `llm_dir` has no tokenizer.model.
     """
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    generation = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    ids = convert.special_ids(config["special_tokens2ids_dict"])
+    generation = {"bos_token_id": ids["<s>"], "eos_token_id": ids["</s>"]}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
     for name, tensors in files.items():
         # clone each tensor, or torch.save would write the whole storage that it is a view of
@@ -176,7 +177,7 @@ def write(
             save_torch_state_dict(cloned, folder, max_shard_size="5GB", metadata={"format": "pt"})
         else:
             torch.save(cloned, folder / name)
-    write_tokenizer(folder, convert.special_ids(config["special_tokens2ids_dict"]), llm_dir, config)
+    write_tokenizer(folder, ids, llm_dir, config)
 
 
 def write_tokenizer(folder: Path, ids: Mapping[str, int], llm_dir: Path, config: Mapping[str, Any]) -> None:

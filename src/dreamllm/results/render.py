@@ -15,8 +15,11 @@ WORLD = (
     "models, pictograms on plain backgrounds. It shows which claim of the paper a number belongs to. Do not compare "
     "its value with the paper's, which is of a 7B model on photographs."
 )
-CONFIDENCE = {"C": "", "S": "†", "D": "‡"}
-CONFIDENCE_NOTE = "† read in one source only. ‡ computed from other published numbers. Sources: paper/README.md."
+CONFIDENCE = {"C": "", "S": "†", "D": "‡", "Q": "§"}
+CONFIDENCE_NOTE = (
+    "† read in one source only. ‡ computed from other published numbers. § quoted from the paper of the baseline. "
+    "Sources: paper/README.md."
+)
 CSV_COLUMNS = ["id", "table", "source", "row", "column", "value", "low", "high", "n", "seeds", "world", "paper"]
 CSV_COLUMNS += ["difference", "confidence", "protocol", "from", "note"]
 
@@ -224,6 +227,7 @@ def _escape(text: str) -> str:
         ("\\", r"\textbackslash{}"),
         ("†", r"$^\dagger$"),
         ("‡", r"$^\ddagger$"),
+        ("§", r"$^\S$"),
         ("↓", r"$\downarrow$"),
     ]:
         text = text.replace(plain, escaped)

@@ -89,7 +89,7 @@ class Table(Section):
 class PublishedCell:
     """A number of the paper, or the reason in `note` why none is known (value "").
 
-    confidence: C, S or D, see paper/README.md.  n: items behind it, "" where the paper does not say
+    confidence: C, S, Q or D, see paper/README.md.  n: items behind it, "" where the paper does not say
     """
 
     id: str

@@ -84,6 +84,8 @@ def addresses(
         if isinstance(record, Rejected):
             yield record
             continue
+        if missing := [name for name in source.columns.values() if name not in record]:
+            where = f"{where}, which has no field {', '.join(missing)}, but {', '.join(record) or 'none'}"
         url, caption = record.get(source.columns["url"]), record.get(source.columns["caption"])
         if not isinstance(url, str) or not url.strip():
             yield Rejected("no address", where)

@@ -178,6 +178,7 @@ def write_instructions(
         report = {"source": name, "base": base.name, **counted.report()}
         if isinstance(writer, ServiceWriter):
             report["cost"] = writer.cost()
+            report["options"] = [json.loads(options) for options in sorted(writer.chat.sent)]
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if not counted.documents:
             raise BuildProblem(f"{name}: no instruction could be written for {len(records)} documents of {base}")

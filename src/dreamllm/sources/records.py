@@ -43,6 +43,10 @@ class RecordProblem(ValueError):
     """A file of a data set that cannot be read at all: names the file and the reason."""
 
 
+class MissingColumns(RecordProblem):
+    """A table that lacks columns of its format: they are named differently, and `columns` of the set can say how."""
+
+
 class BuildProblem(ValueError):
     """A set of which no document can be made, or that cannot be read as its format in the manifest says."""
 
@@ -306,6 +310,7 @@ def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tup
     """The rows of a parquet file as (place, record), of which `batch` are in memory at a time.
 
     A row whose text is no UTF-8 is Rejected. From where the file is damaged on, one Rejected stands for all rows.
+    Raises MissingColumns naming the columns that are not there, and those that are.
     """
     import pyarrow.parquet
 
@@ -314,7 +319,12 @@ def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tup
         member.verify()
         with member.open() as file:
             with member.damage():
-                batches = pyarrow.parquet.ParquetFile(file).iter_batches(batch, columns=columns)
+                table = pyarrow.parquet.ParquetFile(file)
+            there = table.schema_arrow.names
+            if missing := [name for name in columns if name not in there]:
+                raise MissingColumns(f"{member}: no column {', '.join(missing)}; its columns are {', '.join(there)}")
+            with member.damage():
+                batches = table.iter_batches(batch, columns=columns)
             while True:
                 with member.damage():
                     rows = next(batches, None)
@@ -324,6 +334,8 @@ def read_parquet(member: Member, columns: list[str], batch: int) -> Iterator[tup
                     where = f"{member}, row {number}"
                     yield where, Rejected("not UTF-8", where) if record is None else record
                     number += 1
+    except MissingColumns:
+        raise
     except RecordProblem as problem:
         yield f"{member}, row {number}", Rejected("file is damaged", f"from row {number} on: {problem}")
 

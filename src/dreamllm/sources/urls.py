@@ -37,6 +37,7 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
         raise RecordProblem(f"{source.title}: files of format {source.format} hold no addresses of pictures")
     counts: Counter[str] = Counter()
     taken: dict[str, int] = {}
+    examples: dict[str, str] = {}  # by reason: where it was met first
     reader = readers.module(source.format)
     seen: set[bytes] = set()
     with new_folder(out) as folder:
@@ -50,6 +51,7 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                     counts["records"] += 1
                     if isinstance(lines, Rejected):
                         counts[f"left out: {lines.why}"] += 1
+                        examples.setdefault(lines.why, lines.where)
                         continue
                     for line in lines:
                         encoded = json.dumps(line).encode()
@@ -58,6 +60,7 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                             why = "address or caption is too long"
                         if why:
                             counts[f"left out: {why}"] += 1
+                            examples.setdefault(why, str(member))
                             continue
                         if not reader.CAPTIONS:
                             if (key := _digest(line["url"])) in seen:
@@ -68,11 +71,11 @@ def list_urls(source: Source, settings: SourceSettings, raw: Path, out: Path) ->
                 taken[str(member)] = counts["records"] - before
         (folder / FILES).write_text(json.dumps(taken, indent=1) + "\n", encoding="utf-8")
         if not counts["addresses"]:
-            reasons = [f"{count} {reason}" for reason, count in counts.items() if reason.startswith("left out")]
+            reasons = "".join(f"; {why}, first in {where}" for why, where in examples.items())
             hint = "; `private_hosts: true` of the set allows them" if f"left out: {PRIVATE}" in counts else ""
             raise RecordProblem(
-                f"{raw}: no address in {counts['records']} records of {len(taken)} files *{reader.SUFFIX}"
-                f"{' (' + ', '.join(reasons) + ')' if reasons else ''}{hint}"
+                f"{raw}: no address in {counts['records']} records of {len(taken)} files *{reader.SUFFIX}{reasons}"
+                f"{hint}"
             )
     return dict(counts)
 

@@ -2,8 +2,9 @@
 
     python -m dreamllm finetune-sd --config FILE --foundations data/foundations --data data/emoji/train --out DIR
 
-It trains on the same pairs as stage I. VAE and text encoder are frozen, so each picture is encoded once. The output
-folder has unet/, losses.csv and, like a stage's checkpoint, a checkpoint.json that records what it was made from.
+It trains on the same pairs as stage I. VAE and text encoder are frozen, so each picture of the emoji world is encoded
+once; pairs of public sets (`sd_finetuned.mixture`) are read and encoded step by step. The output folder has unet/,
+losses.csv and, like a stage's checkpoint, a checkpoint.json that records what it was made from.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from itertools import chain
+from collections import Counter
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="experiment; its section sd_finetuned is the recipe")
     parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
     parser.add_argument("--foundations", type=Path, required=True, help="folder that holds sd/")
-    parser.add_argument("--data", type=Path, required=True, help="folder with the shards pairs-*.tar")
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with the shards of the pairs")
     parser.add_argument("--out", type=Path, required=True, help="folder for unet/, replaced when it exists")
 
 
@@ -32,24 +33,27 @@ def main(args: argparse.Namespace) -> None:
     import torch.nn.functional as F
     from diffusers import DDPMScheduler, StableDiffusionPipeline
     from diffusers.models.attention_processor import AttnProcessor
+    from diffusers.training_utils import EMAModel
+    from PIL import Image, ImageOps
 
     from dreamllm import provenance
     from dreamllm.config.reading import load
     from dreamllm.data import shards
-    from dreamllm.data.document import Text
+    from dreamllm.data.document import Document, Text
+    from dreamllm.data.mixture import Mixture, next_set
     from dreamllm.digests import digest
     from dreamllm.model.finite import check_finite
     from dreamllm.model.precision import default_device
     from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
     from dreamllm.train.optimise import optimise, to_tensor
+    from dreamllm.train.trainer import find_shard_sets
 
     experiment = load(args.config, args.seed)
     recipe = experiment.sd_finetuned
     if recipe is None:
         raise SystemExit(f"{args.config}: has no section sd_finetuned; add it to fine-tune Stable Diffusion")
-    if not (files := shards.find(args.data / "pairs")):
-        raise SystemExit(f"{args.data}: no shards pairs-*.tar; make them with `dreamllm make-world`")
+    sets = find_shard_sets(recipe.mixture or {"pairs": 1.0}, args.data)
     device = default_device()
     pipeline = load_weights(StableDiffusionPipeline, args.foundations / "sd", dtype=torch.float32).to(device)
     unet, tokenizer, text_encoder = pipeline.unet.train(), pipeline.tokenizer, pipeline.text_encoder.eval()
@@ -57,33 +61,74 @@ def main(args: argparse.Namespace) -> None:
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     side = unet.config.sample_size * pipeline.vae_scale_factor
 
-    pairs = list(shards.read(files))
     seed = seed_of(experiment.seed, "sd_finetuned") % 2**32
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    batches = [[rng.randrange(len(pairs)) for _ in range(recipe.batch_size)] for _ in range(recipe.steps)]
-    captions = [next(part.text for part in pair.parts if isinstance(part, Text)) for pair in pairs]
-    latents: dict[int, torch.Tensor] = {}
-    with torch.no_grad():
-        for number in sorted(set(chain.from_iterable(batches))):
-            picture = pairs[number].pictures[0].resize((side, side))
-            mean = pipeline.vae.encode(to_tensor([picture]).to(device)).latent_dist.mean  # (1, C, h, w)
-            check_finite(mean, [pairs[number].id], "latents of the VAE")
-            latents[number] = mean * pipeline.vae.config.scaling_factor
+    if recipe.mixture:
+        mixture, drawn = Mixture(sets, recipe.mixture, seed), Counter[str]()
+    else:
+        pairs = list(shards.read(sets["pairs"]))
+        number_of_batches = recipe.steps * recipe.accumulation
+        batches = [[rng.randrange(len(pairs)) for _ in range(recipe.batch_size)] for _ in range(number_of_batches)]
+    encoded: dict[tuple[int, bool], torch.Tensor] = {}  # latents of the world's pairs, by their number and mirroring
 
-    def loss_of_step(step: int) -> torch.Tensor:
-        chosen = batches[step]
-        words = ["" if rng.random() < recipe.condition_dropout else captions[i] for i in chosen]
+    def next_pairs(batch: int) -> list[tuple[int, Document]]:
+        if not recipe.mixture:
+            return [(number, pairs[number]) for number in batches[batch]]
+        found = []
+        for number in range(recipe.batch_size):
+            name = next_set(mixture.weights, drawn)
+            found.append((number, shards.load(mixture.record(name, drawn[name])[0])))
+            drawn[name] += 1
+        return found
+
+    @torch.no_grad()
+    def encode(number: int, pair: Document, flip: bool) -> torch.Tensor:
+        if (number, flip) in encoded:
+            return encoded[number, flip]
+        picture = pair.pictures[0]
+        if recipe.mixture:
+            picture = ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
+        else:
+            picture = picture.resize((side, side))
+        picture = ImageOps.mirror(picture) if flip else picture
+        mean = pipeline.vae.encode(to_tensor([picture]).to(device)).latent_dist.mean  # (1, C, h, w)
+        check_finite(mean, [pair.id], "latents of the VAE")
+        latents = mean * pipeline.vae.config.scaling_factor
+        if not recipe.mixture:
+            encoded[number, flip] = latents
+        return latents
+
+    def loss_of_batch(batch: int) -> torch.Tensor:
+        chosen = next_pairs(batch)
+        captions = [next(part.text for part in pair.parts if isinstance(part, Text)) for _, pair in chosen]
+        words = ["" if rng.random() < recipe.condition_dropout else caption for caption in captions]
         ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         with torch.no_grad():
             condition = text_encoder(ids).last_hidden_state  # (B, L, D)
-        clean = torch.cat([latents[number] for number in chosen])  # (B, C, h, w)
+        flips = [recipe.flip and rng.random() < 0.5 for _ in chosen]
+        clean = torch.cat([encode(*pair, flip) for pair, flip in zip(chosen, flips, strict=True)])  # (B, C, h, w)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         times = torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator).to(device)
         predicted = unet(scheduler.add_noise(clean, noise, times), times, condition).sample
         velocity = scheduler.config.prediction_type == "v_prediction"
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times) if velocity else noise)
 
-    losses = optimise("sd_finetuned", list(unet.parameters()), loss_of_step, recipe.steps, recipe.learning_rate)
+    parameters = list(unet.parameters())
+    average = EMAModel(parameters, decay=recipe.ema) if recipe.ema else None
+    losses = optimise(
+        "sd_finetuned",
+        parameters,
+        loss_of_batch,
+        recipe.steps,
+        recipe.learning_rate,
+        lambda step: average.step(parameters) if average else None,
+        weight_decay=recipe.weight_decay,
+        betas=recipe.betas,
+        schedule=recipe.schedule,
+        accumulation=recipe.accumulation,
+    )
+    if average:
+        average.copy_to(parameters)
     rows = "".join(f"{step},{loss}\n" for step, loss in enumerate(losses, 1))
     with new_folder(args.out) as folder:
         unet.eval().save_pretrained(folder / "unet")
@@ -93,7 +138,7 @@ def main(args: argparse.Namespace) -> None:
             "seed": experiment.seed,
             "config": recipe.model_dump(mode="json"),
             "foundations": {"sd": digest(args.foundations / "sd")},
-            "data": {"pairs": {file.name: digest(file) for file in files}},
+            "data": {name: {file.name: digest(file) for file in files} for name, files in sets.items()},
             "code": provenance.code_digest(__name__),
             "versions": provenance.versions(),
             "commit": provenance.commit(),

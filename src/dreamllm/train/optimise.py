@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,28 +37,38 @@ def optimise(
     learning_rate: float,
     after_step: Callable[[int], None] = lambda step: None,
     weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.99),
+    schedule: Literal["cosine", "constant"] = "cosine",
+    accumulation: int = 1,
 ) -> list[float]:
-    """Minimise with AdamW, 5 % linear warm-up, cosine to zero and gradient norm 1; returns the loss of every step.
+    """Minimise with AdamW and gradient norm 1; returns the loss of every step.
 
+    loss_of_step: the loss of batch number n; a step averages the gradients of `accumulation` batches.
+    schedule: "cosine" has 5 % linear warm-up and decays to zero, "constant" has no warm-up.
     Raises FloatingPointError when the loss is not finite.
     """
     fused = default_device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
-    optimiser = torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused
-    )
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
     warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda s: min((s + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, s / steps))))
-    )
+
+    def factor(step: int) -> float:
+        if schedule == "constant":
+            return 1.0
+        return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
     losses: list[float] = []
     for step in (bar := tqdm(range(steps), desc=title, mininterval=5)):
-        loss = loss_of_step(step)
-        if not math.isfinite(value := loss.item()):
-            raise FloatingPointError(f"{title}: the loss is {value} at step {step}; lower the learning rate")
-        loss.backward()
+        value = 0.0
+        for batch in range(step * accumulation, (step + 1) * accumulation):
+            loss = loss_of_step(batch) / accumulation
+            value += loss.item()
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{title}: the loss is {value} at step {step}; lower the learning rate")
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        schedule.step()
+        rates.step()
         optimiser.zero_grad(set_to_none=True)
         after_step(step)
         losses.append(value)

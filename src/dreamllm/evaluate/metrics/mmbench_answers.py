@@ -1,6 +1,8 @@
 """MMBench's answers: the letter that a free answer means, and when a question counts as right.
 
-By the rules of VLMEvalKit, and where these cannot read an answer by a language model with its prompt.
+By the two rules of VLMEvalKit in its versions from August 2025 (c3371551) on, and where these cannot read an answer, by
+a language model with its prompt. The third rule that VLMEvalKit has since June 2026 (a67ace50), the letter after
+"answer is", is left out: it has no word boundary, and reads "The answer is blue." as B and "The answer is a dog." as A.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ ABILITIES = {  # second level of the categories, and its name in published table
 ROTATION = 1_000_000
 LETTERS = "ABCDE"
 INDEX = re.compile(r"[0-9]{1,18}")
+NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0, and so a workbook, cannot hold; openpyxl's own list lacks U+FFFE, U+FFFF and lone surrogates."""
 
 TASK = Task(
     files=("mmbench_{split}.tsv",),
@@ -205,7 +207,7 @@ def score(job: ScoringJob, items: Sequence[MmbenchItem], predictions: Prediction
     return by_group(measure, [items[places[0]] for places in rotations.values()])
 
 
-def submission(items: Sequence[MmbenchItem], predictions: Predictions, out: Path) -> None:
+def submission(items: Sequence[MmbenchItem], predictions: Predictions, out: Path, folder: Path) -> None:
     """The workbook that MMBench's server takes."""
     write_xlsx(out, submission_rows(items, predictions))
 
@@ -221,11 +223,12 @@ def submission_rows(items: Sequence[MmbenchItem], predictions: Predictions) -> l
 
 
 def write_xlsx(path: Path, rows: list[list[Any]]) -> None:
-    """A workbook of one sheet; text that begins with "=" stays text. Raises BenchmarkProblem without openpyxl."""
+    """A workbook of one sheet; text that begins with "=" stays text, characters that XML cannot hold are left out.
+
+    Raises BenchmarkProblem without openpyxl."""
     try:
         from openpyxl import Workbook
         from openpyxl.cell import WriteOnlyCell
-        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ModuleNotFoundError as error:
         raise BenchmarkProblem("openpyxl", "", f"{INSTALL} ({error})") from None
     book = Workbook(write_only=True)
@@ -233,7 +236,7 @@ def write_xlsx(path: Path, rows: list[list[Any]]) -> None:
     for row in rows:
         cells = []
         for value in row:
-            cell = WriteOnlyCell(sheet, ILLEGAL_CHARACTERS_RE.sub("", value) if isinstance(value, str) else value)
+            cell = WriteOnlyCell(sheet, NOT_IN_XML.sub("", value) if isinstance(value, str) else value)
             if isinstance(value, str):
                 cell.data_type = "s"
             cells.append(cell)

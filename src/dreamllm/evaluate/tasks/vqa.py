@@ -24,6 +24,7 @@ from dreamllm.evaluate.predictions import Predictions, write
 from dreamllm.evaluate.prompts import PromptSet, Wording, first_word_is_no
 from dreamllm.evaluate.tasks import Task
 
+NOT_ASKED = "vqa_test_not_asked.json"  # ids of questions that the server wants in a submission besides those asked
 UNANSWERABLE = "unanswerable"  # VizWiz's own word
 _QUESTION = "Based on the image, please answer the question."
 _ONE_WORD = "Please provide an accurate answer within one word."
@@ -177,13 +178,19 @@ def score(job: ScoringJob, items: Sequence[VqaItem], predictions: Predictions) -
     return {"metrics": {}, "groups": groups}
 
 
-def submission(items: Sequence[VqaItem], predictions: Predictions, out: Path) -> None:
-    """EvalAI's JSON: [{"question_id", "answer"}], of VizWiz [{"image", "answer"}]."""
+def submission(items: Sequence[VqaItem], predictions: Predictions, out: Path, folder: Path) -> None:
+    """EvalAI's JSON: [{"question_id", "answer"}], of VizWiz [{"image", "answer"}].
+
+    VQAv2's server wants an answer to every question of test2015, for its test-dev phase too: those that were not asked
+    have the answer "".
+    """
     from dreamllm.evaluate.metrics.vqa_accuracy import clip
 
     records = []
     for item in items:
         own = {"image": item.picture} if item.picture.startswith("VizWiz") else {"question_id": int(item.id)}
         records.append(own | {"answer": clip(predictions.get(item.id, "output", str))})
+    if (not_asked := folder / NOT_ASKED).exists():
+        records += [{"question_id": id_, "answer": ""} for id_ in read_json(not_asked)["question_ids"]]
     with new_file(out) as file:
-        file.write_text(json.dumps(records, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(records) + "\n", encoding="utf-8")

@@ -1,9 +1,15 @@
-"""A client of OpenAI's chat completions API that caches every answer, so that no request is paid for twice."""
+"""A client of OpenAI's chat completions API that caches every answer, so that no request is paid for twice.
+
+Services differ in the options that they take: OpenAI's newer models refuse `max_tokens` and a temperature other than 1.
+A refused request is sent again without or with other options (`CONCESSIONS`). What the service then accepts is kept for
+all later requests of this client, and every answer is cached with the options that were sent for it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -15,6 +21,14 @@ from dreamllm.atomic import new_file
 from dreamllm.config.sources import Service
 from dreamllm.masking import MASK, mask
 from dreamllm.sources.services.http import TIMEOUT, FetchProblem, session
+
+CONCESSIONS = {  # option that a service may refuse: its newer name, or None to leave it out
+    "max_tokens": "max_completion_tokens",
+    "temperature": None,
+    "seed": None,
+    "max_completion_tokens": None,
+}
+REFUSED = (400, 422)  # status codes of a request with an option that the service does not take
 
 
 @dataclass
@@ -28,6 +42,10 @@ class Chat:
     tokens: dict[str, int] = field(default_factory=lambda: {"in": 0, "out": 0, "requests": 0, "from cache": 0})
     models: set[str] = field(default_factory=set)
     """Names of the models that answered, as the service reports them."""
+    refused: list[str] = field(default_factory=list)
+    """Options that the service turned out to refuse, in the order in which they were given up."""
+    sent: set[str] = field(default_factory=set)
+    """The options that the answers were asked with, each set of them as JSON."""
     web: requests.Session = field(default_factory=session)
     lock: Any = field(default_factory=Lock)
 
@@ -52,9 +70,38 @@ class Chat:
             self.tokens["in"] += answer["in"]
             self.tokens["out"] += answer["out"]
             self.models.add(answer.get("model") or self.settings.model)
+            wanted = {key: value for key, value in body.items() if key not in ("model", "messages")}
+            self.sent.add(json.dumps(answer.get("sent", wanted), sort_keys=True))
         return answer["text"]
 
     def _post(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Ask as wanted, and where the service refuses an option, with the next concession, until it answers."""
+        with self.lock:
+            refused = list(self.refused)
+        first_refusal: FetchProblem | None = None
+        while True:
+            asked = with_concessions(body, refused)
+            try:
+                answer = self._post_once(asked)
+            except _Refusal as problem:
+                first_refusal, said = first_refusal or problem, str(problem)
+            else:
+                # a model that reasons first may spend all of the tokens on it, and answers nothing then
+                if answer["text"] or answer["finish"] != "length" or "max_completion_tokens" not in asked:
+                    break
+                refused.append("max_completion_tokens")
+                continue
+            left = [option for option in CONCESSIONS if option in asked]
+            named = [option for option in left if option in said]
+            if not left:
+                raise first_refusal
+            refused.append((named or left)[0])
+        with self.lock:
+            self.refused += [option for option in refused if option not in self.refused]
+        sent = {key: value for key, value in asked.items() if key not in ("model", "messages")}
+        return answer | {"sent": sent}
+
+    def _post_once(self, body: dict[str, Any]) -> dict[str, Any]:
         url = f"{(self.settings.endpoint or '').rstrip('/')}/chat/completions"
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
@@ -64,15 +111,17 @@ class Chat:
         if answer.status_code != 200:
             said = self._without_key(answer.text)[:300]
             hint = "; is OPENAI_API_KEY set and valid?" if answer.status_code in (401, 403) else ""
-            raise FetchProblem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
+            problem = _Refusal if answer.status_code in REFUSED else FetchProblem
+            raise problem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
         try:
             content = answer.json()
             text, usage = content["choices"][0]["message"]["content"], content.get("usage") or {}
             counts = {"in": int(usage.get("prompt_tokens", 0)), "out": int(usage.get("completion_tokens", 0))}
+            finish = str(content["choices"][0].get("finish_reason") or "")
             text, model = (text or "") + "", (content.get("model") or "") + ""  # TypeError for anything but text
             if self.key:  # what is kept of an answer has no key, should a service repeat it
                 text, model = text.replace(self.key, MASK), model.replace(self.key, MASK)
-            return {"text": text, "model": model, **counts}
+            return {"text": text, "model": model, "finish": finish, **counts}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             said = self._without_key(answer.text)[:300]
             raise FetchProblem(f"{url}: the answer is not a chat completion: {said}") from None
@@ -85,3 +134,18 @@ class Chat:
         price_in, price_out = self.settings.dollars_per_million
         dollars = (self.tokens["in"] * price_in + self.tokens["out"] * price_out) / 1e6
         return {**self.tokens, "dollars": round(dollars, 4)}
+
+
+class _Refusal(FetchProblem):
+    """The service does not take a request as it is."""
+
+
+def with_concessions(body: dict[str, Any], refused: Sequence[str]) -> dict[str, Any]:
+    """The request without the refused options, those with a newer name under it."""
+    asked = dict(body)
+    for option in refused:
+        if option in asked:
+            value = asked.pop(option)
+            if newer := CONCESSIONS[option]:
+                asked[newer] = value
+    return asked
