@@ -245,6 +245,7 @@ def test_records_tell_made_files_from_strangers_and_edited_ones(tmp_path, monkey
 
 def test_digests_are_those_of_when_a_job_made_the_file_until_a_job_makes_it_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "src").symlink_to(repository.ROOT / "src")
     hooks = "".join(f"on{end}:\n    record_digests(touched=workflow.touch)\n" for end in ("success", "error"))
     (tmp_path / "Snakefile").write_text(
         f"from dreamllm.snakemake_records import record_digests\n{hooks}"
@@ -272,7 +273,7 @@ def test_digests_are_those_of_when_a_job_made_the_file_until_a_job_makes_it_agai
         "results/folder/z": "added",
     }
     assert snakemake_records.changed_by_hand() == edited
-    assert "Nothing to be done" in run(tmp_path, "snakemake", "--cores", "1").stderr, "therefore the digests"
+    assert "Nothing to be done" in run(tmp_path, "snakemake", "--cores", "1").stdout, "therefore the digests"
     run(tmp_path, "snakemake", "--cores", "1", "--forcerun", "a", "--until", "a")
     run(tmp_path, "snakemake", "--cores", "1", "--touch", "--forceall")
     assert snakemake_records.changed_by_hand() == edited, "neither another job nor new times make it an honest result"
