@@ -93,7 +93,7 @@ def digests_of(path: Path) -> dict[str, str]:
 
 def changed_by_hand(root: str | Path = ".") -> dict[str, str]:
     """Existing results of Snakemake's jobs that are not as they were made: path -> "changed", "added" or "removed"."""
-    found = {}
+    found: dict[str, str] = {}
     for output, record in read_digests(Path(root) / ".snakemake").items():
         if (Path(root) / output).exists():
             found |= {f"{output}/{name}".rstrip("/"): how for name, how in differences(root, output, record).items()}
