@@ -225,7 +225,7 @@ def remove_a_checkpoint_json(root: Path) -> None:
 
 
 def remove_the_timings(root: Path) -> None:
-    shutil.rmtree(root / "benchmarks/small")
+    shutil.rmtree(root / "timings/small")
 
 
 def link_to_another_place(root: Path) -> None:
