@@ -284,7 +284,7 @@ def test_digests_are_those_of_when_a_job_made_the_file_until_a_job_makes_it_agai
     assert snakemake_records.changed_by_hand() == {}
     assert run(tmp_path, sys.executable, repository.ROOT / "workflow/changed.py").stdout == ""
     (tmp_path / ".snakemake/digests.json").write_text("[")
-    with pytest.raises(snakemake_records.RecordProblem, match="is not JSON"):
+    with pytest.raises(snakemake_records.DigestProblem, match="is not JSON"):
         snakemake_records.changed_by_hand()
 
 

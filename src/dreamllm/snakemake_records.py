@@ -36,6 +36,10 @@ DIGESTS = "digests.json"
 SLACK = 0.01  # seconds; a record has the output's own time, as a float
 
 
+class DigestProblem(ValueError):
+    """A file of recorded digests that cannot be read: which file, and what is wrong."""
+
+
 def read_records(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
     """Snakemake's record of every output by the output's path; files that are no records are passed over."""
     found = {}
@@ -50,16 +54,16 @@ def read_records(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
 
 
 def read_digests(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
-    """What `record_digests` wrote, by output; {} without it. Raises RecordProblem for a file of another form."""
+    """What `record_digests` wrote, by output; {} without it. Raises DigestProblem for a file of another form."""
     path = Path(state) / DIGESTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise RecordProblem(f"{path}: is not JSON ({error}); remove it if you do not know why") from None
+        raise DigestProblem(f"{path}: is not JSON ({error}); remove it if you do not know why") from None
     if not isinstance(content, dict) or not all(isinstance(one, dict) and "files" in one for one in content.values()):
-        raise RecordProblem(f"{path}: is not what the workflow writes; remove it if you do not know why")
+        raise DigestProblem(f"{path}: is not what the workflow writes; remove it if you do not know why")
     return content
 
 
