@@ -32,6 +32,7 @@ tables: setup ## from nothing to results/tables and results/figures
 	@echo "Tables and figures:        results/tables/README.md, results/figures/README.md"
 	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\""
 	@echo "Follow every number:       make report, then open results/report/index.html"
+	@python workflow/changed.py
 
 report: setup ## results/report/index.html with all that the tables show and where it is from, RO-Crate, CODECHECK manifest
 	snakemake --cores $(CORES) report
@@ -72,5 +73,5 @@ lock: setup ## write requirements.lock from what is installed in .venv
 	PYTHON=$(PYTHON) bash workflow/lock.sh
 
 clean: ## remove what the default run made; foundations, environment and DVC's cache stay
-	rm -rf results/checkpoints results/predictions results/metrics results/tables results/figures results/report ro-crate-metadata.json codecheck.yml
+	rm -rf results/checkpoints results/predictions results/features results/metrics results/items results/tables results/figures results/report ro-crate-metadata.json codecheck.yml
 	rm -rf data/emoji scratch logs timings

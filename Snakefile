@@ -8,7 +8,7 @@
 from snakemake.utils import min_version
 
 from dreamllm import job_server
-from dreamllm.snakemake_records import refusal_under_dvc, sweep
+from dreamllm.snakemake_records import record_digests, refusal_under_dvc, sweep
 
 min_version("9.27")
 
@@ -21,6 +21,15 @@ onstart:
     sweep("results")  # remove unfinished files of killed jobs; this run holds the lock, so no other job is writing
     if workflow.is_main_process and workflow.local_exec and MACHINE.gpus == 0 and MACHINE.threads == 1:
         job_server.start(**MALLOC, **job_server.ONE_THREAD)  # all jobs share its imports of torch
+
+
+# The audit compares what is there with these digests, to find what was edited after it was made.
+onsuccess:
+    record_digests(touched=workflow.touch)
+
+
+onerror:
+    record_digests(touched=workflow.touch)
 
 
 report: "workflow/report/workflow.rst"

@@ -7,6 +7,8 @@ metrics, item scores and tables are made by the real code.
 from __future__ import annotations
 
 import argparse
+import base64
+import json
 from pathlib import Path
 
 import torch
@@ -14,12 +16,14 @@ import yaml
 
 import repository
 from dreamllm import digests, provenance
+from dreamllm.digests import content_files
 from dreamllm.emoji import world
 from dreamllm.evaluate import predict, predictions, score, tasks
 from dreamllm.repro.audit.audited_run import AuditedRun, Output
 from dreamllm.repro.audit.lineage import Run
 from dreamllm.results import tables
 from dreamllm.seeds import seed_of
+from dreamllm.snakemake_records import record_digests
 from dreamllm.train import checkpoint
 
 CONFIG = "config/small.yaml"
@@ -83,6 +87,7 @@ def build(folder: Path) -> Path:
         write_predictions(run, model, benchmark)
     write_scores(run)
     write_timings(run)
+    write_records(run)
     write_dvc_lock(run)
     repository.commit(folder)
     return folder
@@ -150,6 +155,18 @@ def write_timings(run: Run) -> None:
     folder.mkdir(parents=True)
     for output in dag_outputs(run.root):
         (folder / f"{Path(output.log).stem}.tsv").write_text("s\tmax_rss\tcpu_time\n2.5\t100.0\t2.0\n")
+
+
+def write_records(run: Run, *, touched: bool = False) -> None:
+    """Write Snakemake's records of all outputs, and their digests as the Snakefile does."""
+    folder = run.root / ".snakemake/metadata"
+    folder.mkdir(parents=True)
+    for output in dag_outputs(run.root):
+        files = [run.root / output.path, *content_files(run.root / output.path)]
+        record = {"rule": output.rule, "input": [], "log": [output.log], "shellcmd": "...", "starttime": 0.0}
+        record["endtime"] = max(file.stat().st_mtime for file in files)
+        (folder / base64.urlsafe_b64encode(output.path.encode()).decode()).write_text(json.dumps(record))
+    record_digests(run.root, touched=touched)
 
 
 def write_dvc_lock(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import audited_repository
 import repository
 from dreamllm.digests import sha256_of_file
-from dreamllm.repro.audit import check_inputs, lineage, run
+from dreamllm.repro.audit import check_inputs, lineage, run, study
 from dreamllm.repro.audit.findings import AuditProblem, CheckResult
 
 CHECKPOINT = "results/checkpoints/small/{}/checkpoint.json"
@@ -178,6 +179,75 @@ def train_on_the_test(root: Path) -> None:
     test.write_text("\n".join(lines) + "\n")
 
 
+def edit_a_figure(root: Path) -> None:
+    (root / "results/figures/curves.png").write_text("another figure")
+
+
+def edit_an_answer_and_everything_that_follows(root: Path) -> None:
+    audited_repository.write_predictions(audited_repository.audited_run(root).run, "sft", "vqa", right=3)
+    shutil.rmtree(root / "results/tables")
+    audited_repository.write_scores(audited_repository.audited_run(root).run)
+
+
+def edit_an_answer_and_forge_its_time(root: Path) -> None:
+    before = (root / ANSWERS).stat()
+    edit_an_answer_and_everything_that_follows(root)
+    os.utime(root / ANSWERS, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def shorten_the_selection(root: Path) -> None:
+    """Keep the first answers only, say so in the header, and compute everything again from them."""
+    lines = (root / ANSWERS).read_text().splitlines()
+    header = json.loads(lines[0])
+    header["header"]["limit"] = 2
+    (root / ANSWERS).write_text("\n".join([json.dumps(header), *lines[1:3]]) + "\n")
+    shutil.rmtree(root / "results/tables")
+    audited_repository.write_scores(audited_repository.audited_run(root).run)
+
+
+def shorten_the_selection_where_no_record_is_left(root: Path) -> None:
+    shorten_the_selection(root)
+    shutil.rmtree(root / ".snakemake")
+
+
+def remove_the_items(root: Path) -> None:
+    (root / "results/items/small/sft/vqa.json").unlink()
+
+
+def remove_the_index(root: Path) -> None:
+    """The page that says whose tables these are, after an edited cell."""
+    edit_a_cell(root)
+    (root / "results/tables/README.md").unlink()
+
+
+def remove_a_checkpoint_json(root: Path) -> None:
+    (root / CHECKPOINT.format("sft")).unlink()
+
+
+def remove_the_timings(root: Path) -> None:
+    shutil.rmtree(root / "timings/small")
+
+
+def link_to_another_place(root: Path) -> None:
+    elsewhere = root.parent / "elsewhere.json"
+    shutil.move(root / METRIC, elsewhere)
+    (root / METRIC).symlink_to(elsewhere)
+
+
+def link_a_folder(root: Path) -> None:
+    (root.parent / "ghosts").mkdir()
+    (root / "results/metrics/ghost").symlink_to(root.parent / "ghosts")
+
+
+def add_a_run_of_no_experiment(root: Path) -> None:
+    shutil.copytree(root / "results/metrics/small", root / "results/metrics/ghost")
+
+
+def add_to_the_committed_study(root: Path) -> None:
+    (root / "results/study").mkdir(exist_ok=True)
+    (root / "results/study/ghost.json").write_text("{}")
+
+
 def lose_a_timing(root: Path) -> None:
     (root / "timings/small/train_sft.tsv").unlink()
 
@@ -199,7 +269,7 @@ FAULTS = [  # (fault, the check that is there for it, what it says, other checks
     (edit_the_trained_parts, "A09", "has tensors of dream_queries, visual_projector, checkpoint.json says", {"A04"}),
     (take_a_licence, "A07", "llava_pretrain has no licence, and `unknown` gives no reason", {"A03"}),
     (take_our_own_licence, "A07", "emoji world has no licence", {"A03"}),
-    (leave_an_orphan, "A14", "is not the output of any rule of the experiment", {"A04"}),
+    (leave_an_orphan, "A14", "is not the output of any rule of the experiment", set()),
     (dirty_the_tree, "A03", "the tree is dirty", set()),
     (pin_another_version, "A05", "accelerate 1.15.0 is installed, not 1.14.0", {"A03"}),
     (forget_a_seed, "A08", "stage align: seed was not recorded", {"A04"}),
@@ -211,6 +281,19 @@ FAULTS = [  # (fault, the check that is there for it, what it says, other checks
     (change_the_training_data, "A04", "data pairs was changed or replaced", set()),
     (train_on_the_test, "A16", "is also in a training document", {"A04"}),
     (lose_a_timing, "A11", "job train_sft: has no timing", set()),
+    (edit_a_figure, "A04", "was changed by hand after Snakemake made it (figures)", set()),
+    (edit_an_answer_and_everything_that_follows, "A04", "was changed by hand after Snakemake made it (predict", set()),
+    (edit_an_answer_and_forge_its_time, "A04", "was changed by hand after Snakemake made it (predict_sft_vqa)", set()),
+    (shorten_the_selection, "A12", "items have no prediction", {"A04", "A09"}),
+    (shorten_the_selection_where_no_record_is_left, "A09", "limit is 2, but None in config", {"A04", "A12"}),
+    (remove_the_items, "A12", "is missing: the scores of single items", {"A02"}),
+    (remove_the_index, "A01", "results/tables/README.md: is missing", {"A04"}),
+    (remove_a_checkpoint_json, "A09", "stage sft: is missing or cannot be read", {"A03", "A04", "A08"}),
+    (remove_the_timings, "A11", "has no timing", set()),
+    (link_to_another_place, "A14", "is a symbolic link", set()),
+    (link_a_folder, "A14", "is a symbolic link", set()),
+    (add_a_run_of_no_experiment, "A14", "is not the output of any rule of the experiment", set()),
+    (add_to_the_committed_study, "A14", "is in a committed folder, but not in git", {"A03"}),
     (lose_a_reason, "A10", "language model has no why", {"A03"}),
 ]
 
@@ -243,7 +326,8 @@ def test_tables_without_their_predictions_and_checkpoints_fail(checkout):
     for kind in ("checkpoints", "predictions"):
         shutil.rmtree(checkout / "results" / kind)
     found = results(checkout)
-    assert failed(found) == {"A12"}, "no other check has files that it can compare"
+    assert failed(found) == {"A02", "A12"}, "no other check has files that it can compare"
+    assert [fault.what for fault in found["A02"].faults] == ["was made here and is gone"] * 5
     assert any("which is missing" in fault.what for fault in found["A12"].faults)
 
 
@@ -257,6 +341,58 @@ def test_what_snakemake_would_make_again_is_a_fault(sound):
     audited.outputs = outputs
     result = dict(run.audit(audited))["A02"]
     assert [fault.what for fault in result.faults] == ["is not up to date with its rule train_sft: params changed"]
+
+
+def test_an_honest_run_elsewhere_passes_and_says_how_well_it_reproduces_the_recorded_one(checkout):
+    recorded = checkout / "results/recorded/metrics"
+    shutil.copytree(checkout / "results/metrics", recorded)
+    edit_an_answer_and_everything_that_follows(checkout)  # as another machine may answer
+    shutil.rmtree(checkout / ".snakemake")
+    audited_repository.write_records(audited_repository.audited_run(checkout).run)
+    repository.commit(checkout)
+    found = results(checkout)
+    assert failed(found) == set()
+    assert "2 of 6 outputs in dvc.lock are the same bytes, numbers: " in found["A04"].reason
+    assert " same bytes, " in found["A04"].reason and " within tolerance" in found["A04"].reason
+
+
+def test_without_records_of_jobs_the_results_have_to_be_those_of_the_lock(checkout):
+    shutil.rmtree(checkout / ".snakemake")
+    shutil.rmtree(checkout / "results/figures")
+    assert failed(results(checkout)) == set(), "as restored"
+    edit_an_answer_and_everything_that_follows(checkout)
+    shutil.rmtree(checkout / "results/figures")
+    faults = results(checkout)["A04"].faults
+    assert {fault.file for fault in faults} == {
+        f"results/{part}" for part in ("predictions/small", "metrics/small", "items/small")
+    } | {"results/tables"}
+    assert all("differs from dvc.lock" in fault.what and "was not made here" in fault.what for fault in faults)
+    shutil.rmtree(checkout / "results/tables")
+    (checkout / "dvc.lock").write_text("stages: {}\n")
+    assert {fault.what.partition(":")[0] for fault in results(checkout)["A04"].faults} == {"has an unknown origin"}
+
+
+def test_a_result_marked_as_done_by_touch_has_to_be_that_of_the_lock(checkout):
+    shutil.rmtree(checkout / ".snakemake")
+    audited_repository.write_records(audited_repository.audited_run(checkout).run, touched=True)
+    assert {fault.file for fault in results(checkout)["A04"].faults} == {"results/figures"}
+
+
+def test_the_study_in_git_is_compared_with_its_digests(tmp_path):
+    shutil.copytree(repository.ROOT / "results/study", tmp_path / "results/study")
+    assert list(study.check(tmp_path)) == []
+    latency = tmp_path / "results/study/metrics/study_2/sd/latency.json"  # a metric without items
+    replace(latency, '"value": ', '"value": 1')
+    sft = tmp_path / "results/study/metrics/study_0/sft/draw.json"
+    rewrite(sft, lambda metric: metric["protocol"]["inputs"].update({"draw.tar": "0" * 64}))
+    found = {fault.file: fault.what for fault in study.check(tmp_path)}
+    assert found == {
+        "results/study/metrics/study_0/sft/draw.json": "is another, by results/study/results.sha256",
+        "results/study/metrics/study_2/sd/latency.json": "is another, by results/study/results.sha256",
+        "results/predictions/study_0/sft/draw.tar": "is another, by results/study/answers.sha256",
+    }
+    (tmp_path / "results/study/answers.sha256").unlink()
+    assert "cannot be compared with the study" in {fault.what.partition(" (")[0] for fault in study.check(tmp_path)}
 
 
 # ---- command line --------------------------------------------------------------------------------------------------

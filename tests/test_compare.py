@@ -80,22 +80,22 @@ def test_a_number_that_one_side_lacks_is_not_reproduced():
 # ---- folders -------------------------------------------------------------------------------------------------------
 
 
-def results(folder: Path, name: str = "small", answer: str = "yes", **metrics) -> Path:
+def results(folder: Path, name: str = "small", answer: str = "yes", benchmark: str = "pope", **metrics) -> Path:
     """A result folder with one metrics file and the answers it was made from."""
-    content = {"model": "sft", "benchmark": "pope", "split": "test", "metrics": metrics, "groups": {}}
+    content = {"model": "sft", "benchmark": benchmark, "split": "test", "metrics": metrics, "groups": {}}
     content |= {"protocol": {"settings": {"seed": 42}}}
-    file = folder / "metrics" / name / "sft" / "pope.json"
+    file = folder / "metrics" / name / "sft" / f"{benchmark}.json"
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(content))
-    answers = folder / "predictions" / name / "sft" / "pope.jsonl"
+    answers = folder / "predictions" / name / "sft" / f"{benchmark}.jsonl"
     answers.parent.mkdir(parents=True)
     answers.write_text(json.dumps({"header": {"commit": str(folder)}}) + f'\n{{"output": "{answer}"}}\n')
     return folder
 
 
-def run(a: Path, b: Path, out: Path | None = None) -> int:
+def run(a: Path, b: Path, out: Path | None = None, seeds: Path = Path()) -> int:
     try:
-        compare.main(argparse.Namespace(a=a, b=b, out=out))
+        compare.main(argparse.Namespace(a=a, b=b, out=out, seeds=seeds))
     except SystemExit as stopped:
         return int(stopped.code)
     return 0
@@ -104,7 +104,7 @@ def run(a: Path, b: Path, out: Path | None = None) -> int:
 def test_equal_folders_are_the_same_bytes(tmp_path, capsys):
     a, b = (results(tmp_path / name, accuracy=number(0.5, 0.1, 0.1), f1=number(0.4)) for name in "ab")
     assert run(a, b, tmp_path / "levels") == 0
-    said = "2 numbers: 2 same bytes, 0 same number, 0 within tolerance, 0 not"
+    said = "2 numbers: 2 same bytes, 0 same number, 0 within tolerance, 0 time, 0 not"
     assert said in capsys.readouterr().out
     assert "All numbers are the same bytes." in (tmp_path / "levels/levels.md").read_text()
 
@@ -122,6 +122,29 @@ def test_every_number_has_its_level_in_the_files_and_one_that_is_not_reproduced_
     assert lines["small/sft/pope near"]["by"] == "interval of the difference"
     assert {line["predictions"] for line in lines.values()} == {"other"}
     assert "| small/sft/pope far | not | 0.9 | 0.7 |" in (tmp_path / "levels/levels.md").read_text()
+
+
+def test_a_time_is_shown_and_decides_nothing(tmp_path):
+    a, b = (
+        results(tmp_path / name, benchmark="latency", seconds_20=number(value, 0.1, 0.1))
+        for name, value in (("a", 2.0), ("b", 9.0))
+    )
+    assert run(a, b, tmp_path / "levels") == 0
+    assert "| small/sft/latency seconds_20 | time | 2 | 9 |" in (tmp_path / "levels/levels.md").read_text()
+    c = results(tmp_path / "c", benchmark="latency", seconds_10=number(2.0))
+    assert run(a, c) == 1, "a time that only one side has is still missing"
+
+
+def test_what_seeds_scatter_is_within_tolerance(tmp_path):
+    a, b = (results(tmp_path / name, accuracy=number(value)) for name, value in (("a", 0.50), ("b", 0.60)))
+    assert run(a, b) == 1
+    for seed, value in enumerate((0.50, 0.54, 0.58)):
+        results(tmp_path / "study", f"study_{seed}", accuracy=number(value))
+    scatter = compare.seed_scatter(tmp_path / "study")
+    assert scatter == pytest.approx({"sft/pope accuracy": 2**0.5 * 0.04 * 4.302653})
+    assert run(a, b, seeds=tmp_path / "study") == 0
+    far = results(tmp_path / "far", accuracy=number(0.9))
+    assert run(a, far, seeds=tmp_path / "study") == 1
 
 
 def test_answers_are_the_same_whatever_their_header_says(tmp_path):

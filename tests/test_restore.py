@@ -4,6 +4,7 @@ The verbs are stand-ins; Snakemake, DVC, its caches and remotes (a folder; S3 as
 """
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -240,6 +241,51 @@ def test_records_tell_made_files_from_strangers_and_edited_ones(tmp_path, monkey
     begun = tmp_path / ".snakemake/incomplete/b3V0L290aGVy"  # out/other
     begun.write_text("")
     assert snakemake_records.untracked_outputs(["out"]) == {}
+
+
+def test_digests_are_those_of_when_a_job_made_the_file_until_a_job_makes_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "src").symlink_to(repository.ROOT / "src")
+    hooks = "".join(f"on{end}:\n    record_digests(touched=workflow.touch)\n" for end in ("success", "error"))
+    (tmp_path / "Snakefile").write_text(
+        f"from dreamllm.snakemake_records import record_digests\n{hooks}"
+        "rule all:\n    input: 'results/b', 'results/folder'\n"
+        "rule a:\n    output: 'results/a'\n    shell: 'echo 1 > {output}'\n"
+        "rule b:\n    input: 'results/a'\n    output: 'results/b'\n    shell: 'cat {input} > {output}'\n"
+        "rule folder:\n    output: directory('results/folder')\n"
+        "    shell: 'mkdir {output}; touch {output}/x {output}/y'\n"
+        "rule fails:\n    input: 'results/b'\n    output: 'results/c'\n    shell: 'false'\n"
+    )
+    run(tmp_path, "snakemake", "--cores", "1", "results/c", check=False)
+    assert set(snakemake_records.read_digests()) == {"results/a", "results/b"}, "also of a run that failed"
+    run(tmp_path, "snakemake", "--cores", "1")
+    assert snakemake_records.changed_by_hand() == {}
+    made = (tmp_path / "results/b").stat()
+    (tmp_path / "results/b").write_text("2\n")
+    os.utime(tmp_path / "results/b", ns=(made.st_atime_ns, made.st_mtime_ns))
+    (tmp_path / "results/folder/x").write_text("2")
+    (tmp_path / "results/folder/y").unlink()
+    (tmp_path / "results/folder/z").write_text("")
+    edited = {
+        "results/b": "changed",
+        "results/folder/x": "changed",
+        "results/folder/y": "removed",
+        "results/folder/z": "added",
+    }
+    assert snakemake_records.changed_by_hand() == edited
+    assert "Nothing to be done" in run(tmp_path, "snakemake", "--cores", "1").stdout, "therefore the digests"
+    run(tmp_path, "snakemake", "--cores", "1", "--forcerun", "a", "--until", "a")
+    run(tmp_path, "snakemake", "--cores", "1", "--touch", "--forceall")
+    assert snakemake_records.changed_by_hand() == edited, "neither another job nor new times make it an honest result"
+    line = run(tmp_path, sys.executable, repository.ROOT / "workflow/changed.py").stdout
+    assert line.startswith("Changed by hand after it was made: results/b (changed), and 3 more.")
+    shutil.rmtree(tmp_path / "results")
+    run(tmp_path, "snakemake", "--cores", "1")
+    assert snakemake_records.changed_by_hand() == {}
+    assert run(tmp_path, sys.executable, repository.ROOT / "workflow/changed.py").stdout == ""
+    (tmp_path / ".snakemake/digests.json").write_text("[")
+    with pytest.raises(snakemake_records.DigestProblem, match="is not JSON"):
+        snakemake_records.changed_by_hand()
 
 
 def test_unfinished_files_of_killed_jobs_are_swept_away_and_no_others(tmp_path):

@@ -1,11 +1,14 @@
 """Record in dvc.lock what a finished run has made, and push it. Usage: `make record`.
 
+The metrics are also copied to results/recorded, for git: by them a clone tells how well its run reproduces the numbers.
+
 The foundations go to the store in this repository (data/store), everything else to your own remote if you named one
 (`dvc remote add --default --local NAME URL`). Without one the files stay here, and dvc.lock has their digests.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from restore import default_remote
 
+from dreamllm.atomic import new_folder
+from dreamllm.config.reading import load
 from dreamllm.masking import mask
+from dreamllm.repro.audit.origins import RECORDED
 from dreamllm.snakemake_records import refusal
 
 
@@ -34,6 +40,9 @@ def main() -> None:
     if reason := refusal("dvc.yaml"):
         sys.exit(f"error: {reason}. Not recorded.")
     subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
+    with new_folder(RECORDED) as folder:
+        for run in load("config/embedded.yaml").runs():
+            shutil.copytree(f"results/metrics/{run}", folder / "metrics" / run)
     subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations"])], check=True)
 
 

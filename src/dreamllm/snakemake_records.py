@@ -3,6 +3,12 @@
     .snakemake/metadata      a JSON record of every output: rule, inputs, command, start and end
     .snakemake/incomplete    an empty file for every output of a job that has begun and not ended
 
+Snakemake notices a result that was edited by hand only if its time became newer than that of what was made from it, and
+then makes the latter again, never the edited file. Therefore the Snakefile adds, at the end of every run,
+
+    .snakemake/digests.json  {OUTPUT: {"endtime": of Snakemake's record, "touched": whether by `snakemake --touch`,
+                             "files": {name in the folder, or "": sha256}}}
+
 DVC runs a stage when its configuration or code changed, and records whatever the stage leaves as its result. Snakemake
 decides by its own records. For a file that has no record (it came by `dvc pull`) or that was edited later, Snakemake
 only compares times and may call it up to date. The two together would then record an old file as the result of new
@@ -23,9 +29,15 @@ from typing import Any
 
 import yaml
 
-from dreamllm.digests import content_files
+from dreamllm.atomic import new_file
+from dreamllm.digests import content_files, sha256_of_file
 
+DIGESTS = "digests.json"
 SLACK = 0.01  # seconds; a record has the output's own time, as a float
+
+
+class DigestProblem(ValueError):
+    """A file of recorded digests that cannot be read: which file, and what is wrong."""
 
 
 def read_records(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
@@ -39,6 +51,71 @@ def read_records(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
         if isinstance(record, dict) and {"rule", "input", "log", "shellcmd", "starttime", "endtime"} <= record.keys():
             found[output] = record
     return found
+
+
+def read_digests(state: str | Path = ".snakemake") -> dict[str, dict[str, Any]]:
+    """What `record_digests` wrote, by output; {} without it. Raises DigestProblem for a file of another form."""
+    path = Path(state) / DIGESTS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise DigestProblem(f"{path}: is not JSON ({error}); remove it if you do not know why") from None
+    if not isinstance(content, dict) or not all(isinstance(one, dict) and "files" in one for one in content.values()):
+        raise DigestProblem(f"{path}: is not what the workflow writes; remove it if you do not know why")
+    return content
+
+
+def record_digests(root: str | Path = ".", *, touched: bool = False) -> None:
+    """Write the digests of what Snakemake made below results/ since the last call.
+
+    An output that was recorded before keeps its digests until a job makes it again, whatever the files are now.
+    touched: no job ran, `snakemake --touch` gave the outputs new times; what was not recorded before gets this mark
+    """
+    root = Path(root)
+    state = root / ".snakemake"
+    before, after = read_digests(state), {}
+    for output, record in read_records(state).items():
+        if not output.startswith("results/"):
+            continue
+        known = before.get(output)
+        if known and (touched or known["endtime"] == record["endtime"]):
+            after[output] = known | {"endtime": record["endtime"]}
+        elif (root / output).exists() and not changed_after(root / output, record):
+            after[output] = {"endtime": record["endtime"], "touched": touched, "files": digests_of(root / output)}
+    with new_file(state / DIGESTS) as file:
+        file.write_text(json.dumps(before | after, indent=1) + "\n", encoding="utf-8")
+
+
+def digests_of(path: Path) -> dict[str, str]:
+    """sha256 of each content file of a folder by its name there; of a file by ""; {} if there is neither."""
+    if path.is_file():
+        return {"": sha256_of_file(path)}
+    return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in content_files(path)}
+
+
+def changed_by_hand(root: str | Path = ".") -> dict[str, str]:
+    """Existing results of Snakemake's jobs that are not as they were made: path -> "changed", "added" or "removed"."""
+    found: dict[str, str] = {}
+    for output, record in read_digests(Path(root) / ".snakemake").items():
+        if (Path(root) / output).exists():
+            found |= {f"{output}/{name}".rstrip("/"): how for name, how in differences(root, output, record).items()}
+    return found
+
+
+def differences(root: str | Path, output: str, record: Mapping[str, Any]) -> dict[str, str]:
+    """Files of an output that differ from its recorded digests: name -> "changed", "added" or "removed"."""
+    now, then = digests_of(Path(root) / output), record["files"]
+    names = [*then, *(name for name in now if name not in then)]
+    how = {name: "removed" if name not in now else "changed" if name in then else "added" for name in names}
+    return {name: word for name, word in how.items() if now.get(name) != then.get(name)}
+
+
+def changed_after(path: Path, record: Mapping[str, Any]) -> bool:
+    """Whether an output, or a file in it, has a later time than its record."""
+    files = content_files(path) or [path]
+    return any(file.stat().st_mtime > (record["endtime"] or 0) + SLACK for file in files)
 
 
 def outputs(stage: Mapping) -> list[str]:

@@ -17,6 +17,7 @@ from dreamllm.paths import TABLES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.findings import AuditProblem
 from dreamllm.repro.audit.lineage import Link, Run
+from dreamllm.snakemake_records import read_digests, read_records
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,38 @@ class AuditedRun:
 
     @cached_property
     def trained(self) -> list[str]:
-        """Stages of the experiment that have a checkpoint with a checkpoint.json."""
-        return trained_stages(self.run)
+        """Stages of the experiment that have a checkpoint folder, with or without a checkpoint.json."""
+        return [name for name in _stages(self.run) if (self.root / self.run.paths.checkpoint(name)).exists()]
+
+    @cached_property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Snakemake's records of the jobs that ran here, by output; {} in a clone."""
+        return read_records(self.root / ".snakemake")
+
+    @cached_property
+    def made(self) -> dict[str, dict[str, Any]]:
+        """What Snakemake's jobs made here below results/ with the digests of then, by output; {} in a clone."""
+        return read_digests(self.root / ".snakemake")
+
+    def was_made_here(self, path: str) -> bool:
+        """Whether a job made this output here, and recorded its digests."""
+        return path in self.made and not self.made[path]["touched"]
 
     @cached_property
     def tables_show_this_run(self) -> bool:
-        """Whether results/tables was made from this run, according to its index."""
-        index = self.root / TABLES / "README.md"
-        return index.is_file() and f"\n| {self.run.name} | " in index.read_text(encoding="utf-8")
+        """Whether results/tables was made from this run, by Snakemake's record; without one, by the tables' index."""
+        if TABLES in self.records:
+            names = {Path(log).parent.name for log in self.records[TABLES]["log"]}
+            return self.run.experiment.name in names
+        index = self.root / TABLES / "README.md"  # tables without an index are examined, and fail
+        return not index.is_file() or f"\n| {self.run.name} | " in index.read_text(encoding="utf-8")
+
+    def limit(self, benchmark: str) -> int | None:
+        """How many items of each set of a benchmark the configuration asks for; None: all."""
+        from dreamllm.evaluate import tasks
+
+        task, settings = tasks.module(self.run.experiment.benchmark(benchmark).task), self.run.experiment.evaluation
+        return task.limit(settings) if hasattr(task, "limit") else settings.limit
 
     @property
     def root(self) -> Path:
@@ -136,6 +161,8 @@ class AuditedRun:
 
 def trained_stages(run: Run) -> list[str]:
     """Stages of the experiment that have a checkpoint with a checkpoint.json."""
-    experiment = run.experiment
-    names = [*experiment.stages, *(["sd_finetuned"] if experiment.sd_finetuned else [])]
-    return [name for name in names if (run.root / run.paths.checkpoint(name) / "checkpoint.json").is_file()]
+    return [name for name in _stages(run) if (run.root / run.paths.checkpoint(name) / "checkpoint.json").is_file()]
+
+
+def _stages(run: Run) -> list[str]:
+    return [*run.experiment.stages, *(["sd_finetuned"] if run.experiment.sd_finetuned else [])]

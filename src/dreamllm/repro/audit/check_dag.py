@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from dreamllm.config.reading import load
-from dreamllm.digests import content_files
+from dreamllm.digests import content_files, md5
 from dreamllm.paths import REPORT, Paths
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
@@ -14,7 +15,7 @@ from dreamllm.timings import TimingProblem, Usage, read_usage
 SMOKE_LIMIT = 600.0  # CPU seconds of the end-to-end run
 SMOKE = "config/smoke.yaml"
 BY_VERBS = ("results/audit.json", "results/compare", "results/human/{name}", REPORT)
-COMMITTED = ("results/README.md", "results/study")
+COMMITTED = ("results/README.md", "results/study", "results/recorded")
 NOT_OF_TABLES = (*BY_VERBS, *COMMITTED)
 """Files below results/ that results/tables does not need: made by other verbs and rules, or kept in git."""
 
@@ -33,6 +34,9 @@ def commands(audited: AuditedRun) -> CheckResult:
         what = f"is not up to date with its rule {output.rule}: {why}"
         fix = f"{audited.command}; after dvc pull or dvc checkout: make restore"
         faults.append(Fault(what, output.path, fix))
+    for output in audited.outputs:
+        if output not in existing and output.path.startswith("results/") and output.path in audited.made:
+            faults.append(Fault("was made here and is gone", output.path, f"{audited.command} makes it again"))
     rules = len({output.rule for output in results})
     words = f"{len(results)} results of {rules} rules are up to date"
     return pass_or_fail(faults, f"{words}; their commands: snakemake --detailed-summary")
@@ -45,9 +49,16 @@ def orphans(audited: AuditedRun) -> CheckResult:
     made += [Path(path.format(name=name)) for path in NOT_OF_TABLES for name in audited.run.runs]
     folder = audited.root / "results"
     foreign = counted = 0
-    faults = []
+    committed = set((audited.run.git("ls-files", "-z", *COMMITTED) or "").split("\0"))
+    faults = list(_links(audited, folder))
     for file in content_files(folder):
         path = file.relative_to(audited.root)
+        if any(Path(one) in (path, *path.parents) for one in COMMITTED):
+            if path.as_posix() not in committed:
+                what = "is in a committed folder, but not in git"
+                faults.append(Fault(what, path.as_posix(), "remove it, or git add"))
+            counted += 1
+            continue
         if any(part.startswith(".") for part in path.parts):
             continue  # .gitkeep and the like; temporary files, which the next run removes
         counted += 1
@@ -58,6 +69,17 @@ def orphans(audited: AuditedRun) -> CheckResult:
             faults.append(Fault(what, path.as_posix(), "remove it, or write the rule that makes it"))
     words = f"{counted - foreign} files below results/ have a rule"
     return pass_or_fail(faults, words + (f"; {foreign} more belong to other configurations" if foreign else ""))
+
+
+def _links(audited: AuditedRun, folder: Path) -> Iterator[Fault]:
+    """Symbolic links in the results, except those of DVC into its cache, where a file is named by its own MD5."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_symlink():
+            continue
+        target = path.resolve()
+        if not target.is_file() or md5(target) != "".join(target.parts[-2:]):
+            file = path.relative_to(audited.root).as_posix()
+            yield Fault("is a symbolic link", file, f"delete it, then: {audited.command}")
 
 
 def _other_experiments(audited: AuditedRun) -> set[str]:
@@ -72,7 +94,8 @@ def costs(audited: AuditedRun) -> CheckResult:
     """A11: wall time, CPU time and peak memory of every job were recorded."""
     run = audited.run
     folder = audited.root / run.paths.timings
-    if not folder.is_dir():
+    jobs_here = any(audited.was_made_here(output.path) for output in audited.outputs)
+    if not folder.is_dir() and not jobs_here:
         reason = (
             f"{run.paths.timings} does not exist: timings stay on the machine that ran the jobs ({audited.command})"
         )

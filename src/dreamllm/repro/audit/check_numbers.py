@@ -53,7 +53,7 @@ def predictions(audited: AuditedRun, *, pictures: bool = False) -> CheckResult:
             faults.append(Fault(what, file, audited.command))
             continue
         path = audited.metrics[source]
-        found = list(_check_inputs(audited, source, path))
+        found = [*_check_inputs(audited, source, path), *_check_selection(audited, source)]
         if not found:
             found, again = _score_again(audited, source, path, pictures)
             counts["again" if again else "digest"] += 1
@@ -181,6 +181,28 @@ def _check_inputs(audited: AuditedRun, source: str, path: str) -> Iterator[Fault
             yield Fault(what, path, fix)
 
 
+def _check_selection(audited: AuditedRun, source: str) -> Iterator[Fault]:
+    """Check that there is one prediction for each item of the benchmark that the configuration asks for."""
+    from dreamllm.evaluate import few_shot, tasks
+    from dreamllm.evaluate.predictions import check_complete, read
+
+    run = audited.run
+    model, _, benchmark = source.partition("/")
+    use, settings = run.experiment.benchmark(benchmark), run.experiment.evaluation
+    answered, folder = run.predictions(model, benchmark), audited.root / run.paths.benchmark_files(benchmark)
+    if not answered or not folder.is_dir() or not tasks.about(use.task).files:
+        return  # missing files are other faults; lm-evaluation-harness has its own items
+    fix = f"predict again: {audited.command}"
+    try:
+        raw = read(audited.root / answered)
+        ids = [item.id for item in tasks.load(use.task, folder, settings.split, audited.limit(benchmark))]
+        check_complete(raw, [few_shot.item_id(n, one) for n in use.shots for one in ids] if use.shots else ids)
+    except ValueError as error:
+        if not type(error).__module__.startswith("dreamllm."):
+            raise
+        yield Fault(str(error), answered, fix)
+
+
 def _score_again(audited: AuditedRun, source: str, path: str, pictures: bool) -> tuple[list[Fault], bool]:
     """Faults, and whether the metric was computed again. Metrics that need judge or CLIP are only with `pictures`."""
     from dreamllm.evaluate import score, tasks
@@ -203,7 +225,9 @@ def _score_again(audited: AuditedRun, source: str, path: str, pictures: bool) ->
             for name, now, right in _differing_numbers(audited.json(path), wanted)
         ]
         file = f"{run.paths.results('items')}/{source}.json"
-        if (audited.root / file).is_file() and not _equal(audited.json(file), json.loads(json.dumps(of_items))):
+        if not (audited.root / file).is_file():
+            faults.append(Fault("is missing: the scores of single items", file, fix))
+        elif not _equal(audited.json(file), json.loads(json.dumps(of_items))):
             faults.append(Fault("scores of single items differ from what the predictions give", file, fix))
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):

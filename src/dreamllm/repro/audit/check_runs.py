@@ -12,9 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dreamllm import digests, provenance
-from dreamllm.paths import FIGURES, TABLES
-from dreamllm.repro.audit import lineage
+from dreamllm import provenance
+from dreamllm.repro.audit import lineage, origins
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
 from dreamllm.seeds import seed_of
@@ -105,26 +104,22 @@ def _code_at(audited: AuditedRun, commit: str, module: str) -> str:
 
 
 def file_digests(audited: AuditedRun) -> CheckResult:
-    """A04: every input of a number has the digest recorded when the number was made; outputs are as in dvc.lock."""
+    """A04: every file has the digest that was recorded when it was made, or when a number was made from it."""
     run = audited.run
     faults: list[Fault] = []
     for link in audited.of_kind("checkpoint", "foundations", "data", "features"):
         faults += _compare_digest(audited, link)
     for stage in audited.trained:
         faults += _compare_tensors(audited, stage)
-    recorded, words = list(_compare_dvc_lock(audited)), ""
-    if recorded:
-        differing = [fault for fault in recorded if isinstance(fault, Fault)]
-        faults += differing
-        words = f"; {len(recorded)} outputs are as in {lineage.LOCK}"
-    if not audited.links and not recorded:
+    found, words = origins.check(audited)
+    if not audited.links and not found and not words:
         return not_applicable(f"there are no outputs of {run.name}: {audited.command}, or `make restore`")
     count = sum(1 for link in audited.links if link.recorded)
-    return pass_or_fail(faults, f"{count} files have their recorded digests{words}")
+    return pass_or_fail([*faults, *found], f"{count} files have their recorded digests{words}")
 
 
 def _compare_digest(audited: AuditedRun, link: lineage.Link) -> Iterator[Fault]:
-    if link.problem and not link.digest:
+    if link.problem:
         yield Fault(f"{link.kind} {link.name} {link.problem}", link.path, f"make restore, or {audited.command}")
     elif not link.digest:
         what = f"{link.kind} {link.name} is missing, and a result was made from it"
@@ -148,27 +143,6 @@ def _compare_tensors(audited: AuditedRun, stage: str) -> Iterator[Fault]:
         what = f"tensors of stage {stage} were replaced or truncated: "
         what += f"recorded is {digest[:12]}, the file is {now[:12] or 'missing'}"
         yield Fault(what, f"{folder}/{name}", fix)
-
-
-def _compare_dvc_lock(audited: AuditedRun) -> Iterator[Fault | str]:
-    """For every existing output of this experiment in dvc.lock: its path, or a fault."""
-    for path, (stage, md5) in lineage.recorded_outputs(audited.run).items():
-        belongs = f"/{audited.run.name}" in f"{path}/" or path in _shared(audited)
-        if not belongs or not (audited.root / path).exists():
-            continue
-        if (now := digests.md5(audited.root / path)) == md5:
-            yield path
-        else:
-            what = f"differs from {lineage.LOCK} (stage {stage}): recorded is md5 {md5[:12]}, the file is {now[:12]}"
-            yield Fault(what, path, f"dvc checkout {stage} restores the recorded one; make record records this one")
-
-
-def _shared(audited: AuditedRun) -> set[str]:
-    """Paths in dvc.lock that belong to this experiment but do not contain its name."""
-    experiment = audited.run.experiment
-    world = {f"{experiment.world.folder}/{part}" for part in ("train", "benchmarks")}
-    tables = {TABLES, FIGURES} if audited.tables_show_this_run else set()
-    return {experiment.foundations.folder, *world, *tables}
 
 
 # ---- A08: seeds ------------------------------------------------------------------------------------------------------
@@ -236,7 +210,10 @@ def configuration(audited: AuditedRun) -> CheckResult:
     faults: list[Fault] = []
     for stage in audited.trained:
         file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
-        about = audited.json(file)
+        if not (about := audited.json(file)):
+            fix = f"restore the recorded file (dvc checkout), or train again: {audited.command}"
+            faults.append(Fault(f"stage {stage}: is missing or cannot be read", file, fix))
+            continue
         if stage == "sd_finetuned" and experiment.sd_finetuned:
             right = experiment.sd_finetuned.model_dump(mode="json")
         else:
@@ -252,6 +229,9 @@ def configuration(audited: AuditedRun) -> CheckResult:
     for link in answers:
         if link.digest and not link.problem:
             faults += _differing_keys(link.facts.get("settings") or {}, settings, "settings.", link.path, audited)
+            selection = {"split": experiment.evaluation.split, "limit": audited.limit(str(link.facts["benchmark"]))}
+            now = {key: link.facts.get(key) for key in selection}
+            faults += _differing_keys(now, selection, "", link.path, audited)
             made = [one.name for one in link.made_from if one.kind == "checkpoint"]
             if made != (wanted := run.experiment.stages_of(str(link.facts["model"]))):
                 what = f"was made with checkpoints {', '.join(made) or 'none'}, not {', '.join(wanted) or 'none'}"

@@ -7,11 +7,13 @@ the metrics gets the first level that it reaches:
     same number         they differ by at most 1e-6 of the larger (1e-9 near 0): floating point noise
     within tolerance    the 95 % interval of the difference contains 0. As for claims, its half-width is sqrt(u^2 + l^2)
                         with the upper half-width u of the smaller number and the lower half-width l of the larger one;
-                        the two are treated as independent. A number without an interval has half-width 0
+                        the two are treated as independent. A number without an interval has half-width 0. Where the
+                        runs of --seeds have the number, the bound is wider by their scatter, see `seed_scatter`
+    time                a time of the benchmark `latency`: it depends on the machine, and other values are expected
     not                 none of these, or only one side has the number
 
-Numbers that neither side could measure are not counted. Times (latency) depend on the machine and get a level like all
-other numbers. Writes the levels as CSV and Markdown; the exit code is 1 if a number has the level `not`.
+Numbers that neither side could measure are not counted. Writes the levels as CSV and Markdown; the exit code is 1 if a
+number has the level `not`.
 """
 
 from __future__ import annotations
@@ -26,17 +28,22 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import stdev
 from typing import Any, Literal
+
+from scipy import stats
 
 from dreamllm.atomic import new_folder
 from dreamllm.digests import sha256_of_file
+from dreamllm.evaluate import tasks
 from dreamllm.evaluate.predictions import open_tensors
 from dreamllm.repro.audit.check_numbers import SAME_NUMBER, flat
 from dreamllm.repro.audit.findings import AuditProblem
 from dreamllm.results.csv_files import csv_text
 
-Level = Literal["same bytes", "same number", "within tolerance", "not"]
-LEVELS: tuple[Level, ...] = ("same bytes", "same number", "within tolerance", "not")
+Level = Literal["same bytes", "same number", "within tolerance", "time", "not"]
+LEVELS: tuple[Level, ...] = ("same bytes", "same number", "within tolerance", "time", "not")
+SEEDS = Path("results/study")
 NEAR_ZERO = 1e-9
 COLUMNS = ["number", "level", "a", "a_low", "a_high", "b", "b_low", "b_high", "difference", "bound", "by", "n_a", "n_b"]
 COLUMNS += ["predictions", "note"]
@@ -67,9 +74,12 @@ class ComparedNumber:
         return None if a is None or b is None else float(b) - float(a)
 
 
-def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | None, str]:
+def level(
+    a: Mapping[str, Any], b: Mapping[str, Any], scatter: float = 0.0, *, timed: bool = False
+) -> tuple[Level, float | None, str]:
     """Level of two numbers {"value", "low", "high", "n"}, the largest difference it allows, and the origin of that.
 
+    scatter: half-width of the difference between two seeds.  timed: it is a time
     Symmetric in the two numbers. {} is a missing number.
     """
     one, other = a.get("value"), b.get("value")
@@ -84,12 +94,35 @@ def level(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Level, float | No
     noise = max(SAME_NUMBER * max(abs(float(one)), abs(float(other))), NEAR_ZERO)
     if comparable and all(abs(x - y) <= max(SAME_NUMBER * max(abs(x), abs(y)), NEAR_ZERO) for x, y in ends):
         return "same number", noise, f"float noise, {SAME_NUMBER:g} of the larger"
+    if timed:
+        return "time", None, "depends on the machine"
     pairs = ((float(one), a, b), (float(other), b, a))
     lowest = min(float(one), float(other))  # equal values: the wider of both combinations
     bound = max(math.hypot(_half_width(x, "high"), _half_width(y, "low")) for value, x, y in pairs if value == lowest)
+    bound, by = math.hypot(bound, scatter), "interval of the difference" + (" and scatter of seeds" if scatter else "")
     if abs(float(one) - float(other)) <= max(bound, noise):
-        return "within tolerance", max(bound, noise), "interval of the difference"
-    return "not", bound, "interval of the difference"
+        return "within tolerance", max(bound, noise), by
+    return "not", bound, by
+
+
+def seed_scatter(folder: Path) -> dict[str, float]:
+    """How far two seeds may be apart: 95 % half-width of their difference, by MODEL/BENCHMARK METRIC.
+
+    It is sqrt(2) s t, with the standard deviation s over the runs in FOLDER/metrics and Student's t for their number;
+    numbers that fewer than two runs have are left out. {} without the folder. Raises AuditProblem as `read`.
+    """
+    if not (folder / "metrics").is_dir():
+        return {}
+    values: dict[str, list[float]] = {}
+    for source, content in read(folder).items():
+        for name, number in flat(content).items():
+            if number.get("value") is not None:
+                values.setdefault(f"{source.partition('/')[2]} {name}", []).append(float(number["value"]))
+    return {
+        name: math.sqrt(2) * stdev(of_runs) * float(stats.t.ppf(0.975, len(of_runs) - 1))
+        for name, of_runs in values.items()
+        if len(of_runs) > 1
+    }
 
 
 def _half_width(number: Mapping[str, Any], end: str) -> float:
@@ -98,19 +131,27 @@ def _half_width(number: Mapping[str, Any], end: str) -> float:
     return 0.0 if other is None else abs(float(number["value"]) - float(other))
 
 
-def compare(a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]]) -> list[ComparedNumber]:
-    """Every number of two sets of metrics files by EXPERIMENT/MODEL/BENCHMARK, sorted by name."""
+def compare(
+    a: Mapping[str, dict[str, Any]], b: Mapping[str, dict[str, Any]], scatter: Mapping[str, float] | None = None
+) -> list[ComparedNumber]:
+    """Every number of two sets of metrics files by EXPERIMENT/MODEL/BENCHMARK, sorted by name.
+
+    scatter: of seeds, as `seed_scatter` gives it
+    """
     compared = []
     for source in sorted(a.keys() | b.keys()):
         left, right = a.get(source, {}), b.get(source, {})
         numbers = flat(left), flat(right)
+        benchmark = source.rpartition("/")[2]
+        timed = benchmark in tasks.NAMES and tasks.about(benchmark).timed
         predictions = _predictions(left, right)
         note = "" if _settings(left) == _settings(right) or not (left and right) else "settings differ"
         for name in sorted(numbers[0].keys() | numbers[1].keys()):
             one, other = (of.get(name) or {} for of in numbers)
             if one.get("value") is None and other.get("value") is None:
                 continue
-            found, bound, by = level(one, other)
+            seeds = (scatter or {}).get(f"{'/'.join(source.split('/')[-2:])} {name}", 0.0)
+            found, bound, by = level(one, other, seeds, timed=timed)
             words = note or _missing(one, other)
             if not words and one.get("n") != other.get("n"):
                 words = "numbers of items differ"
@@ -236,7 +277,8 @@ def to_markdown(compared: Sequence[ComparedNumber], a: Path, b: Path, same: Sequ
     text += [
         f"*Same bytes*: identical to the last bit. *Same number*: within {SAME_NUMBER:g} of the larger (floating point",
         "noise). *Within tolerance*: the 95 % interval of the difference contains 0; it is computed from the intervals",
-        "of both numbers, treated as independent. *Not*: none of these.",
+        "of both numbers, treated as independent, and where known from the scatter between seeds. *Time*: depends on",
+        "the machine. *Not*: none of these.",
         "",
     ]
     different = [one for one in compared if one.level != "same bytes"]
@@ -260,12 +302,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm compare`."""
     parser.add_argument("a", type=Path, metavar="A", help="results/ of one machine or commit, or results/metrics/NAME")
     parser.add_argument("b", type=Path, metavar="B", help="the same of the other side")
+    words = "results with several seeds, from which the scatter between seeds is known (%(default)s)"
+    parser.add_argument("--seeds", type=Path, default=SEEDS, metavar="FOLDER", help=words)
     parser.add_argument("--out", type=Path, help="folder for levels.csv and levels.md; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:
     """Print counts and differences, write the levels of all numbers; exit with 1 if a number is not reproduced."""
-    compared = compare(read(args.a), read(args.b))
+    compared = compare(read(args.a), read(args.b), seed_scatter(args.seeds))
     same = tensors(args.a, args.b)
     counts = Counter(one.level for one in compared)
     print(f"{len(compared)} numbers: " + ", ".join(f"{counts[name]} {name}" for name in LEVELS))
