@@ -40,9 +40,9 @@ def main() -> None:
     if reason := refusal("dvc.yaml"):
         sys.exit(f"error: {reason}. Not recorded.")
     subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
-    with new_folder(RECORDED) as folder:
+    with new_folder(f"{RECORDED}/metrics") as folder:
         for run in load("config/embedded.yaml").runs():
-            shutil.copytree(f"results/metrics/{run}", folder / "metrics" / run)
+            shutil.copytree(f"results/metrics/{run}", folder / run)
     subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations"])], check=True)
 
 
