@@ -41,7 +41,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "labels": ("0\n1\n", lambda path: files.read_text(path).split()),
     "BoolQ": (formats.jsonl([{"passage": "p", "question": "q", "answer": True}]), language.read_boolq),
     "CSV": (COLUMNS, lambda path: csv_files.read_csv(path).to_dict()),
-    "judgements": (json.dumps(JUDGEMENTS), lambda path: human.read_judgements(path, "p", ["s"])[0]),
+    "judgements": (json.dumps(JUDGEMENTS), lambda path: human.read_ratings(path, "p", ["s"])[0]),
     "configuration": ("name: x\nseed: 1\n", reading.read_yaml),
     "manifest of sources": (json.dumps(SET), lambda path: manifest.load(path)["set"]),
     "manifest of released checkpoints": (json.dumps(ENTRY), lambda path: released.read_entry(path, "released")),

@@ -108,7 +108,7 @@ def test_stable_diffusion_draws_nothing_from_values_that_are_not_finite(part, wo
             [*getattr(pipeline, part).parameters()][-1].view(-1)[0] = float("nan")
         return pipeline
 
-    wanted = [drawing.Wanted(_Item(), "A ship.", 1, "000000.png")]
+    wanted = [drawing.DrawRequest(_Item(), "A ship.", 1, "000000.png")]
     settings = Drawing(steps=2)
     (whole,) = [picture for _, picture in drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings)]
     assert whole.size == (16, 16)
@@ -136,7 +136,7 @@ def test_stable_diffusion_draws_what_its_own_pipeline_draws(world):  # noqa: F81
     wanted = pipeline(
         prompt=["A ship."], num_inference_steps=3, guidance_scale=settings.guidance, generator=generators, latents=noise
     ).images[0]
-    one = drawing.Wanted(_Item(), "A ship.", 1, "000000.png")
+    one = drawing.DrawRequest(_Item(), "A ship.", 1, "000000.png")
     ((_, found),) = drawing.draw_with_sd(folder, None, [one], settings)
     assert np.array_equal(np.asarray(found), np.asarray(wanted))
 
@@ -156,7 +156,7 @@ def test_the_other_ways_to_an_answer(world, tmp_path, monkeypatch):  # noqa: F81
     network = networks.Network("n", lambda picture: np.zeros((2, 2, 3), np.float32), _nan_for_second, "w")
     shown = _Shown()
     with pytest.raises(files.BenchmarkProblem, match=r"picture b.png: its features for n are not finite"):
-        features.of_real([_Named("a.png"), _Named("b.png")], shown, [network])
+        features.real_statistics([_Named("a.png"), _Named("b.png")], shown, [network])
 
 
 def _nan_for_second(pixels: torch.Tensor) -> torch.Tensor:
@@ -189,7 +189,8 @@ def test_cached_features_and_attention_maps(world, tmp_path):  # noqa: F811
     with torch.no_grad():
         next(iter(attention.cross_attention(model.unet).values())).to_q.weight[0] = float("nan")
     with pytest.raises(NonFiniteValues, match="ship: "):
-        attention.measure(model, processor, [drawing.Wanted(_Item(), "A ship.", 1, "000000.png")], Drawing(steps=2))
+        request = drawing.DrawRequest(_Item(), "A ship.", 1, "000000.png")
+        attention.measure(model, processor, [request], Drawing(steps=2))
 
 
 @pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])

@@ -251,7 +251,8 @@ def test_scores_of_known_answers(world: Path, answers: Path) -> None:
     [
         ('{"id": "piqa-1"', '{"id": "piqa-0"', "item piqa-0: occurs twice"),
         ('{"id": "piqa-1"', '{"id": "piqa-9"', "item piqa-1: 1 of 6 items have no prediction"),
-        ("[0.0, -1.0]", "[NaN, -1.0]", "item piqa-0: log-likelihoods .* hold NaN"),
+        ("[0.0, -1.0]", "[NaN, -1.0]", "line 2: has the value NaN, which is no number"),
+        ("[0.0, -1.0]", "[1e999, -1.0]", "item piqa-0: log-likelihoods .* hold NaN or infinity"),
         ("[0.0, -1.0]", "[0.0]", "item piqa-0: 1 log-likelihoods for 2 options"),
         ("[0.0, -1.0]", '["a", "b"]', "item piqa-0"),
         ('"loglikelihoods"', '"scores"', "item piqa-0: has no field 'loglikelihoods'"),

@@ -19,12 +19,12 @@ RULES: dict[str, Rule] = {"piqa": "sum", "boolq": "sum", "hellaswag": "per_chara
 def choose(loglikelihoods: Sequence[float], options: Sequence[str], rule: Rule) -> int:
     """Index of the chosen option; the first of equals.
 
-    Raises ValueError for lists of different length, options without characters where these divide, and NaN.
+    Raises ValueError for lists of different length, options without characters where these divide, NaN and infinity.
     """
     if len(loglikelihoods) != len(options) or not options:
         raise ValueError(f"{len(loglikelihoods)} log-likelihoods for {len(options)} options")
-    if any(math.isnan(value) for value in loglikelihoods):
-        raise ValueError(f"log-likelihoods {list(loglikelihoods)} hold NaN")
+    if not all(math.isfinite(value) for value in loglikelihoods):
+        raise ValueError(f"log-likelihoods {list(loglikelihoods)} hold NaN or infinity")
     if rule == "sum":
         return max(range(len(options)), key=lambda index: loglikelihoods[index])
     if not all(options):
