@@ -59,7 +59,7 @@ def test_the_audit_passes_and_catches_what_is_changed_afterwards(checkout):
     checks = json.loads((checkout / "audit.json").read_text())["checks"]
     assert {id_: one["faults"] for id_, one in checks.items() if one["outcome"] == "fail" and id_ != "A03"} == {}
     assert [id_ for id_, one in checks.items() if one["outcome"] == "not applicable"] == []
-    assert "is no git checkout" in checks["A03"]["faults"][0]["what"]
+    assert "is not a git checkout" in checks["A03"]["faults"][0]["what"]
 
 
 def test_the_report_can_be_made(checkout):

