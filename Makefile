@@ -40,11 +40,13 @@ report: setup ## results/report/index.html with all that the tables show and whe
 foundations: setup ## train the foundation models from nothing instead of fetching them
 	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations
 
-test: lint ## all tests, with a miniature run of the whole DAG
-	pytest -n 2 --dist loadfile -m "not slow"
+test: lint ## the tests, with a miniature run of the whole DAG; test-all has the slow ones, too
+	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(LINTED)
 
 test-all: test ## the tests of make test, then those of minutes more: a Slurm cluster of this machine alone
 	pytest -m slow
+
+LINTED := --deselect tests/test_dag.py::test_snakemake_lint_has_no_findings # what make lint has run
 
 lint: setup ## formatting and static checks
 	ruff check .

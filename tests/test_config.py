@@ -44,8 +44,7 @@ def test_every_configuration_is_valid_and_named_after_its_file(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_foundations_that_are_fetched_lie_in_the_store(path):
-    foundations = load(path).foundations
-    fetched = getattr(foundations, "instruments", foundations)
+    fetched = load(path).instruments
     if fetched.source == "fetch":
         assert (ROOT / fetched.store / "files/md5" / fetched.md5[:2] / fetched.md5[2:]).is_file()
 

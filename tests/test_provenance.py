@@ -37,6 +37,7 @@ def changes(package):
         (package / name).write_text(text)
         provenance._imports.cache_clear()
         provenance._tree.cache_clear()
+        provenance._parsed.cache_clear()
         return code_digest("pack.entry", package=package) != before
 
     return change

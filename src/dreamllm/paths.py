@@ -61,8 +61,7 @@ class Paths:
 
     def instrument(self, part: str) -> str:
         """A foundation model that measures: the emoji world's. part: llm, clip, sd or judge."""
-        foundations = self.experiment.foundations
-        return f"{getattr(foundations, 'instruments', foundations).folder}/{part}"
+        return f"{self.experiment.instruments.folder}/{part}"
 
     def released(self, name: str) -> str:
         """The download of a model of paper/released.yaml."""

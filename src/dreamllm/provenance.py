@@ -71,7 +71,7 @@ def _imports(file: Path, module: str, without: tuple[str, ...]) -> tuple[str, ..
     """Dotted names that may be modules: for `from a import b` both a and a.b."""
     names = []
     here = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
-    for node in _statements(_parsed(file, without)):
+    for node in _statements(_called_part(file, without)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -83,18 +83,24 @@ def _imports(file: Path, module: str, without: tuple[str, ...]) -> tuple[str, ..
 
 @functools.cache
 def _tree(file: Path, without: tuple[str, ...]) -> str:
-    """The module's syntax tree as text, without docstrings."""
-    tree = _parsed(file, without)
+    """The module's syntax tree as text."""
+    return ast.dump(_called_part(file, without))
+
+
+def _called_part(file: Path, without: tuple[str, ...]) -> ast.Module:
+    """The module's syntax tree, without the module-level functions of these names."""
+    tree = _parsed(file)
+    kept = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in without)]
+    return ast.Module(kept or [ast.Pass()], tree.type_ignores)
+
+
+@functools.cache
+def _parsed(file: Path) -> ast.Module:
+    """The module's syntax tree, without docstrings."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in _statements(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             node.body = [statement for statement in node.body if not _is_string(statement)] or [ast.Pass()]
-    return ast.dump(tree)
-
-
-def _parsed(file: Path, without: tuple[str, ...]) -> ast.Module:
-    """The module's syntax tree, without the module-level functions of these names."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name in without)]
     return tree
 
 

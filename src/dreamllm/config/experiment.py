@@ -84,8 +84,7 @@ class Experiment(Section):
     def _names_exist(self) -> Experiment:
         problems = []
         earlier: list[str] = [RELEASED] if self.foundations.source == "import" else []
-        instruments = getattr(self.foundations, "instruments", None)
-        if instruments and self.foundations.folder == instruments.folder:
+        if self.instruments is not self.foundations and self.instruments.folder == self.foundations.folder:
             problems.append("foundations.folder: the same as instruments.folder; each of them needs its own")
         sets = [*WORLD_SETS, *self.sources]
         problems += [
@@ -135,6 +134,13 @@ class Experiment(Section):
     def runs(self) -> dict[str, Experiment]:
         """The runs by the names of their folders: one called like the experiment, or one of each of its `seeds`."""
         return {f"{self.name}_{seed}": self.with_seed(seed) for seed in self.seeds} or {self.name: self}
+
+    @property
+    def instruments(self) -> FetchedFoundations | TrainedFoundations:
+        """The emoji world's foundation models, which measure: DreamLLM's own, or those beside public ones."""
+        if isinstance(self.foundations, HubFoundations | ImportedFoundations):
+            return self.foundations.instruments
+        return self.foundations
 
     def benchmark(self, name: str) -> BenchmarkUse:
         """What a benchmark is: its section in `benchmarks`, or else the emoji world's task of that name."""

@@ -104,9 +104,9 @@ def _recorded_versions(audited: AuditedRun) -> Iterator[tuple[str, dict[str, str
 def revisions(audited: AuditedRun) -> CheckResult:
     """A06: every model that was not trained here is pinned by its digest in the store or by a commit on the Hub."""
     foundations = audited.run.experiment.foundations
-    instruments = getattr(foundations, "instruments", None)
+    instruments = audited.run.experiment.instruments
     faults, words = [], []
-    for one in [foundations, *([instruments] if instruments else [])]:
+    for one in [foundations, *([instruments] if instruments is not foundations else [])]:
         if one.source == "fetch":
             if not (audited.root / one.folder).is_dir():
                 words.append(f"{one.folder} is not here, pinned by sha256 {one.sha256[:12]}")
@@ -152,10 +152,7 @@ def licences(audited: AuditedRun) -> CheckResult:
             what = f"{name} has no licence, and `unknown` gives no reason"
             faults.append(Fault(what, MANIFEST, "add the licence, or the reason in `unknown`"))
     made = read_yaml(audited.root / MADE) if (audited.root / MADE).is_file() else {}
-    foundations = audited.run.experiment.foundations
-    instruments = getattr(foundations, "instruments", foundations)
-    wanted = ["emoji world", *(["foundations of the emoji world"] if instruments.source in ("fetch", "train") else [])]
-    for name in wanted:
+    for name in ("emoji world", "foundations of the emoji world"):
         entry = made.get(name) or {}
         if missing := [key for key in ("licence", "source", "made_by") if not entry.get(key)]:
             faults.append(Fault(f"{name} has no {', no '.join(missing)}", MADE, "add it there"))

@@ -213,13 +213,12 @@ def _score_again(audited: AuditedRun, source: str, path: str, pictures: bool) ->
     task = tasks.about(run.experiment.benchmark(benchmark).task)
     if task.judged or not task.files or (not pictures and task.instruments):
         return [], False
-    instruments = getattr(run.experiment.foundations, "instruments", run.experiment.foundations)
     folder = audited.root / run.paths.benchmark_files(benchmark)
     answered = audited.root / run.predictions(model, benchmark)
     fix = f"score again: {audited.command}"
     try:
         raw = read(answered)
-        wanted, of_items = score.score_items(raw, benchmark, folder, audited.root / instruments.folder)
+        wanted, of_items = score.score_items(raw, benchmark, folder, audited.root / run.experiment.instruments.folder)
         faults = [
             Fault(f"{name} is {now}, the predictions give {right}", path, fix)
             for name, now, right in _differing_numbers(audited.json(path), wanted)
