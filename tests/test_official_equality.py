@@ -280,6 +280,28 @@ def test_the_layout_is_the_official_one(name):
         assert (case["in.labels"][row, length:] == IGNORE).all()
 
 
+def test_boundary_tokens_are_those_of_the_official_tokenizer():
+    processor = official_processor()
+    tokenizer = processor.tokenizer
+    template = processor.vocabulary.template
+    text = f"{template.system} {template.user} <image> Who painted it? {template.assistant}"
+    wanted = ["<s>", *tokenizer.tokenize(text)]
+    place = wanted.index("<image>")
+    assert wanted[place - 1] == wanted[place + 1] == "▁"
+    processor.boundary_tokens = True
+    try:
+        parts = (Picture(Image.new("RGB", (32, 32)), "user"), Text("Who painted it?", "user"))
+        sequence = processor.lay_out_prompt(Document("q", "conversation", parts), "comprehension")
+    finally:
+        processor.boundary_tokens = False
+    block = ["<im_start>", *["<im_patch>"] * P, "<im_end>"]
+    assert tokenizer.convert_ids_to_tokens(list(sequence.input_ids)) == [
+        *wanted[:place],
+        *block,
+        *wanted[place + 1 :],
+    ]
+
+
 # ---- drawing --------------------------------------------------------------------------------------------------------
 
 

@@ -44,7 +44,7 @@ def import_official(
     experiment: the experiment that will use the model, if any; its section model must agree with `source`
     Raises OfficialProblem, before anything is written, when files are missing or do not belong together.
     """
-    options = (experiment.model if experiment else Model()).model_dump(mode="json")
+    options = (experiment.model if experiment else Model(boundary_tokens=True)).model_dump(mode="json")
     content = read_json(source / "config.json")
     read = convert.read_config(content, str(source / "config.json"))
     for name in ("num_dream_queries", "vision_feature_layer"):

@@ -18,7 +18,7 @@ from typing import Any
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.digests import content_files, sha256_of_file
-from dreamllm.evaluate.files import INSTALL, BenchmarkProblem
+from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions, write
 from dreamllm.evaluate.tasks import Task
@@ -80,7 +80,7 @@ def evaluate(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
-        raise BenchmarkProblem("lm-eval", "", f"{INSTALL} ({error})") from None
+        raise BenchmarkProblem("lm-eval", "", f'is not installed: pip install -e ".[evaluation]" ({error})') from None
 
     task = use.harness_task or ""
     if not any(folder.rglob("*.parquet")):

@@ -74,8 +74,7 @@ def _check_commit(
         return  # imported, not trained
     module = TRAINED_BY.get(stage, "dreamllm.train.trainer")
     if (recorded, module) not in known:
-        here = provenance.code_digest(module)  # if the present code has the digest, the commit need not be unpacked
-        known[recorded, module] = here if here == digest else _code_at(audited, recorded, module)
+        known[recorded, module] = _code_at(audited, recorded, module)
     if known[recorded, module] != digest:
         there = known[recorded, module] or "none that can be read"
         what = f"stage {stage} was trained by code {digest}, commit {recorded[:12]} has {there}"
