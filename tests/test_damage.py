@@ -30,7 +30,6 @@ from dreamllm.config.sources import SourceSettings
 from dreamllm.data import images, shards
 from dreamllm.data.damage import DEEPEST_JSON, damage_as, parse_json
 from dreamllm.data.document import Document, Picture, Text
-from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate import predictions, tasks
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures
 from dreamllm.evaluate.placing import WRITERS, place
@@ -42,7 +41,6 @@ from dreamllm.sources.manifest import TASKS, Source
 from dreamllm.sources.readers import llava, mmc4, narratives, obelics
 from dreamllm.sources.records import BuildProblem, Member, RecordProblem, Rejected
 from dreamllm.sources.urls import LIST, list_urls
-from test_benchmarks import folder  # noqa: F401
 
 TOLD = (RecordProblem, BuildProblem, BenchmarkProblem)  # one line for the user, by the rule of cli.py
 SHADES = range(20, 200, 30)  # one record each
@@ -664,53 +662,6 @@ def test_random_damage_of_an_evaluation_set_is_named(damage, format, pictures):
                 assert shown.read(item.picture).mode == "RGB"
         except TOLD as problem:
             assert str(problem)
-
-
-LOADED = {  # benchmark: its files of records
-    "captions": ["captions_test.json", "scenes_test.jsonl"],
-    "vqa": ["vqa_test_questions.json", "vqa_test_annotations.json", "scenes_test.jsonl"],
-    "pope": ["pope_random_test.jsonl"],
-    "draw": ["draw_test.jsonl", "scenes_test.jsonl"],
-    "narratives": ["narratives_test.jsonl"],
-    "illustrations": ["illustrations_test.jsonl"],
-    "stories": ["stories_test.jsonl"],
-    "language": ["piqa_test.jsonl", "boolq_test.jsonl"],
-    "in_context": ["in_context_test.jsonl"],
-    "mm_vet": ["mm_vet_test.json"],
-}
-
-
-@pytest.mark.parametrize(("benchmark", "file"), [(name, file) for name, files in LOADED.items() for file in files])
-def test_every_value_of_a_benchmarks_file_may_be_wrong_and_is_named_in_one_line(benchmark, file, folder):  # noqa: F811
-    """Also scenes, which are first used when answers are scored."""
-    draw = json.loads((folder / "draw_test.jsonl").read_text())
-    written(folder / "narratives_test.jsonl", formats.jsonl([draw]))
-    story = {"id": "a", "document": "d", "position": 0, "prompt": "a red cat", "text": "a", "image_id": 2}
-    written(folder / "illustrations_test.jsonl", formats.jsonl([story]))
-    scene = {"background": "sky", "layout": "row", "objects": [["cat", "red"], ["dog", "blue"]], "count": 2}
-    about = {"id": "a", "kind": "swap", "held_out": False, "shown": ["1.jpg"], "sentence": "s", "picture": "1.jpg"}
-    written(folder / "in_context_test.jsonl", formats.jsonl([about | {"scene": scene}]))
-    deflated(folder / "in_context_test.zip", {"1.jpg": formats.jpeg(9)})
-    vet = {"v1_0": {"imagename": f"{1:012d}.png", "question": "Q", "answer": "A", "capability": ["ocr"]}}
-    written(folder / "mm_vet_test.json", json.dumps(vet))
-    assert tasks.load(benchmark, folder, "test")  # as it is, it can be read
-    lines = file.endswith("jsonl")
-    text = (folder / file).read_text()
-    told = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
-    named = 0
-    for path in paths(told):
-        for new in (*ODD, DELETED):
-            case = changed(told, path, new)
-            written(folder / file, "".join(json.dumps(line) + "\n" for line in case) if lines else json.dumps(case))
-            try:
-                for item in tasks.load(benchmark, folder, "test"):
-                    scenes = [item.scene.scene] if getattr(item, "scene", None) else getattr(item, "scenes", ())
-                    assert all(Scene.from_json(scene).to_json() == scene for scene in scenes)
-            except BenchmarkProblem as problem:
-                named += 1
-                assert str(folder) in str(problem) and "\n" not in str(problem)
-                assert len(str(problem)) < 500
-    assert named
 
 
 @pytest.mark.parametrize("text", [DEEP, '{"id": "\\ud83d"}', '{"id": ' + "9" * 5000 + "}"])

@@ -98,9 +98,9 @@ def test_nothing_is_written_and_the_picture_is_not_stored(world, tmp_path, monke
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_stable_diffusion_draws_nothing_from_values_that_are_not_finite(part, world, monkeypatch):  # noqa: F811
-    from diffusers import StableDiffusionPipeline
+    from dreamllm.model import weights
 
-    load = StableDiffusionPipeline.from_pretrained
+    load = weights.load_weights
 
     def spoil(*args, **options):
         pipeline = load(*args, **options)
@@ -112,7 +112,7 @@ def test_stable_diffusion_draws_nothing_from_values_that_are_not_finite(part, wo
     settings = Drawing(steps=2)
     (whole,) = [picture for _, picture in drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings)]
     assert whole.size == (16, 16)
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", spoil)
+    monkeypatch.setattr(weights, "load_weights", spoil)
     with pytest.raises(NonFiniteValues, match="ship: (latents|pixels)"):
         list(drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings))
 

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Fine-tune the UNet and write the folder `out` atomically.
 
-    Raises NonFiniteValues, with the pair's id, where the text encoder, the VAE or the UNet give NaN; nothing is written.
+    Raises NonFiniteValues, with the pair's id, where the text encoder, the VAE or the UNet give NaN; then nothing is
+    written.
     """
     import torch
     import torch.nn.functional as F
