@@ -16,7 +16,7 @@ import pytest
 import repository
 from dreamllm import cli
 from dreamllm.atomic import new_file, new_folder
-from dreamllm.train.resume import locked
+from dreamllm.train.resume import FolderInUse, locked
 from repository import planned, run
 
 SMOKE = str(repository.ROOT / "config/smoke.yaml")
@@ -102,7 +102,7 @@ def test_the_former_result_stays_when_the_new_one_fails(tmp_path, writer):
 def test_two_trainings_never_share_a_work_folder(tmp_path):
     with (
         locked(tmp_path),
-        pytest.raises(RuntimeError, match="another training is running in this folder"),
+        pytest.raises(FolderInUse, match="another training is running in this folder"),
         locked(tmp_path),
     ):
         pass

@@ -116,6 +116,22 @@ def test_what_has_no_effect_or_does_not_fit_is_refused(options, problem):
         generate.draw(MODEL, PROCESSOR, PROMPTS[:1], [1], PictureSampling(**{"scheduler": "DDIMScheduler"} | options))
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"max_new_tokens": -3}, "max_new_tokens is -3"),
+        ({"max_pictures": -1}, "max_pictures is -1"),
+    ],
+)
+def test_text_is_not_sampled_with_values_out_of_range(options, problem):
+    with pytest.raises(SamplingProblem, match=problem):
+        generate.interleave(MODEL, PROCESSOR, PROMPTS[:1], [1], generate.TextSampling(**options), PictureSampling())
+
+
 def test_a_configuration_is_held_to_the_same_and_its_options_are_recorded(world):  # noqa: F811
     for options in ({"guidance": 1, "negative_prompt": "blurry"}, {"guidance_rescale": 2}, {"eta": -1}, {"height": 0}):
         with pytest.raises(ValueError, match="guidance|eta|height"):

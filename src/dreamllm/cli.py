@@ -62,6 +62,9 @@ VERBS = {  # verb: (module, what it does)
 PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a disk or its owner refuses: full, over the quota, too big, read-only, not allowed."""
 
+NAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""Of a path that was given: not there, of another kind, there already, too long, a link to itself."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb. Exits with one line where the user's input is wrong, or the disk is full or closed."""
@@ -93,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise  # only our own ...Problem classes are messages to the user; anything else is a bug
         sys.exit(mask(f"dreamllm {chosen.verb}: {error}"))
     except OSError as error:
+        if error.errno in NAMED or (isinstance(error, FileNotFoundError) and error.errno is None):
+            what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+            sys.exit(mask(f"dreamllm {chosen.verb}: {what}"))
         if error.errno not in PLACE:
             raise
         sys.exit(

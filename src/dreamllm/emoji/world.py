@@ -99,6 +99,10 @@ def write_training(world: World, folder: Path) -> None:
         shards.write(documents, folder / name, per_shard=2000)
 
 
+class WorldProblem(ValueError):
+    """A world that cannot be made as its section says."""
+
+
 def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
     """Scenes of a split's pictures: kinds alternate and every fourth is held out, so that the first n are balanced.
 
@@ -113,7 +117,7 @@ def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
             if times[scene] < 2:
                 break
         else:
-            raise ValueError(
+            raise WorldProblem(
                 f"world.benchmarks.pictures = {world.benchmarks.pictures} is more than the {split} split "
                 f"has scenes (none is left for picture {i}); use a smaller number"
             )

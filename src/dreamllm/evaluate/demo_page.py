@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
-    from dreamllm.model.generate import TextSampling, interleave
+    from dreamllm.model.generate import TextSampling, check_text_sampling, interleave
     from dreamllm.model.processor import PromptProblem, parse
     from dreamllm.model.sampling import PictureSampling, check_sampling
     from dreamllm.train.checkpoint import load_for_inference
@@ -130,6 +130,7 @@ def main(arguments: argparse.Namespace) -> None:
     limits = (arguments.max_new_tokens, arguments.max_pictures)
     text_sampling = TextSampling(arguments.temperature, arguments.top_p, *limits)
     picture_sampling = PictureSampling(**{one.name: getattr(arguments, one.name) for one in fields(PictureSampling)})
+    check_text_sampling(text_sampling)
     check_sampling(picture_sampling)
     seeds = [arguments.seed + index for index in range(len(prompts))]
     model, processor = load_for_inference(arguments.foundations, arguments.checkpoints or [CHECKPOINT])

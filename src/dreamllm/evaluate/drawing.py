@@ -222,7 +222,9 @@ def count_truncated(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    from dreamllm.model.weights import load_part
+
+    tokenizer = load_part(AutoTokenizer, folder / "tokenizer")
     longest = tokenizer.model_max_length  # as the pipeline has it
     lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False).input_ids]
     return {"longest": longest, "prompts": len(lengths), "cut": sum(length > longest for length in lengths)}

@@ -218,9 +218,9 @@ def read_features(path: Path) -> FeatureFile:
         with safe_open(path, framework="numpy") as file:
             about = parse_json((file.metadata() or {})["about"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise BenchmarkProblem(path, "", "no such file") from None
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise BenchmarkProblem(path, "", f"is no features file of `dreamllm features` ({error})") from None
     _check_features(path, about, arrays)
     return FeatureFile(path, about, arrays)

@@ -19,11 +19,11 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dreamllm.model import precision
-    from dreamllm.model.weights import load_weights
+    from dreamllm.model.weights import load_part, load_weights
 
     model = load_weights(AutoModelForCausalLM, folder, dtype=torch.float32)
     precision.for_inference(model, precision.default_device())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_part(AutoTokenizer, folder)
     eos = tokenizer.eos_token_id
     vocabulary = Vocabulary(
         encode=lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,

@@ -47,6 +47,8 @@ def main(args: argparse.Namespace) -> None:
     Raises ConfigProblem for an unknown benchmark, BenchmarkProblem for a model that cannot take it or a broken file.
     """
     experiment = load(args.config, args.seed)
+    if args.sample < 0:
+        raise BenchmarkProblem("--sample", str(args.sample), "is less than 0")
     tasks.check(experiment, args.config)
     if args.benchmark not in (*tasks.NAMES, *experiment.benchmarks):
         hint = near(args.benchmark, [*tasks.NAMES, *experiment.benchmarks])

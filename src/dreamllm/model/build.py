@@ -23,7 +23,7 @@ from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.packed import packed_attention_mask
 from dreamllm.model.processor import BOUNDARY, PAD, SPECIAL_TOKENS, DreamLLMProcessor
-from dreamllm.model.weights import FoundationProblem, load_weights
+from dreamllm.model.weights import FoundationProblem, load_part, load_weights
 
 
 def build_from_foundations(
@@ -50,7 +50,7 @@ def build_from_foundations(
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
-    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
+    tokenizer = load_part(AutoTokenizer, llm_dir)
     add_special_tokens(tokenizer)
     if boundary_tokens and BOUNDARY not in tokenizer.get_vocab():
         raise FoundationProblem(
@@ -86,7 +86,7 @@ def build_from_foundations(
             _materialise_new_parts(model)
     model.train_only(UNFROZEN)
     processor = DreamLLMProcessor(
-        AutoImageProcessor.from_pretrained(clip_dir, backend="pil"),
+        load_part(AutoImageProcessor, clip_dir, backend="pil"),
         tokenizer,
         num_patches=config.num_patches,
         num_dream_queries=num_dream_queries,
@@ -127,8 +127,8 @@ def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -
 def _parts_on_meta(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
     """Language model, CLIP, VAE and UNet on the meta device, from their configurations only."""
     with torch.device("meta"):
-        language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_dir), dtype=torch.float32)
-        clip = AutoModel.from_config(AutoConfig.from_pretrained(clip_dir), dtype=torch.float32)
+        language_model = AutoModelForCausalLM.from_config(load_part(AutoConfig, llm_dir), dtype=torch.float32)
+        clip = AutoModel.from_config(load_part(AutoConfig, clip_dir), dtype=torch.float32)
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sd_dir, subfolder="vae"))
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd_dir, subfolder="unet"))
     return language_model, clip, vae, unet

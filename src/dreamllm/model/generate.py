@@ -26,7 +26,7 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import FiniteLogits, check_finite
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
-from dreamllm.model.sampling import PictureSampling, check_sampling, draw_from_states
+from dreamllm.model.sampling import PictureSampling, SamplingProblem, check_sampling, draw_from_states
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
@@ -41,6 +41,17 @@ class TextSampling:
     top_p: float = 1.0
     max_new_tokens: int = 256
     max_pictures: int = 8
+
+
+def check_text_sampling(sampling: TextSampling) -> None:
+    """Raises SamplingProblem for values out of range."""
+    if not 0 <= sampling.temperature < float("inf"):
+        raise SamplingProblem(f"temperature is {sampling.temperature}, not a number from 0")
+    if not 0 < sampling.top_p <= 1:
+        raise SamplingProblem(f"top_p is {sampling.top_p}, not above 0 and up to 1")
+    for name in ("max_new_tokens", "max_pictures"):
+        if (value := getattr(sampling, name)) < 0:
+            raise SamplingProblem(f"{name} is {value}, less than 0")
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,7 @@ def interleave(
     SamplingProblem for settings that do not fit, NonFiniteValues where a part of the model gives NaN.
     """
     _check_seeds(prompts, seeds)
+    check_text_sampling(text_sampling)
     check_sampling(picture_sampling)
     null = null_states(model, processor, picture_sampling)
     writers = []

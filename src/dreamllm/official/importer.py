@@ -15,7 +15,7 @@ from dreamllm import provenance
 from dreamllm.atomic import new_folder
 from dreamllm.config.experiment import RELEASED, Experiment, Model
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.weights import load_weights
+from dreamllm.model.weights import load_part, load_weights
 from dreamllm.official import convert
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.files import (
@@ -125,7 +125,7 @@ def _write_clip(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, 
     vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
     vision_model.load_state_dict(_part(tensors, "vision_model."), assign=True)
     clip.save_pretrained(folder)
-    AutoImageProcessor.from_pretrained(clip_dir, backend="pil").save_pretrained(folder)
+    load_part(AutoImageProcessor, clip_dir, backend="pil").save_pretrained(folder)
 
 
 def _write_sd(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, sd_dir: Path) -> None:

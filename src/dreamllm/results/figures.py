@@ -51,6 +51,8 @@ INTRODUCTION = (
 
 def main(args: argparse.Namespace) -> None:
     """Draw the figures that have data into a folder, all or nothing."""
+    if odd := next((named for named in args.losses if "=" not in named), None):
+        raise BenchmarkProblem("--losses", odd, "should be STAGE=FILE")
     losses = {name: read_losses(Path(path)) for name, path in (named.split("=", 1) for named in args.losses)}
     drawings, answers = [read(path) for path in args.drawings], [read(path) for path in args.answers]
     in_context = [read(path) for path in args.in_context]

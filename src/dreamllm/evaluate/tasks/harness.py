@@ -50,9 +50,10 @@ def predict(job: PredictionJob, items: Sequence[Any], header: dict[str, Any]) ->
         from transformers import AutoTokenizer
 
         from dreamllm.evaluate.likelihoods import language_model
+        from dreamllm.model.weights import load_part
 
         model, _, context = language_model(job.foundations / "llm", job.experiment.model.template)
-        tokenizer = AutoTokenizer.from_pretrained(job.foundations / "llm")
+        tokenizer = load_part(AutoTokenizer, job.foundations / "llm")
     else:
         whole, processor = job.load()
         model, tokenizer, context = whole.language_model, processor.tokenizer, processor.context
