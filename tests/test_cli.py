@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -122,7 +123,7 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
     ],
 )
 def test_what_was_given_wrongly_is_told_in_one_line(arguments, told, tmp_path, monkeypatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(Path(__file__).parent.parent)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     (tmp_path / "file").write_text("text")
     names = {"file": tmp_path / "file", "folder": tmp_path}

@@ -31,7 +31,6 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, Literal
 
-from scipy import stats
 
 from dreamllm.atomic import new_folder
 from dreamllm.digests import sha256_of_file
@@ -113,6 +112,8 @@ def seed_scatter(folder: Path) -> dict[str, float]:
     """
     if not (folder / "metrics").is_dir():
         return {}
+    from scipy import stats  # only when it is needed: it takes half a second
+
     values: dict[str, list[float]] = {}
     for source, content in read(folder).items():
         for name, number in flat(content).items():
