@@ -31,7 +31,6 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, Literal
 
-
 from dreamllm.atomic import new_folder
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate import tasks
