@@ -38,7 +38,7 @@ def recorded(tmp_path_factory, lab) -> Path:
         run(folder, "snakemake", "--cores", "2", "results/tables")
     run(folder, "dvc", "remote", "add", "--default", "--local", "lab", str(lab))
     run(folder, "python", "workflow/record.py")
-    assert run(folder, "git", "status", "--short").stdout.split() == ["M", "dvc.lock"]
+    assert run(folder, "git", "status", "--short").stdout.split() == ["M", "dvc.lock", "??", "results/"]
     repository.commit(folder)
     return folder
 

@@ -109,6 +109,8 @@ def seed_scatter(folder: Path) -> dict[str, float]:
     It is sqrt(2) s t, with the standard deviation s over the runs in FOLDER/metrics and Student's t for their number;
     numbers that fewer than two runs have are left out. {} without the folder. Raises AuditProblem as `read`.
     """
+    from scipy import stats
+
     if not (folder / "metrics").is_dir():
         return {}
     from scipy import stats  # only when it is needed: it takes half a second
