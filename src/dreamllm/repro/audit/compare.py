@@ -113,8 +113,6 @@ def seed_scatter(folder: Path) -> dict[str, float]:
 
     if not (folder / "metrics").is_dir():
         return {}
-    from scipy import stats  # only when it is needed: it takes half a second
-
     values: dict[str, list[float]] = {}
     for source, content in read(folder).items():
         for name, number in flat(content).items():
