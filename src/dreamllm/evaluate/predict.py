@@ -23,6 +23,9 @@ from dreamllm.evaluate.job import PredictionJob
 from dreamllm.provenance import machine, versions
 
 
+MOST_SAMPLES = 10_000  # images per prompt
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm predict`."""
     parser.add_argument("--config", required=True, type=Path, help="experiment whose `evaluation` section is used")
@@ -47,14 +50,16 @@ def main(args: argparse.Namespace) -> None:
     Raises ConfigProblem for an unknown benchmark, BenchmarkProblem for a model that cannot take it or a broken file.
     """
     experiment = load(args.config, args.seed)
-    if args.sample < 0:
-        raise BenchmarkProblem("--sample", str(args.sample), "is less than 0")
+    if not 0 <= args.sample < MOST_SAMPLES:
+        raise BenchmarkProblem("--sample", str(args.sample), f"is not from 0 to {MOST_SAMPLES - 1}")
     tasks.check(experiment, args.config)
     if args.benchmark not in (*tasks.NAMES, *experiment.benchmarks):
         hint = near(args.benchmark, [*tasks.NAMES, *experiment.benchmarks])
         raise ConfigProblem(f"{args.config}: no benchmark {args.benchmark!r}{hint}")
     use = experiment.benchmark(args.benchmark)
     task = tasks.module(use.task)
+    if args.out.suffix != f".{task.TASK.predictions}":
+        raise BenchmarkProblem("--out", str(args.out), f"should end in .{task.TASK.predictions}")
     if args.model in FOUNDATION_MODELS and args.model not in task.TASK.foundations:
         able = [name for name in tasks.NAMES if args.model in tasks.about(name).foundations]
         raise BenchmarkProblem(

@@ -26,7 +26,7 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import FiniteLogits, check_finite
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
-from dreamllm.model.sampling import PictureSampling, SamplingProblem, check_sampling, draw_from_states
+from dreamllm.model.sampling import PictureSampling, SamplingProblem, check_fit, draw_from_states
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
@@ -124,7 +124,7 @@ def draw(
     _check_seeds(prompts, seeds)
     if not prompts:
         return []
-    check_sampling(sampling)
+    check_fit(model, sampling)
     states = query_states(model, processor, prompts, mode=mode)
     names = [prompt.id for prompt in prompts]
     return draw_from_states(model, states, null_states(model, processor, sampling), seeds, sampling, names)
@@ -176,7 +176,7 @@ def interleave(
     """
     _check_seeds(prompts, seeds)
     check_text_sampling(text_sampling)
-    check_sampling(picture_sampling)
+    check_fit(model, picture_sampling)
     null = null_states(model, processor, picture_sampling)
     writers = []
     for prompt, seed in zip(prompts, seeds, strict=True):

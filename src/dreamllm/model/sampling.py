@@ -107,6 +107,13 @@ def scheduler_with_steps(
     return scheduler
 
 
+def check_fit(model: DreamLLMForConditionalGeneration, sampling: PictureSampling) -> tuple[int, int]:
+    """Height and width of the latents. Raises SamplingProblem for settings that are wrong or do not fit the model."""
+    check_sampling(sampling)
+    scheduler_with_steps(sampling, model.config.scheduler_config)
+    return latent_size(sampling, model.unet.config.sample_size, 2 ** (len(model.vae.config.block_out_channels) - 1))
+
+
 def draw_from_states(
     model: DreamLLMForConditionalGeneration,
     states: torch.Tensor,
@@ -121,10 +128,7 @@ def draw_from_states(
     Raises NonFiniteValues where the states, the UNet or the VAE give NaN or infinity, SamplingProblem for settings that
     do not fit the model.
     """
-    check_sampling(sampling)
-    height, width = latent_size(
-        sampling, model.unet.config.sample_size, 2 ** (len(model.vae.config.block_out_channels) - 1)
-    )
+    height, width = check_fit(model, sampling)
     names = [f"picture {number}" for number in range(len(seeds))] if names is None else names
     check_finite(null_states, ["the null condition"], "hidden states of the dream queries")
     check_finite(states, names, "hidden states of the dream queries")

@@ -77,10 +77,9 @@ def measure(
     import torch
 
     from dreamllm.model.finite import check_finite
-    from dreamllm.model.sampling import latent_size
+    from dreamllm.model.sampling import check_fit
 
-    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
-    size = latent_size(drawing.picture_sampling(settings), model.unet.config.sample_size, scale)
+    size = check_fit(model, drawing.picture_sampling(settings))
     maps, pictures = [], []
     batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     for batch in batches:
