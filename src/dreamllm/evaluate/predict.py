@@ -22,7 +22,6 @@ from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.provenance import machine, versions
 
-
 MOST_SAMPLES = 10_000  # images per prompt
 
 
