@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -126,7 +126,7 @@ class Scene:
         for name, colour in objects:
             if not (isinstance(name, str) and isinstance(colour, str) and name in PICTOGRAMS and colour in COLOURS):
                 raise SceneProblem(f"no scene has an object {ascii([name, colour])[:80]}")
-        return Scene(background, layout, tuple((name, colour) for name, colour in objects), count)
+        return Scene(background, cast(Layout, layout), tuple((name, colour) for name, colour in objects), count)
 
 
 def split_of(scene: Scene) -> Split:
