@@ -163,8 +163,12 @@ def test_a_checkpoint_with_a_number_that_is_none_is_refused_by_name(tmp_path, fo
 
 
 def test_a_checkpoint_of_integers_is_refused(tmp_path, foundations):
-    tensors = load_file(made(tmp_path / "whole", foundations) / checkpoint.TENSORS)
-    folder = made(tmp_path / "c", foundations, {name: tensor.int() for name, tensor in tensors.items()})
+    folder = made(tmp_path / "c", foundations)
+    tensors = {name: tensor.int() for name, tensor in load_file(folder / checkpoint.TENSORS).items()}
+    save_file(tensors, folder / checkpoint.TENSORS)
+    about = json.loads((folder / checkpoint.METADATA).read_text())
+    about["tensors"] = digest(folder / checkpoint.TENSORS)
+    (folder / checkpoint.METADATA).write_text(json.dumps(about))
     with pytest.raises(CheckpointProblem, match="dream_queries is of type torch.int32"):
         checkpoint.load_model(foundations, [folder])
 
