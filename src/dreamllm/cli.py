@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 import dreamllm
+from dreamllm.atomic import DISK_ERRORS
 from dreamllm.masking import mask
 from dreamllm.timings import measured
 
@@ -59,8 +60,7 @@ VERBS = {  # verb: (module, what it does)
 }
 
 
-PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk or its owner refuses: full, over the quota, too big, read-only, not allowed."""
+PLACE = (*DISK_ERRORS, errno.EACCES, errno.EPERM)  # what a disk or its owner refuses
 
 
 def main(argv: Sequence[str] | None = None) -> None:
