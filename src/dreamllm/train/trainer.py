@@ -217,7 +217,7 @@ def train(
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
         if is_first:
-            origin = {"commit": provenance.commit(), "machine": provenance.machine()}
+            origin = provenance.commit() | {"machine": provenance.machine()}
             metadata = {**identity, **origin, "totals": totals(log, batch)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
             resume.clear(work)

@@ -114,7 +114,7 @@ def download(url: str, path: Path, web: requests.Session | None = None) -> None:
 def _continue(url: str, part: Path, about: Path, web: requests.Session) -> bool:
     """Request the rest of `part`. Returns whether the file is complete now."""
     start = part.stat().st_size if part.exists() else 0
-    mark = json.loads(about.read_text()).get(url) if start and about.exists() else None
+    mark = json.loads(about.read_text(encoding="utf-8")).get(url) if start and about.exists() else None
     headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges are those of the file
     if start and mark:
         headers |= {"Range": f"bytes={start}-", "If-Range": mark}
@@ -133,7 +133,7 @@ def _continue(url: str, part: Path, about: Path, web: requests.Session) -> bool:
             answer.headers.get("Last-Modified") if mark.startswith("W/") else mark
         )  # a weak ETag does not prove equality
         with new_file(about) as temporary:
-            temporary.write_text(json.dumps({url: mark}))
+            temporary.write_text(json.dumps({url: mark}), encoding="utf-8")
         with (
             part.open("r+b" if start else "wb") as file,
             tqdm(
