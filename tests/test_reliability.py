@@ -6,6 +6,7 @@ Cut lines are in test_fetch_sources.py, killed trainings in test_train.py, kills
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from dreamllm.train.resume import locked
 from repository import planned, run
 
 SMOKE = str(repository.ROOT / "config/smoke.yaml")
+TO_DATA = ("snakemake", "--cores", "1", "data")
 
 
 @pytest.fixture
@@ -247,39 +249,64 @@ def checkout(tmp_path_factory) -> Path:
     return repository.copy_with_stub_verbs(tmp_path_factory.mktemp("reliability") / "checkout")
 
 
-def test_a_second_run_is_refused_and_the_first_one_finishes(checkout):
-    """Also after the first one was killed: then `--unlock` and the same command again."""
+@pytest.fixture
+def begun(checkout):
+    """Start Snakemake in a process group of its own; its job `make-world` waits until there is a file `go`."""
     standin = checkout / "src/dreamllm/__main__.py"
     text = standin.read_text()
     wait = "import pathlib, time\nwhile not pathlib.Path('go').exists():\n    time.sleep(0.1)\n"
     standin.write_text(text.replace("\nmain()\n", "\n" + wait + "main()\n"))
     environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    command = ["snakemake", "--cores", "1", "data"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    processes = []
 
     def begin() -> subprocess.Popen:
-        process = subprocess.Popen(command, cwd=checkout, env=environment, **quiet)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+        processes.append(subprocess.Popen(TO_DATA, cwd=checkout, env=environment, **quiet))
         deadline = time.monotonic() + 240
         while not list((checkout / ".snakemake/incomplete").glob("*")):
-            assert process.poll() is None and time.monotonic() < deadline
+            assert processes[-1].poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        return process
+        return processes[-1]
 
-    first = begin()
-    second = run(checkout, *command, check=False)
+    yield begin
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    standin.write_text(text)
+    (checkout / "go").unlink(missing_ok=True)
+    shutil.rmtree(checkout / "data/emoji", ignore_errors=True)
+
+
+def test_a_second_run_is_refused_and_the_first_one_finishes(checkout, begun):
+    """Also after the first one was killed: then `--unlock` and the same command again."""
+    first = begun()
+    second = run(checkout, *TO_DATA, check=False)
     assert second.returncode != 0
     assert "cannot be locked" in second.stdout and "--unlock" in second.stdout
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    assert "cannot be locked" in run(checkout, *command, check=False).stdout
+    assert "cannot be locked" in run(checkout, *TO_DATA, check=False).stdout
     assert not (checkout / "data/emoji/train").exists()
     run(checkout, "snakemake", "--unlock")
-    third = subprocess.Popen(command, cwd=checkout, env=environment, **quiet)
+    shutil.rmtree(checkout / ".snakemake/incomplete")
+    third = begun()
     (checkout / "go").touch()
     assert third.wait(timeout=240) == 0
-    standin.write_text(text)
     assert (checkout / "data/emoji/train/pairs-00000.tar").exists()
+
+
+def test_sigterm_lets_snakemake_finish_the_running_jobs_and_give_the_lock_back(checkout, begun):
+    first = begun()
+    time.sleep(1)
+    first.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        first.wait(timeout=3)
+    (checkout / "go").touch()
+    first.wait(timeout=240)
+    assert (checkout / "data/emoji/train/pairs-00000.tar").exists()
+    assert planned(checkout, "data") == {}, "no lock is left"
 
 
 def test_a_clock_that_was_ahead_costs_time_but_no_result(checkout):
