@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import textwrap
 from importlib import import_module
 from pathlib import Path
 
@@ -148,3 +150,31 @@ def test_a_part_of_a_foundation_that_cannot_be_loaded_is_named(kind, tmp_path):
         with pytest.raises(FoundationProblem, match=f"{tmp_path.name}: {kind} cannot be loaded") as told:
             load_part(getattr(transformers, kind), tmp_path)
         assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}],
+    ids="-".join,
+)
+def test_texts_and_names_are_utf8_in_any_locale(tmp_path, locale):
+    """A verb prints, writes, names files and reads what programs print, as if the locale were UTF-8."""
+    verb = """
+        import subprocess, sys
+        from pathlib import Path
+        def add_arguments(parser):
+            parser.add_argument("path", type=Path)
+        def main(arguments):
+            Path("Zürich.txt").write_text("größer →")
+            said = subprocess.run(["cat", "Zürich.txt"], capture_output=True, text=True).stdout
+            print(said == "größer →", arguments.path.name == "é.json", "0.5 → 0.6")
+    """
+    (tmp_path / "printing.py").write_text(textwrap.dedent(verb), encoding="utf-8")
+    program = "from dreamllm import cli; cli.VERBS['compare'] = ('printing', ''); cli.main()"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    environment = kept | locale | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", program, "compare", "é.json"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    arrow = r"\u2192" if "PYTHONIOENCODING" in locale else "→"
+    assert (result.stdout.decode(), result.returncode) == (f"True True 0.5 {arrow} 0.6\n", 0), result.stderr.decode()
+    assert (tmp_path / "Zürich.txt").read_text(encoding="utf-8") == "größer →"

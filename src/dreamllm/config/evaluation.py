@@ -60,6 +60,10 @@ class StoryTelling(Section):
     """Maximum number of pictures in a story."""
 
 
+WITHOUT_EFFECT = {"text": {"batch_size"}, "drawing": {"batch_size"}}
+"""Settings of an evaluation that no result depends on: a change reruns nothing, and predictions do not record them."""
+
+
 class EvaluationSettings(Section):
     """Settings of all evaluations. Choose them on the split dev, and report results on test."""
 

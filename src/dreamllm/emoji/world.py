@@ -259,11 +259,11 @@ def _write_language(folder: Path, split: Split, count: int, rng: random.Random, 
 
 
 def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content) + "\n")
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

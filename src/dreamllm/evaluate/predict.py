@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamllm.config.base import near
 from dreamllm.config.benchmarks import BenchmarkUse
-from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.config.evaluation import WITHOUT_EFFECT, EvaluationSettings
 from dreamllm.config.experiment import FOUNDATION_MODELS
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.digests import digest
@@ -97,8 +97,9 @@ def main(args: argparse.Namespace) -> None:
 def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
     """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
     folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
+    elsewhere: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
     return {
-        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency", "attention"}),
+        "settings": settings.model_dump(mode="json", exclude=elsewhere | WITHOUT_EFFECT),
         "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),

@@ -86,7 +86,7 @@ def import_official(
         "foundations": checkpoint.foundation_digests(foundations),
         "source": report["files"],
         "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.commit(),
     }
     trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in CHECKPOINT_PARTS}
     with new_folder(out) as folder:

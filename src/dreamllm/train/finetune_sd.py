@@ -147,7 +147,7 @@ def main(args: argparse.Namespace) -> None:
             "data": {name: {file.name: digest(file) for file in files} for name, files in sets.items()},
             "code": provenance.code_digest(__name__),
             "versions": provenance.versions(),
-            "commit": provenance.commit(),
+            **provenance.commit(),
             "machine": provenance.machine(),
             "tensors": digest(folder / "unet"),
         }

@@ -217,11 +217,15 @@ def train(
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
         if is_first:
-            origin = {"commit": provenance.commit(), "machine": provenance.machine()}
+            origin = provenance.commit() | {"machine": provenance.machine()}
             metadata = {**identity, **origin, "totals": totals(log, batch)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
             resume.clear(work)
         accelerator.wait_for_everyone()  # so that no process exits successfully before the checkpoint is written
+        # DDP must not hold the last reference to the process group: its destructor joins the group's threads without
+        # releasing the GIL, which they may be waiting for.
+        del prepared_model
+        accelerator.free_memory()
         accelerator.end_training()
 
 

@@ -88,7 +88,7 @@ def evaluate(
         raise BenchmarkProblem(folder, f"task {task}", "holds no parquet files")
     with tempfile.TemporaryDirectory() as include:
         group = {"group": "placed", "task": [_named(task, folder.resolve(), Path(include, "cache"))]}
-        Path(include, "placed.yaml").write_text(json.dumps(group))  # JSON is YAML
+        Path(include, "placed.yaml").write_text(json.dumps(group), encoding="utf-8")  # JSON is YAML
         tasks = TaskManager(include_path=include)
         if task not in tasks.all_tasks:
             raise BenchmarkProblem(folder, f"task {task}", f"is none of lm-eval {version('lm-eval')}")

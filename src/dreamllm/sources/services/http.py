@@ -150,7 +150,7 @@ def _continue(url: str, part: Path, about: Path, web: requests.Session) -> bool:
         if total is not None and total - start > free:
             raise FetchProblem(f"{url}: has {total:,} bytes, {part.parent} has room for {free:,}")
         with new_file(about) as temporary:
-            temporary.write_text(json.dumps({url: mark}))
+            temporary.write_text(json.dumps({url: mark}), encoding="utf-8")
         with (
             part.open("r+b" if start else "wb") as file,
             tqdm(
