@@ -205,12 +205,16 @@ def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[S
 
 
 def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random, objects: Names) -> None:
-    """VQAv2 format: for each picture one question of each kind, with ten equal answers."""
+    """VQAv2 format: for each picture one question of each kind, two of those for pairs alone; ten equal answers."""
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):
-        for kind in questions.kinds(scene):
-            asked = questions.ask(scene, kind, rng, objects)
+        asked_for = [questions.ask(scene, kind, rng, objects) for kind in questions.kinds(scene)]
+        while scene.kind == "pair" and len(asked_for) < 10:  # eight kinds, and the last two, of relations, once more
+            more = questions.ask(scene, questions.kinds(scene)[len(asked_for) - 2], rng, objects)
+            asked_for += [more] if more not in asked_for else []
+        for asked in asked_for:
+            kind = asked.type
             key = {"question_id": len(records), "image_id": image_id}
             records.append({**key, "question": asked.question})
             answers = [{"answer_id": n + 1, "answer": asked.answer, "answer_confidence": "yes"} for n in range(10)]
