@@ -168,19 +168,6 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     with zipfile.ZipFile(folder / f"images_{split}.zip", "w", zipfile.ZIP_STORED) as archive:
         for name, scene in zip(names, scenes, strict=True):
             archive.writestr(zipfile.ZipInfo(name), encode_png(render(scene, world.picture_side, rng)))
-    _jsonl(
-        folder / f"scenes_{split}.jsonl",
-        [
-            {
-                "image_id": i,
-                "kind": scene.kind,
-                "held_out": scene.held_out,
-                "caption": grammar.caption(scene),
-                "scene": scene.to_json(),
-            }
-            for i, scene in enumerate(scenes)
-        ],
-    )
     _write_captions(folder, split, names, scenes, world.picture_side)
     _write_vqa(folder, split, scenes, rng, objects)
     for subset in ("random", "popular", "adversarial"):
@@ -264,17 +251,24 @@ def _write_illustrations(folder: Path, split: Split, world: World) -> None:
 
 
 def _write_prompts(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
-    """Prompts for the same pictures as clean captions, human sentences and narratives."""
+    """What the pictures show, in a clean caption, a human sentence and a narrative; and prompts to draw of each."""
     rng = random.Random(seed_of(world.seed, "emoji world prompts", split))
-    ways = {
-        "draw": lambda scene, _: grammar.caption(scene),
-        "draw_human": human.sentence,
-        "narratives": human.narrative,
-    }
-    for name, tell in ways.items():
-        chosen = enumerate(scenes[: world.benchmarks.draw])
-        prompts = [{"id": i, "prompt": tell(scene, rng), "image_id": i} for i, scene in chosen]
-        _jsonl(folder / f"{name}_{split}.jsonl", prompts)
+    told = [
+        {
+            "image_id": i,
+            "kind": scene.kind,
+            "held_out": scene.held_out,
+            "caption": grammar.caption(scene),
+            "human": human.sentence(scene, rng),
+            "narrative": human.narrative(scene, rng),
+            "scene": scene.to_json(),
+        }
+        for i, scene in enumerate(scenes)
+    ]
+    _jsonl(folder / f"scenes_{split}.jsonl", told)
+    for name, words in (("draw", "caption"), ("draw_human", "human"), ("narratives", "narrative")):
+        prompts = [{"id": one["image_id"], "prompt": one[words], "image_id": one["image_id"]} for one in told]
+        _jsonl(folder / f"{name}_{split}.jsonl", prompts[: world.benchmarks.draw])
 
 
 def _write_language(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
