@@ -1,13 +1,14 @@
-"""The language of the emoji world: captions, their parser, questions with answers, and the sentences of stories.
+"""The language of the emoji world: clean captions (register S) with their parser, and the sentences of stories.
 
-Pure functions of scenes; all random choices come from the `random.Random` that is passed in.
+Noisy alt texts (register W) are in `alt_text.py`, human sentences and narratives (register H) in `human.py`, and
+questions in `questions.py`. All are pure functions of scenes; random choices come from the `random.Random` passed in.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dreamllm.emoji.scenes import (
     ALL_NAMES,
@@ -18,8 +19,6 @@ from dreamllm.emoji.scenes import (
     Names,
     Scene,
     Split,
-    companions,
-    popularity,
     sample_split,
     split_of,
 )
@@ -46,6 +45,11 @@ def noun_phrase(name: str, colour: str = "") -> str:
     """`a cat`, `an apple`, `a red cat`, `an orange cat`."""
     words = f"{colour} {name}".strip()
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def with_articles(text: str) -> str:
+    """The same text with `an` before vowels and `a` elsewhere, after words in it were replaced."""
+    return re.sub(r"\ban? (?=(\w))", lambda match: "an " if match[1] in "aeiou" else "a ", text)
 
 
 def scene_phrase(scene: Scene, reverse: bool = False) -> str:
@@ -81,25 +85,6 @@ def captions(scene: Scene) -> list[str]:
 def sample_caption(scene: Scene, rng: random.Random) -> str:
     """A caption of the scene: the canonical one with probability 0.6, each of the four others with 0.1."""
     return rng.choices(captions(scene), [6, 1, 1, 1, 1])[0]
-
-
-def narrative(scene: Scene, rng: random.Random) -> str:
-    """The scene in three or four sentences of one fact each: `there is a cat left of a car. there is a blue car. ...`
-
-    Stands in for a Localized Narrative (LN-COCO). The objects come first, then colours and background in random order.
-    Only words of `captions` occur, which a text encoder trained on captions knows, so that narratives are difficult
-    because of their length alone.
-    """
-    first, last = (name for name, _ in (scene.objects[0], scene.objects[-1]))
-    if scene.layout == "group":
-        opening = f"there are {NUMBERS[scene.count]} {plural(first)}."
-        details = [f"there are {scene.objects[0][1]} {plural(first)}."]
-    else:
-        relation = next((words for words, rule in RELATIONS.items() if rule == (scene.layout, True)), "")
-        opening = f"there is {noun_phrase(first)}{f' {relation} {noun_phrase(last)}' if relation else ''}."
-        details = [f"there is {noun_phrase(name, colour)}." for name, colour in scene.objects]
-    details.append(f"a picture on {scene.background}.")
-    return " ".join([opening, *rng.sample(details, len(details))])
 
 
 _NOUN = rf"an? ({'|'.join(COLOUR_NAMES)}) ({'|'.join(ALL_NAMES)})"
@@ -145,79 +130,9 @@ def _parse_subject(subject: str, background: str) -> Scene | None:
     return None
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about a picture with its one-word answer; `type` is what VQAv2 calls question_type."""
-
-    type: str
-    question: str
-    answer: str
-
-
-def absent_object(scene: Scene, strategy: str, rng: random.Random, names: Names = NAMES) -> str:
-    """An object that is not in the scene, sampled as in POPE: random, popular, or adversarial (often seen together)."""
-    present = [name for name, _ in scene.objects]
-    absent = [name for name in names if name not in present]
-    if strategy == "popular":
-        absent = sorted(absent, key=lambda name: popularity(name, names), reverse=True)[:3]
-    elif strategy == "adversarial":
-        absent = [name for name in companions(present[0], names) if name in absent]
-    return rng.choice(absent)
-
-
-def _other_colour(colour: str, rng: random.Random) -> str:
+def other_colour(colour: str, rng: random.Random) -> str:
+    """Another colour."""
     return rng.choice([c for c in COLOUR_NAMES if c != colour])
-
-
-def ask(scene: Scene, kind: str, rng: random.Random, names: Names = NAMES) -> Question:
-    """One question about a scene: colour, count, presence, relation (pairs only) or background.
-
-    Half of the presence questions have the answer yes. The others ask for a random object, for one that is often seen
-    together with an object of the scene, for an object in a wrong colour, or in a pair for one in the other's colour.
-    Raises ValueError for a relation question about a scene that is not a pair.
-    """
-    name, colour = rng.choice(scene.objects)
-    if kind == "colour":
-        words = f"what colour are the {plural(name)}?" if scene.kind == "group" else f"what colour is the {name}?"
-        return Question(kind, words, colour)
-    if kind == "count":
-        number = scene.count if scene.layout == "group" else 1
-        return Question(kind, f"how many {plural(name)} are there?", NUMBERS[number])
-    if kind == "background":
-        return Question(kind, "what is the background?", scene.background)
-    if kind == "presence":
-        return _ask_presence(scene, name, colour, rng, names)
-    if kind == "relation" and scene.kind == "pair":
-        return _ask_relation(scene, rng)
-    raise ValueError(f"no {kind!r} question about a scene of layout {scene.layout!r}")
-
-
-def _ask_presence(scene: Scene, name: str, colour: str, rng: random.Random, names: Names) -> Question:
-    coloured = rng.random() < 0.5
-    if rng.random() < 0.5:
-        return Question("presence", f"is there {noun_phrase(name, colour) if coloured else noun_phrase(name)}?", "yes")
-    if not coloured:
-        absent = absent_object(scene, rng.choice(["random", "adversarial"]), rng, names)
-        return Question("presence", f"is there {noun_phrase(absent)}?", "no")
-    wrong = [(name, _other_colour(colour, rng))]
-    if scene.kind == "pair" and scene.objects[0][1] != scene.objects[1][1]:
-        wrong += [(name, other) for _, other in scene.objects if other != colour]
-    return Question("presence", f"is there {noun_phrase(*rng.choice(wrong))}?", "no")
-
-
-def _ask_relation(scene: Scene, rng: random.Random) -> Question:
-    relation, (_, in_order) = rng.choice([item for item in RELATIONS.items() if item[1][0] == scene.layout])
-    first, second = (name for name, _ in (scene.objects if in_order else scene.objects[::-1]))
-    if rng.random() < 0.5:
-        return Question("relation", f"what is {relation} the {second}?", first)
-    if rng.random() < 0.5:
-        return Question("relation", f"is the {first} {relation} the {second}?", "yes")
-    return Question("relation", f"is the {second} {relation} the {first}?", "no")
-
-
-def question_kinds(scene: Scene) -> list[str]:
-    """The kinds of question that can be asked of a scene."""
-    return ["colour", "count", "presence", "background"] + (["relation"] if scene.kind == "pair" else [])
 
 
 def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, Scene]:
@@ -234,7 +149,7 @@ def step(scene: Scene, rng: random.Random, names: Names = NAMES) -> tuple[str, S
         ground = rng.choice([g for g in BACKGROUND_NAMES if g != scene.background])
         return f"now {they} {'are' if they == 'they' else 'is'} on {ground}.", replace(scene, background=ground)
     if move == "recolour":
-        new = _other_colour(colour, rng)
+        new = other_colour(colour, rng)
         objects = tuple((name, new) if j == i else pair for j, pair in enumerate(scene.objects))
         words = f"the {plural(name)} turn {new}." if scene.layout == "group" else f"the {name} turns {new}."
         return words, replace(scene, objects=objects)

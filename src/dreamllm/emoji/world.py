@@ -19,11 +19,11 @@ from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
-from dreamllm.config.world import World
+from dreamllm.config.world import AltText, Registers, World
 from dreamllm.data import shards
-from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
-from dreamllm.emoji import contexts, corpus, grammar
+from dreamllm.emoji import contexts, corpus, grammar, human, questions, registers
 from dreamllm.emoji.scenes import (
     NAMES,
     Names,
@@ -43,11 +43,16 @@ def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
     return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0], names=names)
 
 
-def pair(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
-    """A picture with its caption."""
+def pair(
+    id: str, rng: random.Random, side: int, names: Names = NAMES, shares: Registers = corpus.REGISTERS
+) -> Document:
+    """A picture with a text of one of the registers. No alt text is a human sentence here: see `Registers.text`."""
     scene = training_scene(rng, names)
-    parts = (Picture(render(scene, side, rng)), Text(grammar.sample_caption(scene, rng)))
-    return Document(id, "pair", parts, {"scene": scene.to_json()})
+    register = registers.pick(shares.pairs, rng)
+    forms: dict[AltText, float] = {form: share for form, share in shares.alt_text.items() if form != "human"}
+    text = registers.describe(scene, register, rng, forms or {"bag": 1})
+    parts = (Picture(render(scene, side, rng)), Text(text))
+    return Document(id, "pair", parts, {"scene": scene.to_json(), "register": register})
 
 
 def story(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
@@ -59,44 +64,77 @@ def story(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Docum
     return Document(id, "interleaved", tuple(parts), {"scenes": [scene.to_json() for scene in scenes]})
 
 
+# Two fifths of the questions about pictures have two alternatives or a name, a colour or a number as answer, so that an
+# answer tells more than one bit about the picture. Relations are asked for in pairs alone.
+QUESTION_WEIGHTS = {
+    "which": 20,
+    "colour": 8,
+    "count": 4,
+    "background": 4,
+    "relation": 10,
+    "presence": 25,
+    "presence_coloured": 25,
+    "relation_yes_no": 15,
+}
+
+
+def question(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
+    """A question about a picture. A fifth of the documents has two to five pictures, each with its own question.
+
+    No picture has two questions, so that no answer can be taken from an earlier turn.
+    """
+    scenes: list[Any] = []
+    talk: list[Part] = []
+    for _ in range(rng.choice([2, 3, 4, 5]) if rng.random() < 0.2 else 1):
+        scene = training_scene(rng, names)
+        able = questions.kinds(scene)
+        asked = questions.ask(scene, rng.choices(able, [QUESTION_WEIGHTS[kind] for kind in able])[0], rng, names)
+        scenes.append(scene.to_json())
+        talk += [
+            Picture(render(scene, side, rng), "user"),
+            Text(asked.question, "user"),
+            Text(asked.answer, "assistant"),
+        ]
+    return Document(id, "conversation", tuple(talk), {"scenes": scenes})
+
+
 def instruction(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
-    """80 %: questions about a picture, one of which asks for a description; 20 %: a request to draw."""
+    """70 %: a `question`; 10 %: a request to describe a picture; 20 %: a request to draw."""
+    kind = rng.random()
+    if kind < 0.7:
+        return question(id, rng, side, names)
     scene = training_scene(rng, names)
     picture = render(scene, side, rng)
-    meta = {"scene": scene.to_json()}
-    if rng.random() < 0.2:
-        request = rng.choice(["draw {}.", "please draw {}.", "show me {}."])
+    parts: tuple[Part, ...]
+    if kind < 0.8:
+        request = Text(rng.choice(corpus.DESCRIBE), "user")
+        parts = (Picture(picture, "user"), request, Text(grammar.caption(scene), "assistant"))
+    else:
         content = f"{grammar.scene_phrase(scene)} on {scene.background}"
         parts = (
-            Text(request.format(content), "user"),
+            Text(rng.choice(["draw {}.", "please draw {}.", "show me {}."]).format(content), "user"),
             Text(f"here {'are' if scene.layout == 'group' else 'is'} {content}.", "assistant"),
             Picture(picture, "assistant"),
         )
-        return Document(id, "conversation", parts, meta)
-    turns = corpus.questions(scene, rng, 4, names)
-    turns.insert(rng.randrange(len(turns) + 1), (rng.choice(corpus.DESCRIBE), grammar.caption(scene)))
-    talk: list[Text | Picture] = [Picture(picture, "user")]
-    for question, answer in turns:
-        talk += [Text(question, "user"), Text(answer, "assistant")]
-    return Document(id, "conversation", tuple(talk), meta)
-
-
-def text(id: str, rng: random.Random, side: int, names: Names = NAMES) -> Document:
-    """One document of the text-only corpus."""
-    return corpus.sample(id, rng, names)
+    return Document(id, "conversation", parts, {"scene": scene.to_json()})
 
 
 def write_training(world: World, folder: Path) -> None:
-    """Write the shard sets of `world.training` below `folder`; contexts only if their number is not 0."""
-    makers: dict[str, Callable[[str, random.Random, int, Names], Document]]
-    names = names_of(world.pictograms)
-    makers = {"pairs": pair, "stories": story, "instructions": instruction, "text": text}
-    makers |= {"contexts": contexts.document} if world.training.contexts else {}
+    """Write the shard sets of `world.training` below `folder`; those of which it wants none are left out."""
+    side, names, shares = world.picture_side, names_of(world.pictograms), world.registers
+    makers: dict[str, Callable[[str, random.Random], Document]] = {
+        "pairs": lambda id, rng: pair(id, rng, side, names, shares),
+        "stories": lambda id, rng: story(id, rng, side, names),
+        "instructions": lambda id, rng: instruction(id, rng, side, names),
+        "questions": lambda id, rng: question(id, rng, side, names),
+        "text": lambda id, rng: corpus.sample(id, rng, names, shares),
+        "contexts": lambda id, rng: contexts.document(id, rng, side, names),
+    }
     for name, make in makers.items():
         rng = random.Random(seed_of(world.seed, "emoji world", name))
-        count = getattr(world.training, name)
-        documents = (make(f"{name}-{i:06d}", rng, world.picture_side, names) for i in range(count))
-        shards.write(documents, folder / name, per_shard=2000)
+        if count := getattr(world.training, name):
+            documents = (make(f"{name}-{i:06d}", rng) for i in range(count))
+            shards.write(documents, folder / name, per_shard=2000)
 
 
 class WorldProblem(ValueError):
@@ -134,29 +172,14 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     with zipfile.ZipFile(folder / f"images_{split}.zip", "w", zipfile.ZIP_STORED) as archive:
         for name, scene in zip(names, scenes, strict=True):
             archive.writestr(zipfile.ZipInfo(name), encode_png(render(scene, world.picture_side, rng)))
-    _jsonl(
-        folder / f"scenes_{split}.jsonl",
-        [
-            {
-                "image_id": i,
-                "kind": scene.kind,
-                "held_out": scene.held_out,
-                "caption": grammar.caption(scene),
-                "scene": scene.to_json(),
-            }
-            for i, scene in enumerate(scenes)
-        ],
-    )
     _write_captions(folder, split, names, scenes, world.picture_side)
     _write_vqa(folder, split, scenes, rng, objects)
     for subset in ("random", "popular", "adversarial"):
         _jsonl(folder / f"pope_{subset}_{split}.jsonl", _pope(names, scenes, subset, rng, objects))
-    prompts = [{"id": i, "prompt": grammar.caption(scene), "image_id": i} for i, scene in enumerate(scenes)]
-    _jsonl(folder / f"draw_{split}.jsonl", prompts[: world.benchmarks.draw])
     _write_stories(folder, split, world.benchmarks.stories, rng, objects)
     _write_language(folder, split, world.benchmarks.language, rng, objects)
     _write_illustrations(folder, split, world)
-    _write_narratives(folder, split, world, scenes)
+    _write_prompts(folder, split, world, scenes)
     if count := world.benchmarks.in_context:
         contexts.write_benchmark(folder, split, world.seed, count, world.picture_side, objects)
 
@@ -173,19 +196,23 @@ def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[S
 
 
 def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random, objects: Names) -> None:
-    """VQAv2 format: for each picture one question of each kind, with ten equal answers."""
-    questions: list[dict[str, Any]] = []
+    """VQAv2 format: for each picture one question of each kind, two of those for pairs alone; ten equal answers."""
+    records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):
-        for kind in grammar.question_kinds(scene):
-            asked = grammar.ask(scene, kind, rng, objects)
-            key = {"question_id": len(questions), "image_id": image_id}
-            questions.append({**key, "question": asked.question})
+        asked_for = [questions.ask(scene, kind, rng, objects) for kind in questions.kinds(scene)]
+        while scene.kind == "pair" and len(asked_for) < 10:  # eight kinds, and the last two, of relations, once more
+            more = questions.ask(scene, questions.kinds(scene)[len(asked_for) - 2], rng, objects)
+            asked_for += [more] if more not in asked_for else []
+        for asked in asked_for:
+            kind = asked.type
+            key = {"question_id": len(records), "image_id": image_id}
+            records.append({**key, "question": asked.question})
             answers = [{"answer_id": n + 1, "answer": asked.answer, "answer_confidence": "yes"} for n in range(10)]
             form = "yes/no" if asked.answer in ("yes", "no") else "number" if kind == "count" else "other"
             about = {"question_type": kind, "answer_type": form, "multiple_choice_answer": asked.answer}
             annotations.append({**key, **about, "answers": answers})
-    _json(folder / f"vqa_{split}_questions.json", {"info": {}, "questions": questions})
+    _json(folder / f"vqa_{split}_questions.json", {"info": {}, "questions": records})
     _json(folder / f"vqa_{split}_annotations.json", {"info": {}, "annotations": annotations})
 
 
@@ -195,7 +222,7 @@ def _pope(
     """POPE format: for each picture one object that is there and one that is not, sampled as the subset says."""
     records: list[dict[str, Any]] = []
     for name, scene in zip(names, scenes, strict=True):
-        present, absent = rng.choice(scene.objects)[0], grammar.absent_object(scene, subset, rng, objects)
+        present, absent = rng.choice(scene.objects)[0], questions.absent_object(scene, subset, rng, objects)
         for name_of_object, label in ((present, "yes"), (absent, "no")):
             question = f"is there {grammar.noun_phrase(name_of_object)}?"
             records.append({"question_id": len(records) + 1, "image": name, "text": question, "label": label})
@@ -227,14 +254,25 @@ def _write_illustrations(folder: Path, split: Split, world: World) -> None:
     _jsonl(folder / f"illustrations_{split}.jsonl", records)
 
 
-def _write_narratives(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
-    """Longer prompts for the pictures of `draw`, which stand in for Localized Narratives."""
-    rng = random.Random(seed_of(world.seed, "emoji world narratives", split))
-    prompts = [
-        {"id": i, "prompt": grammar.narrative(scene, rng), "image_id": i}
-        for i, scene in enumerate(scenes[: world.benchmarks.draw])
+def _write_prompts(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
+    """What the pictures show, in a clean caption, a human sentence and a narrative; and prompts to draw of each."""
+    rng = random.Random(seed_of(world.seed, "emoji world prompts", split))
+    told = [
+        {
+            "image_id": i,
+            "kind": scene.kind,
+            "held_out": scene.held_out,
+            "caption": grammar.caption(scene),
+            "human": human.sentence(scene, rng),
+            "narrative": human.narrative(scene, rng),
+            "scene": scene.to_json(),
+        }
+        for i, scene in enumerate(scenes)
     ]
-    _jsonl(folder / f"narratives_{split}.jsonl", prompts)
+    _jsonl(folder / f"scenes_{split}.jsonl", told)
+    for name, words in (("draw", "caption"), ("draw_human", "human"), ("narratives", "narrative")):
+        prompts = [{"id": one["image_id"], "prompt": one[words], "image_id": one["image_id"]} for one in told]
+        _jsonl(folder / f"{name}_{split}.jsonl", prompts[: world.benchmarks.draw])
 
 
 def _write_language(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
@@ -246,7 +284,7 @@ def _write_language(folder: Path, split: Split, count: int, rng: random.Random, 
         labels.append(rng.randrange(2))
         first, second = (right, wrong) if labels[-1] == 0 else (wrong, right)
         piqa.append({"goal": " ".join(sentences), "sol1": first, "sol2": second})
-        asked = grammar.ask(scenes[-1], "presence", rng, objects)
+        asked = questions.ask(scenes[-1], rng.choice(["presence", "presence_coloured"]), rng, objects)
         record = {
             "question": asked.question.rstrip("?"),
             "passage": " ".join(sentences),

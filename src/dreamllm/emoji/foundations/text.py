@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dreamllm.emoji.grammar import captions
+from dreamllm.emoji.registers import describe
 from dreamllm.emoji.scenes import NAMES, Names, sample_split
 
 
@@ -46,9 +46,9 @@ def clip_tokenizer(sentences: Iterable[str], vocabulary: int, length: int) -> Pr
 
 
 def caption_tokenizer(length: int, seed: int, names: Names = NAMES) -> PreTrainedTokenizerFast:
-    """The tokenizer of the mini CLIP and of the mini Stable Diffusion's text encoder."""
+    """The tokenizer of the mini CLIP and of the mini Stable Diffusion's text encoder, trained on alt texts."""
     rng = random.Random(seed)
-    sentences = [words for _ in range(3000) for words in captions(sample_split(rng, "train", names=names))]
+    sentences = [describe(sample_split(rng, "train", names=names), "alt_text", rng) for _ in range(15000)]
     return clip_tokenizer(sentences, vocabulary=400, length=length)
 
 
