@@ -13,14 +13,15 @@ from typing import Any
 
 from dreamllm.config.base import near
 from dreamllm.config.benchmarks import BenchmarkUse
-from dreamllm.config.evaluation import EvaluationSettings
-from dreamllm.config.experiment import FOUNDATION_MODELS
+from dreamllm.config.experiment import FOUNDATION_MODELS, Experiment
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.digests import digest
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.provenance import machine, versions
+
+NOT_IN_PROTOCOL = {"split", "limit", "pictures", "latency", "attention"}  # elsewhere, or not of all benchmarks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,16 +84,19 @@ def main(args: argparse.Namespace) -> None:
         "task": use.task,
         "split": args.split,
         "limit": limit,
-        "protocol": protocol(args, settings) | _benchmark_settings(use),
+        "protocol": protocol(args, experiment) | _benchmark_settings(use),
     }
     task.predict(job, tasks.load(use.task, args.benchmarks, args.split, limit), header)
 
 
-def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
-    """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
+def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
+    """How the predictions were made: settings, precision, digests of the models, versions. No paths and no time."""
+    from dreamllm.model.precision import resolve
+
     folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
-        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency", "attention"}),
+        "settings": experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL),
+        "precision": resolve(experiment.precision),
         "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),

@@ -51,7 +51,7 @@ def predict(job: PredictionJob, items: Sequence[Any], header: dict[str, Any]) ->
 
         from dreamllm.evaluate.likelihoods import language_model
 
-        model, _, context = language_model(job.foundations / "llm", job.experiment.model.template)
+        model, _, context = language_model(job)
         tokenizer = AutoTokenizer.from_pretrained(job.foundations / "llm")
     else:
         whole, processor = job.load()
