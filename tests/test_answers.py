@@ -337,7 +337,7 @@ def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
         ({"a": {"task": "vqa", "source": "okvqa", "shots": [4]}}, "benchmarks.a.shots_from: questions and examples"),
         ({"a": {"task": "vqa", "source": "okvqa", "shots_from": "b"}}, "without examples before the questions"),
         ({"a": {"task": "harness", "source": "piqa"}}, "benchmarks.a.harness_task: missing"),
-        ({"a": {"task": "vqa", "shots": [4, 4]}}, "a number stands there twice"),
+        ({"a": {"task": "vqa", "shots": [4, 4]}}, "shots: 4 is listed twice"),
         ({"a": {"task": "harness", "source": "mmlu", "harness_task": "mmlu", "shots": [0, 5]}}, "takes one number"),
         ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: no benchmark 'vaq'; did you mean vqa"),
     ],
