@@ -1,10 +1,10 @@
 """Time a training step and decoding against a naive implementation and the authors' code: `make bench`.
 
-    python benchmarks/speed.py [--sizes tiny small] [--repeats 7] [--tables steps ablation breakdown ...]
+    python benchmarks/speed.py [--sizes tiny small] [--repeats 7] [--tables steps ablation breakdown decoding]
 
-Prints CPU time of one thread, the median over the repeats; in fp32, except in the table `precision`. The candidates of
-a table are run in turn, so that other load on the machine slows all of them alike. Before anything is timed, the losses
-are compared with those of the naive code. docs/speed.md shows and explains the tables.
+Prints CPU time of one thread in fp32, the median over the repeats. The candidates of a table are run in turn, so that
+other load on the machine slows all of them alike. Before anything is timed, the losses are compared with those of the
+naive code. docs/speed.md shows and explains the tables.
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ from transformers import DynamicCache
 
 from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import Batch, pack
-from dreamllm.model import precision
 from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
-from dreamllm.model.sampling import PictureSampling, draw_from_states
 
 Model = DreamLLMForConditionalGeneration
 
@@ -42,7 +40,6 @@ AUTHORS = {  # milliseconds of CPU time of the authors' released code on one thr
 }
 TRAINED = {"creation": ("dream_queries", "condition_projector")}  # by workload; all others train UNFROZEN
 TOLERANCE = 1e-5  # relative, of losses
-PICTURES = 32  # sampled at once, as in the default run
 
 
 def median_ms(candidates: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -314,43 +311,6 @@ def matmul_speed(side: int = 512, turns: int = 20) -> float:
     return 10 * 2 * side**3 / best
 
 
-# ---- precision -------------------------------------------------------------------------------------------------------
-
-
-def precisions(size: str, repeats: int) -> str:
-    """Table: a training step on the workload "mixed", and the sampling of a picture, in fp32 and in bf16."""
-    candidates: dict[tuple[str, str], Callable[[], object]] = {}
-    losses = {}
-    for name, dtype in precision.DTYPES.items():
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16")
-        model = miniature.build(size)
-        packed, _, noise = prepare(model, "mixed")
-        precision.for_training(model, dtype)
-        loss = autocast(lambda model=model, packed=packed, noise=noise: model(**packed.inputs(), noise=noise).loss)
-        with torch.no_grad():
-            losses[name] = loss().item()
-        candidates["training step", name] = step(model, loss, fused_adamw(model))
-        artist = miniature.build(size)
-        precision.for_inference(artist, "cpu", dtype)
-        candidates["picture", name] = lambda artist=artist: sample(artist)
-    times = median_ms(candidates, repeats)
-    rows = []
-    for what, pictures in (("training step", 1), ("picture", PICTURES)):
-        fp32, bf16 = (times[what, name] / pictures for name in ("fp32", "bf16"))
-        rows.append([f"{size}, {what}", f"{fp32:.1f}", f"{bf16:.1f}", f"{bf16 / fp32:.2f}"])
-    rows[0].append(f"{abs(losses['bf16'] / losses['fp32'] - 1):.0e}")
-    rows[1].append("")
-    return table(["ms", "fp32", "bf16", "bf16 / fp32", "loss differs by"], rows)
-
-
-@torch.no_grad()
-def sample(model: Model) -> None:
-    """Sample a batch of pictures as the default run does: 8 steps with guidance."""
-    shape = (PICTURES, model.config.num_dream_queries, model.config.text_config.hidden_size)
-    states = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
-    draw_from_states(model, states, model.null_states(), range(PICTURES), PictureSampling(steps=8, guidance=2.0))
-
-
 # ---- decoding --------------------------------------------------------------------------------------------------------
 
 
@@ -419,7 +379,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"steps": steps, "ablation": ablation, "breakdown": breakdown, "precision": precisions, "decoding": decoding}
+TABLES = {"steps": steps, "ablation": ablation, "breakdown": breakdown, "decoding": decoding}
 
 
 def main() -> None:
