@@ -13,6 +13,7 @@ from typing import Any
 
 from dreamllm.config.base import near
 from dreamllm.config.benchmarks import BenchmarkUse
+from dreamllm.config.evaluation import WITHOUT_EFFECT
 from dreamllm.config.experiment import FOUNDATION_MODELS, Experiment
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.digests import digest
@@ -21,7 +22,9 @@ from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.provenance import machine, versions
 
-NOT_IN_PROTOCOL = {"split", "limit", "pictures", "latency", "attention"}  # elsewhere, or not of all benchmarks
+NOT_IN_PROTOCOL: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
+"""Keys of `evaluation` that stand elsewhere in a prediction file, or matter to some benchmarks alone."""
+MOST_SAMPLES = 10_000  # images per prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     Raises ConfigProblem for an unknown benchmark, BenchmarkProblem for a model that cannot take it or a broken file.
     """
     experiment = load(args.config, args.seed)
+    if not 0 <= args.sample < MOST_SAMPLES:
+        raise BenchmarkProblem("--sample", str(args.sample), f"is not from 0 to {MOST_SAMPLES - 1}")
     tasks.check(experiment, args.config)
     if args.benchmark not in (*tasks.NAMES, *experiment.benchmarks):
         hint = near(args.benchmark, [*tasks.NAMES, *experiment.benchmarks])
@@ -62,6 +67,8 @@ def main(args: argparse.Namespace) -> None:
     if (args.model in ("llm", "sd")) == bool(args.checkpoints):
         problem = "is a foundation model, give no" if args.checkpoints else "give its"
         raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints")
+    if args.out.suffix != f".{task.TASK.predictions}":
+        raise BenchmarkProblem("--out", str(args.out), f"should end in .{task.TASK.predictions}")
     settings = experiment.evaluation
     limit = task.limit(settings) if hasattr(task, "limit") else settings.limit
     job = PredictionJob(
@@ -95,7 +102,7 @@ def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]
 
     folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
-        "settings": experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL),
+        "settings": experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL | WITHOUT_EFFECT),
         "precision": resolve(experiment.precision),
         "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
