@@ -27,6 +27,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import Batch
+from dreamllm.model import precision
 from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration, packed_attention_mask
 
@@ -194,13 +195,6 @@ def bfloat16_products_and_eager_attention(model: Model) -> Iterator[None]:
         yield
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU has instructions for products in bfloat16."""
-    path = Path("/proc/cpuinfo")
-    flags = path.read_text(encoding="utf-8").split() if path.is_file() else []
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +218,7 @@ def alternatives(size: str, workload: str, repeats: int, compiled: bool = False)
         "UNet and VAE channels last": (loss, lambda: channels_last(model)),
         "UNet and VAE with eager attention": (loss, lambda: eager_unet(model)),
     }
-    if has_bfloat16():
+    if precision.resolve("auto") == "bf16":
         variants["products in bfloat16"] = (loss, bfloat16_products)
         variants["products in bfloat16, eager attention"] = (loss, lambda: bfloat16_products_and_eager_attention(model))
     if compiled:

@@ -19,6 +19,7 @@ from dreamllm import digests, provenance
 from dreamllm.digests import content_files
 from dreamllm.emoji import world
 from dreamllm.evaluate import predict, predictions, score, tasks
+from dreamllm.model import precision
 from dreamllm.repro.audit.audited_run import AuditedRun, Output
 from dreamllm.repro.audit.lineage import Run
 from dreamllm.results import tables
@@ -104,6 +105,7 @@ def write_checkpoint(run: Run, stage: str) -> None:
         "seed": experiment.seed,
         "config": settings.model_dump(mode="json"),
         "model": {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")},
+        "precision": precision.resolve(experiment.precision),
         "foundations": checkpoint.foundation_digests(run.root / experiment.foundations.folder),
         "init": [digests.digest(path) for path in above],
         "data": {name: {path.name: digests.digest(path) for path in paths} for name, paths in shards.items()},
@@ -122,7 +124,7 @@ def write_predictions(run: Run, model: str, benchmark: str, right: int = 2) -> P
     stages = [root / run.paths.checkpoint(stage) for stage in run.experiment.stages_of(model)]
     arguments = {"model": model, "foundations": root / run.experiment.foundations.folder, "checkpoints": stages}
     header = {"model": model, "benchmark": benchmark, "task": benchmark, "split": settings.split, "limit": None}
-    header["protocol"] = predict.protocol(argparse.Namespace(**arguments), settings)
+    header["protocol"] = predict.protocol(argparse.Namespace(**arguments), run.experiment)
     asked = tasks.load(benchmark, folder, settings.split)
     known = [item.answers[0] if benchmark == "vqa" else item.label for item in asked]
     said = [word if number % 3 < right else "nothing" for number, word in enumerate(known)]

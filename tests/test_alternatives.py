@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import alternatives
 import miniature
+import precision
 import speed
 
 
@@ -82,6 +83,12 @@ def test_the_variants_keep_the_loss_and_restore_the_model(model):
         assert model(**packed.inputs(), noise=noise).loss.item() == wanted
     assert all(torch.equal(before[name], parameter) for name, parameter in model.state_dict().items())
     assert torch.backends.mkldnn.matmul.fp32_precision != "bf16"
+
+
+def test_both_precisions_are_timed_in_one_run():
+    rows = [row.strip("| ").split(" | ") for row in precision.precisions("tiny", repeats=1).splitlines()[2:]]
+    assert [row[0] for row in rows] == ["tiny, training step", "tiny, picture"]
+    assert all(float(cell) > 0 for row in rows for cell in row[1:4]) and 0 < float(rows[0][4]) < 0.02
 
 
 def test_the_table_has_time_and_change_of_loss_of_each_variant():

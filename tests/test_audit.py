@@ -112,6 +112,11 @@ def edit_the_saved_configuration(root: Path) -> None:
     rewrite(root / CHECKPOINT.format("sft"), lambda about: about["config"].update(learning_rate=5e-4))
 
 
+def mix_precisions(root: Path) -> None:
+    other = {"fp32": "bf16", "bf16": "fp32"}
+    rewrite(root / CHECKPOINT.format("sft"), lambda about: about.update(precision=other[about["precision"]]))
+
+
 def edit_the_experiment(root: Path) -> None:
     replace(root / audited_repository.CONFIG, "steps: 2", "steps: 3")
 
@@ -265,6 +270,7 @@ FAULTS = [  # (fault, the check that is there for it, what it says, other checks
     (swap_checkpoints, "A04", "tensors of stage align were replaced or truncated", {"A09"}),
     (cut_a_checkpoint, "A04", "tensors of stage sft were replaced or truncated", {"A09"}),
     (edit_the_saved_configuration, "A09", "stage sft: config.learning_rate is 0.0005, but 0.001 in", {"A04"}),
+    (mix_precisions, "A09", "in results/checkpoints/small/align/checkpoint.json", {"A04"}),
     (edit_the_experiment, "A09", "stage sft: config.steps is 2, but 3 in config/small.yaml", {"A03"}),
     (edit_the_trained_parts, "A09", "has tensors of dream_queries, visual_projector, checkpoint.json says", {"A04"}),
     (take_a_licence, "A07", "llava_pretrain has no licence, and `unknown` gives no reason", {"A03"}),

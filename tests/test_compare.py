@@ -101,6 +101,20 @@ def run(a: Path, b: Path, out: Path | None = None, seeds: Path = Path()) -> int:
     return 0
 
 
+def test_a_difference_of_precision_is_noted_where_both_sides_say_theirs():
+    def metrics(**protocol) -> dict:
+        numbers = {"accuracy": number(0.5)}
+        return {
+            "sft/pope": {"split": "test", "metrics": numbers, "groups": {}, "protocol": {"settings": {}} | protocol}
+        }
+
+    def notes(a: dict, b: dict) -> list[str]:
+        return [one.note for one in compare.compare(a, b)]
+
+    assert notes(metrics(precision="fp32"), metrics(precision="bf16")) == ["precision differs: fp32, bf16"]
+    assert notes(metrics(precision="bf16"), metrics(precision="bf16")) == notes(metrics(), metrics(precision="bf16"))
+
+
 def test_equal_folders_are_the_same_bytes(tmp_path, capsys):
     a, b = (results(tmp_path / name, accuracy=number(0.5, 0.1, 0.1), f1=number(0.4)) for name in "ab")
     assert run(a, b, tmp_path / "levels") == 0

@@ -90,7 +90,7 @@ def test_every_trained_stage_hands_its_parameters_to_dvc():
         key for stage in STAGES.values() for entry in stage.get("params", []) for key in entry["config/embedded.yaml"]
     }
     assert {f"stages.{name}" for name in EXPERIMENT.stages} <= seen
-    assert {"world", "foundations", "seed", "model", "sd_finetuned", "evaluation", "evaluations"} <= seen
+    assert {"world", "foundations", "seed", "precision", "model", "sd_finetuned", "evaluation", "evaluations"} <= seen
 
 
 def test_the_report_is_made_of_results_and_is_no_stage(checkout, jobs):

@@ -115,6 +115,12 @@ def test_other_encoders_have_other_files(world, tmp_path, cache):
     assert len(added) == 8 and all(name.startswith("clip-") for name in added)
 
 
+def test_another_precision_has_files_of_its_own(world, tmp_path, cache):
+    shutil.copytree(cache, tmp_path / "cache")
+    train(world, tmp_path / "work", tmp_path / "cache", precision="bf16")
+    assert len([*(tmp_path / "cache").glob("*.safetensors")]) == 2 * len([*cache.glob("*.safetensors")])
+
+
 def test_a_damaged_document_is_skipped_as_without_the_cache(world, tmp_path):
     damaged = tmp_path / "world"
     shutil.copytree(world, damaged)

@@ -89,18 +89,25 @@ def test_training_a_part_twice_gives_the_same_bytes(foundations, tmp_path):
             assert (tmp_path / part / file.name).read_bytes() == file.read_bytes(), file
 
 
-def test_fine_tuning_changes_the_unet_and_records_its_losses(foundations, tmp_path):
+def test_fine_tuning_changes_the_unet_and_records_losses_and_precision(foundations, tmp_path):
     rng = random.Random(0)
     shards.write((world.pair(str(i), rng, 48) for i in range(4)), tmp_path / "pairs")
-    finetune_sd.main(
-        argparse.Namespace(
-            config=EXPERIMENT, seed=None, foundations=foundations, data=[tmp_path], out=tmp_path / "sd_finetuned"
+    before = UNet2DConditionModel.from_pretrained(foundations / "sd", subfolder="unet").conv_in.weight.float()
+    content = yaml.safe_load(Path(EXPERIMENT).read_text(encoding="utf-8"))
+    config, first = tmp_path / "config.yaml", {}
+    for name in ("fp32", "bf16"):
+        config.write_text(yaml.safe_dump(content | {"precision": name}), encoding="utf-8")
+        out = tmp_path / name
+        finetune_sd.main(
+            argparse.Namespace(config=config, seed=None, foundations=foundations, data=[tmp_path], out=out)
         )
-    )
-    before = UNet2DConditionModel.from_pretrained(foundations / "sd", subfolder="unet").conv_in.weight
-    after = UNet2DConditionModel.from_pretrained(tmp_path / "sd_finetuned" / "unet").conv_in.weight
-    assert not torch.equal(before.float(), after.float())
-    assert (tmp_path / "sd_finetuned" / "losses.csv").read_text().startswith("step,diffusion_loss\n1,")
+        after = UNet2DConditionModel.from_pretrained(out / "unet").conv_in.weight
+        assert after.dtype == torch.float32 and not torch.equal(before, after)
+        head, losses, *_ = (out / "losses.csv").read_text().splitlines()
+        assert head == "step,diffusion_loss" and losses.startswith("1,")
+        first[name] = float(losses.split(",")[1])
+        assert json.loads((out / "checkpoint.json").read_text())["precision"] == name
+    assert first["bf16"] != first["fp32"] and first["bf16"] == pytest.approx(first["fp32"], rel=0.02)
 
 
 def test_fine_tuning_on_public_pairs_as_the_authors_code_does(foundations, tmp_path):

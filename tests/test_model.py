@@ -75,6 +75,30 @@ def test_packing_changes_no_hidden_state_whatever_the_language_model(name):
         start += len(sequence)
 
 
+@pytest.mark.parametrize("pictures_at_a_time", [None, 2])
+def test_the_loss_of_several_draws_is_the_mean_of_their_losses(pictures_at_a_time):
+    """Value and gradient, with dropped conditions, however many pictures go through the UNet at once."""
+    model, processor = tiny.build()
+    model.config.noise_draws, model.config.condition_dropout, model.config.snr_gamma = 3, 0.5, 5.0
+    model.train()
+    batch = processor.collate(pack(sequences(processor), 256)).inputs()
+    count = len(batch["draw_slots"])
+    noise = model.draw_noise(count, torch.Generator().manual_seed(0))
+    assert len(noise.timesteps) == 3 * count and noise.dropped.any() and not noise.dropped.all()
+
+    def loss_and_gradient(noise, **options) -> torch.Tensor:
+        model.zero_grad()
+        loss = model(**batch, noise=noise, **options).diffusion_loss
+        loss.backward()
+        return torch.cat([loss.detach().flatten(), model.dream_queries.grad.flatten()])
+
+    alone = [loss_and_gradient(noise[draw::3]) for draw in range(3)]
+    model.pictures_at_a_time = pictures_at_a_time
+    assert torch.allclose(loss_and_gradient(noise), sum(alone) / 3, atol=1e-5)
+    assert torch.allclose(loss_and_gradient(noise, num_pictures=2 * count), sum(alone) / 6, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_packing_works_with_every_attention(attention, tmp_path):
     model, processor = tiny.build()

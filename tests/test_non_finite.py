@@ -108,11 +108,13 @@ def test_stable_diffusion_draws_nothing_from_values_that_are_not_finite(part, wo
 
     wanted = [drawing.DrawRequest(_Item(), "A ship.", 1, "000000.png")]
     settings = Drawing(steps=2)
-    (whole,) = [picture for _, picture in drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings)]
+    (whole,) = [
+        picture for _, picture in drawing.draw_with_sd(world / "foundations/sd", None, torch.float32, wanted, settings)
+    ]
     assert whole.size == (16, 16)
     monkeypatch.setattr(weights, "load_weights", spoil)
     with pytest.raises(NonFiniteValues, match="ship: (latents|pixels)"):
-        list(drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings))
+        list(drawing.draw_with_sd(world / "foundations/sd", None, torch.float32, wanted, settings))
 
 
 class _Item:
@@ -135,7 +137,7 @@ def test_stable_diffusion_draws_what_its_own_pipeline_draws(world):  # noqa: F81
         prompt=["A ship."], num_inference_steps=3, guidance_scale=settings.guidance, generator=generators, latents=noise
     ).images[0]
     one = drawing.DrawRequest(_Item(), "A ship.", 1, "000000.png")
-    ((_, found),) = drawing.draw_with_sd(folder, None, [one], settings)
+    ((_, found),) = drawing.draw_with_sd(folder, None, torch.float32, [one], settings)
     assert np.array_equal(np.asarray(found), np.asarray(wanted))
 
 

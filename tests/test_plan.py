@@ -98,6 +98,8 @@ def test_flops_of_a_step_by_hand():
         "VAE": 22.0,
         "UNet": 2 * 26.0,
     }
+    draws = arithmetic.step_flops(SIZE, stage(noise_draws=4), Machine(), load)
+    assert (draws["UNet"], draws["VAE"]) == (4 * 2 * 26.0, 22.0)
 
 
 def test_frozen_parts_cost_less_and_recomputing_more():

@@ -1,4 +1,4 @@
-"""Models compute in bfloat16 on a GPU (here requested on the CPU) and in fp32 on a CPU."""
+"""Models compute in bfloat16 or fp32, as the configuration's key `precision` says (here on a CPU)."""
 
 from __future__ import annotations
 
@@ -30,15 +30,27 @@ def batch_losses(model, processor, autocast: bool) -> torch.Tensor:
     return torch.stack([output.loss, output.language_loss, output.diffusion_loss])
 
 
-def test_a_gpu_computes_in_bfloat16_and_a_cpu_in_fp32():
-    assert precision.compute_dtype("cuda:3") == BF16
-    assert precision.compute_dtype(torch.device("cpu")) == torch.float32
+@pytest.mark.parametrize(
+    ("device", "capabilities", "expected"),
+    [
+        ("cuda", {"avx2": True}, "bf16"),
+        ("cpu", {"avx512_bf16": True, "amx_bf16": False}, "bf16"),
+        ("cpu", {"amx_bf16": True}, "bf16"),
+        ("cpu", {"avx512_bf16": False, "avx512_bw": True}, "fp32"),
+        ("cpu", {"architecture": "arm64", "bf16": True}, "fp32"),  # not measured, so not automatic
+    ],
+)
+def test_auto_is_bf16_where_the_hardware_has_it(monkeypatch, device, capabilities, expected):
+    monkeypatch.setattr(precision, "default_device", lambda: torch.device(device))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert precision.resolve("auto") == expected
+    assert [precision.resolve(name) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
 
 
-def test_on_a_cpu_every_weight_stays_bit_for_bit():
+def test_in_fp32_every_weight_stays_bit_for_bit():
     model, _ = tiny.build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    precision.for_inference(model, "cpu")
+    precision.for_inference(model, "cpu", torch.float32)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     unet = model.unet
     precision.cast_unet(unet, torch.float32)

@@ -244,9 +244,14 @@ def test_runs_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path) ->
     files = seeds(tmp_path, 0.5, 0.6)
     files[1].write_text(files[1].read_text().replace('"prompts"', '"seed": 7, "prompts"'))
     assert len(metrics_store.read_runs(files)) == 2
-    files[1].write_text(files[1].read_text().replace('"num_beams": 1', '"num_beams": 5'))
-    with pytest.raises(BenchmarkProblem, match="differs from run study_0 in settings or number of items"):
-        metrics_store.read_runs(files)
+    text = files[1].read_text()
+    for old, new in (('"num_beams": 1', '"num_beams": 5'), ('"settings"', '"precision": "bf16", "settings"')):
+        assert old in text
+        files[1].write_text(text.replace(old, new))
+        with pytest.raises(
+            BenchmarkProblem, match="differs from run study_0 in settings, precision or number of items"
+        ):
+            metrics_store.read_runs(files)
 
 
 # ---- forms ---------------------------------------------------------------------------------------------------------

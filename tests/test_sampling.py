@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 
 import tiny
 from dreamllm.config.evaluation import Drawing, EvaluationSettings
+from dreamllm.config.reading import load
 from dreamllm.data.document import Document, Text
 from dreamllm.evaluate import demo_page, drawing
 from dreamllm.evaluate.predict import protocol
@@ -89,7 +90,7 @@ def test_stable_diffusion_has_the_same_options(options, world):  # noqa: F811
         **options,
     ).images[0]
     one = drawing.DrawRequest(argparse.Namespace(id="ship", prompt="A ship."), "A ship.", 1, "000000.png")
-    ((_, found),) = drawing.draw_with_sd(folder, None, [one], settings)
+    ((_, found),) = drawing.draw_with_sd(folder, None, torch.float32, [one], settings)
     assert np.array_equal(np.asarray(found), np.asarray(wanted))
 
 
@@ -138,7 +139,9 @@ def test_a_configuration_is_held_to_the_same_and_its_options_are_recorded(world)
             Drawing(**options)
     wanted = {"guidance_rescale": 0.7, "eta": 0.2, "negative_prompt": "blurry", "height": 32, "width": 16}
     asked = argparse.Namespace(model="sd", foundations=world / "foundations", checkpoints=[])
-    recorded = protocol(asked, EvaluationSettings(drawing=Drawing(**wanted)))["settings"]["drawing"]
+    settings = EvaluationSettings(drawing=Drawing(**wanted))
+    experiment = load(world / "config.yaml").model_copy(update={"evaluation": settings})
+    recorded = protocol(asked, experiment)["settings"]["drawing"]
     assert recorded.items() >= wanted.items()
 
 

@@ -212,17 +212,9 @@ def processor():
 def test_in_bfloat16_the_weights_that_are_trained_stay_in_fp32(world, alone, tmp_path):
     """What a GPU does, on the CPU: also where FSDP gathers bf16 copies of fp32 shards."""
 
-    def child_of(folder: Path, machine: dict) -> Callable[[int], None]:
-        def child(rank: int) -> None:
-            original = distributed.Accelerator
-            distributed.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
-            test_train.run(world, folder, experiment(machine))
-
-        return child
-
+    settings = experiment({"sharding": "full_shard"}, precision="bf16")
     for name, processes in (("alone", 1), ("two", 2)):
-        machine = {"sharding": "full_shard"}
-        assert ranks.run(processes, child_of(tmp_path / name, machine), tmp_path / name) == [""] * processes
+        assert train(world, tmp_path / name, settings, processes) == [""] * processes
         found = test_train.losses(tmp_path / name / "out")
         for row, wanted in zip(found, test_train.losses(alone / "out"), strict=True):
             assert row["loss"] == pytest.approx(wanted["loss"], rel=0.02)
@@ -239,8 +231,7 @@ def test_a_frozen_language_model_is_sharded_in_bfloat16_beside_trained_fp32(worl
     settings["trains"] = ["dream_queries", "condition_projector"]
 
     def child(rank: int) -> None:
-        original, prepare = distributed.Accelerator, distributed.prepare_model
-        distributed.Accelerator = lambda **options: original(**{**options, "mixed_precision": "bf16"})
+        prepare = distributed.prepare_model
 
         def prepare_and_check(model, *others):
             result = prepare(model, *others)
@@ -250,7 +241,7 @@ def test_a_frozen_language_model_is_sharded_in_bfloat16_beside_trained_fp32(worl
             return result
 
         distributed.prepare_model = prepare_and_check
-        test_train.run(world, tmp_path / "two", experiment({"sharding": "full_shard"}, **settings))
+        test_train.run(world, tmp_path / "two", experiment({"sharding": "full_shard"}, precision="bf16", **settings))
 
     assert train(world, tmp_path / "alone", experiment(**settings)) == [""]
     assert ranks.run(2, child, tmp_path / "two") == ["", ""]

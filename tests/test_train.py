@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import tiny
@@ -36,8 +37,8 @@ FILES = ("checkpoint.json", "losses.csv", "trained.safetensors")
 EVERYTHING = ["language_model", "visual_projector", "dream_queries", "condition_projector"]
 
 
-def experiment(**changes) -> Experiment:
-    """One stage, called `igpt`, of a few tiny steps."""
+def experiment(precision: str = "fp32", **changes) -> Experiment:
+    """One stage, called `igpt`, of a few tiny steps. precision: not auto, so that the losses are the same everywhere"""
     igpt = {
         "trains": EVERYTHING,
         "mode": "joint",
@@ -54,6 +55,7 @@ def experiment(**changes) -> Experiment:
     return Experiment.model_validate(
         {
             "name": "tiny",
+            "precision": precision,
             "foundations": {"source": "fetch", "md5": "0" * 32 + ".dir", "sha256": "0" * 64},
             "model": {"num_dream_queries": 4, "template": "plain"},
             "stages": {"igpt": igpt},
@@ -76,6 +78,7 @@ def world(tmp_path_factory) -> Path:
 
 
 def run(world: Path, folder: Path, settings: Experiment, **options) -> Path:
+    AcceleratorState._reset_state()  # it would keep the precision of the process's first training
     paths = {"foundations": world / "foundations", "data": [world / "data"], "init": [], "work": folder / "work"}
     train(settings, "igpt", **{**paths, "out": folder / "out", **options})
     return folder / "out"
@@ -202,8 +205,9 @@ def test_logs_can_be_read_by_tensorboard(trained):
 # ---- resume --------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_resumes_bit_equal(world, tmp_path):
-    settings = experiment(steps=30)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_killed_run_resumes_bit_equal(world, tmp_path, precision):
+    settings = experiment(precision, steps=30)
     whole = run(world, tmp_path / "whole", settings)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     work = tmp_path / "killed" / "work"
@@ -334,6 +338,31 @@ def test_a_stage_without_pictures_or_without_language_targets_trains(world, tmp_
     pairs = experiment(steps=2, mixture={"pairs": 1.0}, mode="creation", trains=["dream_queries"], loss_weights=weights)
     drawn = losses(run(world, tmp_path / "pairs", pairs))
     assert all(math.isnan(row["language_loss"]) and row["loss"] == row["diffusion_loss"] > 0 for row in drawn)
+
+
+def test_a_training_in_another_precision_starts_anew_and_says_so(world, tmp_path, monkeypatch, capsys):
+    def save_and_stop(*arguments):
+        saved(*arguments)
+        raise KeyboardInterrupt
+
+    saved = resume.save
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(resume, "save", save_and_stop)
+        run(world, tmp_path, experiment("bf16"), save_every=0)
+    assert saved_step(tmp_path / "work") == 1
+    out = run(world, tmp_path, experiment("fp32"))
+    assert "the saved state is of a training with different precision; starting from step 0" in capsys.readouterr().out
+    assert json.loads((out / "checkpoint.json").read_text())["precision"] == "fp32"
+    assert losses(out) == losses(run(world, tmp_path / "anew", experiment("fp32")))
+
+
+def test_with_several_draws_a_stage_trains_alike_however_its_rows_are_divided(world, tmp_path):
+    settings = {"noise_draws": 3, "stratified_timesteps": True, "condition_dropout": 0.5}
+    whole = run(world, tmp_path / "whole", experiment(**settings))
+    parts = Experiment.model_validate(experiment(**settings).model_dump() | {"machine": {"rows_at_a_time": 1}})
+    for row, wanted in zip(losses(run(world, tmp_path / "parts", parts)), losses(whole), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-4, abs=1e-6, nan_ok=True)
+    assert losses(whole)[0]["diffusion_loss"] != losses(run(world, tmp_path / "one", experiment()))[0]["diffusion_loss"]
 
 
 def test_a_stage_without_any_loss_is_refused(world, tmp_path):

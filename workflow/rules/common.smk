@@ -74,7 +74,9 @@ def seed_flag(wildcards):
 
 def stage_settings(stage):
     """Digest of the settings that a stage is trained with, as a function of the run."""
-    return lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.model, EXPERIMENT.stages[stage])
+    return lambda wildcards: digest(
+        RUNS[wildcards.run].seed, EXPERIMENT.precision, EXPERIMENT.model, EXPERIMENT.stages[stage]
+    )
 
 
 # Snakemake runs a job again when a param changes, unless the param is a function of the output (or input). So what must

@@ -45,7 +45,7 @@ def evaluation_settings(wildcards):
     seen = {"split", "limit", "prompts", "seed", *task_of(wildcards.benchmark).settings, *(["text"] if rewrite else [])}
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
     settings = RUNS[wildcards.run].evaluation.model_dump(mode="json", include=seen, exclude=WITHOUT_EFFECT)
-    return digest(EXPERIMENT.model, settings, rewrite, *of_its_own)
+    return digest(EXPERIMENT.precision, EXPERIMENT.model, settings, rewrite, *of_its_own)
 
 
 @functools.cache

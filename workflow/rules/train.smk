@@ -58,7 +58,7 @@ if EXPERIMENT.sd_finetuned:
             seed=seed_flag,
             foundations=subpath(input.sd, parent=True),
             code=code_digest("dreamllm.train.finetune_sd"),
-            config=lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.sd_finetuned),
+            config=lambda wildcards: digest(RUNS[wildcards.run].seed, EXPERIMENT.precision, EXPERIMENT.sd_finetuned),
         shell:
             "{params.launch} --job {log:q} finetune-sd --config {params.experiment:q} {params.seed}"
             " --foundations {params.foundations:q} --data {input.shards:q} --out {output.checkpoint:q} > {log:q} 2>&1"

@@ -64,6 +64,10 @@ class Experiment(Section):
     """Train and evaluate once with each of these seeds, in runs called NAME_SEED; the tables have means over the runs,
     with intervals that include the variance between seeds. [] = one run with `seed`. All runs share world and
     foundations."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Precision of training and predictions. bf16: matrix products and frozen weights in bfloat16, trained weights and
+    optimiser state in fp32. auto: bf16 on a GPU, and on a CPU that has instructions for it (AVX512-BF16, AMX); fp32 on
+    other CPUs. Checkpoints and predictions record which of the two it was."""
     machine: Machine = Machine()
     world: World = World()
     sources: dict[Name, SourceSettings] = {}

@@ -74,6 +74,9 @@ class Stage(Section):
     it: 0.1)."""
     snr_gamma: Positive | None = None
     """Gamma of min-SNR weighting (arXiv 2303.09556); null = off."""
+    noise_draws: Count = 1
+    """Noises and timesteps per picture and pass of the language model (paper: 1). The UNet denoises each picture this
+    often under the same condition, and the diffusion loss is the mean: less variance for the UNet's time alone."""
     noise_offset: Annotated[float, Field(ge=0)] = 0.0
     """Strength of offset noise; 0 = off."""
     input_perturbation: Annotated[float, Field(ge=0)] = 0.0

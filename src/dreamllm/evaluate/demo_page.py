@@ -111,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
     from dreamllm.model.generate import TextSampling, check_text_sampling, interleave
+    from dreamllm.model.precision import DTYPES, resolve
     from dreamllm.model.processor import PromptProblem, parse
     from dreamllm.model.sampling import PictureSampling, check_sampling
     from dreamllm.train.checkpoint import load_for_inference
@@ -133,7 +134,8 @@ def main(arguments: argparse.Namespace) -> None:
     check_text_sampling(text_sampling)
     check_sampling(picture_sampling)
     seeds = [arguments.seed + index for index in range(len(prompts))]
-    model, processor = load_for_inference(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
+    checkpoints = arguments.checkpoints or [CHECKPOINT]
+    model, processor = load_for_inference(arguments.foundations, checkpoints, DTYPES[resolve("auto")])
     continuations = interleave(model, processor, prompts, seeds, text_sampling, picture_sampling)
     save(continuations, arguments.out)
     print(arguments.out / "index.html")

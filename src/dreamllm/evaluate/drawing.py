@@ -20,6 +20,8 @@ from dreamllm.evaluate import prompts, selection
 from dreamllm.evaluate.job import PredictionJob, batches
 
 if TYPE_CHECKING:
+    import torch
+
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
     from dreamllm.model.sampling import PictureSampling
@@ -162,11 +164,11 @@ def sd_folders(job: PredictionJob) -> tuple[Path, Path | None]:
 
 
 def draw_with_sd(
-    folder: Path, unet: Path | None, requests: Sequence[DrawRequest], settings: DrawingSettings
+    folder: Path, unet: Path | None, dtype: torch.dtype, requests: Sequence[DrawRequest], settings: DrawingSettings
 ) -> Iterator[tuple[DrawRequest, Image.Image]]:
     """Generate images with Stable Diffusion and its own text encoder, from the same initial noise as `draw`.
 
-    unet: folder of a UNet that replaces the foundation's
+    unet: folder of a UNet that replaces the foundation's.  dtype: what text encoder and UNet compute in
     Raises NonFiniteValues, with the item's id, where the UNet or the VAE give NaN or infinity, SamplingProblem for
     settings that do not fit the model.
     """
@@ -180,10 +182,9 @@ def draw_with_sd(
 
     parts = {"unet": load_weights(UNet2DConditionModel, unet, dtype=torch.float32)} if unet else {}
     pipeline = load_weights(StableDiffusionPipeline, folder, dtype=torch.float32, safety_checker=None, **parts)
-    device = precision.default_device()
-    pipeline = pipeline.to(device)
-    precision.cast(pipeline.text_encoder.parameters(), precision.compute_dtype(device))
-    precision.cast_unet(pipeline.unet, precision.compute_dtype(device))
+    pipeline = pipeline.to(precision.default_device())
+    precision.cast(pipeline.text_encoder.parameters(), dtype)
+    precision.cast_unet(pipeline.unet, dtype)
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     sampling, scale = picture_sampling(settings), pipeline.vae_scale_factor

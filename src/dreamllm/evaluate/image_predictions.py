@@ -53,7 +53,9 @@ def write_sd_images(
     prompts = [item.prompt for item in items] if texts is None else texts
     header["protocol"]["text_encoder"] = drawing.count_truncated(sd, prompts)
     settings = job.settings.drawing
-    write_images(job, items, header, lambda pending, _: drawing.draw_with_sd(sd, unet, pending, settings), texts)
+    write_images(
+        job, items, header, lambda pending, _: drawing.draw_with_sd(sd, unet, job.dtype, pending, settings), texts
+    )
 
 
 class ImageFolder(Mapping[str, Image.Image]):

@@ -16,6 +16,8 @@ from dreamllm.evaluate.prompts import PromptSet, Wording
 from dreamllm.evaluate.tasks import Task
 
 if TYPE_CHECKING:
+    import torch
+
     from dreamllm.emoji.foundations.scene_classifier import SceneClassifier
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
@@ -66,11 +68,18 @@ class PredictionJob:
         """The words around images and questions."""
         return self.task.wording_of(self.use.source, self.prompts)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the model computes in."""
+        from dreamllm.model.precision import DTYPES, resolve
+
+        return DTYPES[resolve(self.experiment.precision)]
+
     def load(self) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
         """The DreamLLM made of the checkpoints, ready for inference."""
         from dreamllm.train.checkpoint import load_for_inference
 
-        return load_for_inference(self.foundations, self.checkpoints)
+        return load_for_inference(self.foundations, self.checkpoints, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.data.document import Document
 from dreamllm.data.layout import TEMPLATES, Vocabulary, lay_out_prompt
-from dreamllm.evaluate.job import batches, record
+from dreamllm.evaluate.job import PredictionJob, batches, record
 from dreamllm.evaluate.prompts import PromptSet, as_text
 
 
-def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
-    """The foundation language model, its vocabulary (without pictures) and its context."""
+def language_model(job: PredictionJob) -> tuple[Any, Vocabulary, int]:
+    """The foundation language model of a job, its vocabulary (without pictures) and its context."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dreamllm.model import precision
     from dreamllm.model.weights import load_part, load_weights
 
+    folder = job.foundations / "llm"
     model = load_weights(AutoModelForCausalLM, folder, dtype=torch.float32)
-    precision.for_inference(model, precision.default_device())
+    precision.for_inference(model, precision.default_device(), job.dtype)
     tokenizer = load_part(AutoTokenizer, folder)
     eos = tokenizer.eos_token_id
     vocabulary = Vocabulary(
@@ -37,7 +37,7 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
         dream_end=-1,
         num_patches=0,
         num_queries=0,
-        template=TEMPLATES[template],
+        template=TEMPLATES[job.experiment.model.template],
     )
     return model, vocabulary, getattr(model.config, "max_position_embeddings", 2048)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from dreamllm.config.base import near
 from dreamllm.config.benchmarks import BenchmarkUse
-from dreamllm.config.evaluation import WITHOUT_EFFECT, EvaluationSettings
-from dreamllm.config.experiment import FOUNDATION_MODELS
+from dreamllm.config.evaluation import WITHOUT_EFFECT
+from dreamllm.config.experiment import FOUNDATION_MODELS, Experiment
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.digests import digest
 from dreamllm.evaluate import tasks
@@ -22,6 +22,8 @@ from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.provenance import machine, versions
 
+NOT_IN_PROTOCOL: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
+"""Keys of `evaluation` that stand elsewhere in a prediction file, or matter to some benchmarks alone."""
 MOST_SAMPLES = 10_000  # images per prompt
 
 
@@ -89,17 +91,19 @@ def main(args: argparse.Namespace) -> None:
         "task": use.task,
         "split": args.split,
         "limit": limit,
-        "protocol": protocol(args, settings) | _benchmark_settings(use),
+        "protocol": protocol(args, experiment) | _benchmark_settings(use),
     }
     task.predict(job, tasks.load(use.task, args.benchmarks, args.split, limit), header)
 
 
-def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
-    """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
+def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
+    """How the predictions were made: settings, precision, digests of the models, versions. No paths and no time."""
+    from dreamllm.model.precision import resolve
+
     folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
-    elsewhere: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
     return {
-        "settings": settings.model_dump(mode="json", exclude=elsewhere | WITHOUT_EFFECT),
+        "settings": experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL | WITHOUT_EFFECT),
+        "precision": resolve(experiment.precision),
         "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),

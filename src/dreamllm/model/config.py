@@ -16,8 +16,8 @@ class DreamLLMConfig(PreTrainedConfig):
     bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
     language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
     alignment_loss_weight: of the loss in `alignment.py`; 0 except in arms of comparison
-    noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: options of the diffusion loss,
-        all off in the paper
+    noise_draws, noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: options of the
+        diffusion loss, all off in the paper (one draw)
     condition_dropout: fraction of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
     vae_config, unet_config, scheduler_config: as in the config.json files of a Stable Diffusion folder
     """
@@ -46,6 +46,7 @@ class DreamLLMConfig(PreTrainedConfig):
     language_loss_weight: float = 1.0
     diffusion_loss_weight: float = 10.0
     alignment_loss_weight: float = 0.0
+    noise_draws: int = 1
     noise_offset: float = 0.0
     input_perturbation: float = 0.0
     stratified_timesteps: bool = False

@@ -16,7 +16,10 @@ from diffusers import DDPMScheduler
 
 @dataclass(frozen=True)
 class DiffusionNoise:
-    """Every random number of the diffusion loss of M pictures, in the order in which they are drawn."""
+    """Every random number of the diffusion loss of M pictures, in the order in which they are drawn.
+
+    With several draws per picture (`noise_draws`), M counts draws; those of one picture are adjacent.
+    """
 
     posterior: torch.Tensor  # (M, C, h, w), of the VAE posterior
     noise: torch.Tensor  # (M, C, h, w), added to the latents; with noise_offset included

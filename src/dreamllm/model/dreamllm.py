@@ -220,7 +220,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Loss of denoising M pictures (M, 3, Hd, Wd), conditioned on query states (M, Q, D); zero for no pictures.
 
         Conditions are dropped in training mode only, and replaced by `null_states` (1, Q, D), computed if None.
-        moments: `latent_moments` of the pictures, in place of pixels.
+        moments: `latent_moments` of the pictures, in place of pixels.  noise: of K draws per picture; each picture is
+        denoised K times under its condition, and the loss is the mean over the draws.
         """
         config = self.config
         drops = self.training and config.condition_dropout > 0
@@ -232,10 +233,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
             unused += [] if null_states is None else [null_states]
             return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
-        mean, std = moments.chunk(2, dim=1)
         if noise is None:
             noise = self.draw_noise(len(moments), generator)
-        noise = noise.to(mean.device)
+        noise = noise.to(moments.device)
+        draws = len(noise.timesteps) // len(moments)
+        mean, std = moments.repeat_interleave(draws, dim=0).chunk(2, dim=1)  # (M K, C, h, w)
+        states = states.repeat_interleave(draws, dim=0)  # (M K, Q, D)
         if noise.dropped is not None:
             null_states = self.null_states() if null_states is None else null_states
             states = diffusion.drop_conditions(states, null_states, noise.dropped)
@@ -251,7 +254,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         weights = None
         if config.snr_gamma is not None:
             weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
-        return diffusion.squared_error(prediction, target, weights, num_pictures)
+        return diffusion.squared_error(prediction, target, weights, num_pictures and num_pictures * draws)
 
     def alignment_loss(
         self,
@@ -276,11 +279,14 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return diffusion.squared_error(conditions, targets, count=num_pictures)
 
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
-        """Draw the random numbers of the diffusion loss of `count` pictures, with the options of the configuration."""
+        """Draw the random numbers of the diffusion loss of `count` pictures, with the options of the configuration.
+
+        Those of picture n are at n K to (n + 1) K - 1, where K is `noise_draws`.
+        """
         config = self.config
         side = config.unet_config["sample_size"]
         return diffusion.draw_noise(
-            (count, config.vae_config["latent_channels"], side, side),
+            (count * config.noise_draws, config.vae_config["latent_channels"], side, side),
             len(self.alphas),
             noise_offset=config.noise_offset,
             input_perturbation=config.input_perturbation,

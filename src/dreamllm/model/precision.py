@@ -1,13 +1,19 @@
-"""Precision of a model's parameters: bfloat16 on a GPU; fp32 on a CPU, and for everything that is trained.
+"""Precision of training and predictions: bf16 or fp32, for the configuration's key `precision`.
 
-Buffers are never cast, because rotary frequencies rounded to bfloat16 would shift the positions of tokens.
+bf16: autocast in training, with frozen weights in bfloat16 and trained ones in fp32; in predictions all weights are in
+bfloat16 except the VAE's. Buffers are never cast, because rotary frequencies rounded to bfloat16 would shift the
+positions of tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # without them bfloat16 is emulated on a CPU, slower than fp32
 
 
 def default_device() -> torch.device:
@@ -15,9 +21,13 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def compute_dtype(device: torch.device | str) -> torch.dtype:
-    """The dtype to compute in on a device: bfloat16 on a GPU, fp32 elsewhere."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+def resolve(precision: Literal["auto", "fp32", "bf16"]) -> Literal["fp32", "bf16"]:
+    """The precision that is used on this machine: `auto` is bf16 where the default device has bfloat16 products."""
+    if precision != "auto":
+        return precision
+    capabilities = torch.cpu.get_capabilities()
+    on_cpu = any(capabilities.get(name) for name in BF16_INSTRUCTIONS)
+    return "bf16" if default_device().type == "cuda" or on_cpu else "fp32"
 
 
 @torch.no_grad()
@@ -27,14 +37,14 @@ def cast(parameters: Iterable[torch.nn.Parameter], dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
-    """Move a model to a device in evaluation mode and cast it to `dtype` (default: `compute_dtype`), except the VAE.
+def for_inference(model: torch.nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Move a model to a device in evaluation mode and cast it to `dtype`, except the VAE.
 
     The VAE stays in fp32: it is small, and rounding is visible in the pictures that it decodes.
     """
     vae = getattr(model, "vae", None)
     kept = set() if vae is None else set(vae.parameters())
-    cast((parameter for parameter in model.parameters() if parameter not in kept), dtype or compute_dtype(device))
+    cast((parameter for parameter in model.parameters() if parameter not in kept), dtype)
     model.to(device).eval()
 
 

@@ -87,8 +87,8 @@ def read_runs(paths: Sequence[Path]) -> Runs:
             raise BenchmarkProblem(path, "", f"is of split {content['split']}, other files are of {next(iter(splits))}")
         for name, other in runs.items():
             if key in other and _conditions(other[key]) != _conditions(content):
-                what = f"differs from run {name} in settings or number of items; runs may differ only in their seeds"
-                raise BenchmarkProblem(path, "", what)
+                what = f"differs from run {name} in settings, precision or number of items"
+                raise BenchmarkProblem(path, "", f"{what}; runs may differ only in their seeds")
     return runs
 
 
@@ -97,9 +97,10 @@ def _run_of(path: Path, model: str) -> str:
     return next((folder.parent.name for folder in path.parents if folder.name == model), path.parent.parent.name)
 
 
-def _conditions(content: dict[str, Any]) -> tuple[Any, Any]:
-    settings = content["protocol"].get("settings", {})
-    return {key: value for key, value in settings.items() if key != "seed"}, content["protocol"].get("n")
+def _conditions(content: dict[str, Any]) -> tuple[Any, ...]:
+    protocol = content["protocol"]
+    settings = {key: value for key, value in protocol.get("settings", {}).items() if key != "seed"}
+    return settings, protocol.get("precision"), protocol.get("n")
 
 
 def find(runs: Runs, model: str, benchmark: str, metric: str, group: str = "") -> Estimate:
@@ -140,6 +141,7 @@ def _protocol(content: dict[str, Any]) -> str:
     """Split and settings in one line."""
     settings = _flat(content["protocol"].get("settings", {}))
     parts = [f"split {content['split']}", *(f"{key} {value}" for key, value in settings.items())]
+    parts += [precision] if (precision := content["protocol"].get("precision")) else []
     if (encoder := content["protocol"].get("text_encoder")) and encoder["cut"]:
         parts.append(f"{encoder['cut']} of {encoder['prompts']} prompts cut off after {encoder['longest']} tokens")
     return "; ".join(parts)

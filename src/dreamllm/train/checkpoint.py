@@ -150,14 +150,14 @@ def _check_options(path: Path, about: Mapping[str, Any]) -> None:
 
 
 def load_for_inference(
-    foundations: str | Path, checkpoints: Sequence[str | Path]
+    foundations: str | Path, checkpoints: Sequence[str | Path], dtype: torch.dtype
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-    """Load a model to run it: `load_model`, on the GPU if there is one, in `precision.for_inference`'s precision.
+    """Load a model to run it: `load_model`, on the GPU if there is one, in the precision `dtype`.
 
     checkpoints: folders in loading order; at least one. Raises CheckpointProblem as `load_model` does.
     """
     model, processor = load_model(foundations, checkpoints)
-    precision.for_inference(model, precision.default_device())
+    precision.for_inference(model, precision.default_device(), dtype)
     return model, processor
 
 

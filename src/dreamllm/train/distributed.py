@@ -36,16 +36,15 @@ class MachineProblem(ValueError):
     """The section `machine` does not fit the stage, or the number of processes that were started."""
 
 
-def start_accelerator(stage: Stage, machine: Machine) -> Accelerator:
-    """Connect to the other processes, with bf16 autocast on GPUs and fp32 on CPUs.
+def start_accelerator(stage: Stage, machine: Machine, dtype: torch.dtype) -> Accelerator:
+    """Connect to the other processes. dtype: bfloat16, with autocast, or float32.
 
     Raises MachineProblem where the stage's rows cannot be divided evenly among the processes.
     """
     find_unused = not (stage.loss_weights.language and stage.loss_weights.diffusion)  # the head, or the projector
-    gpu = torch.cuda.is_available()
     accelerator = Accelerator(
-        cpu=not gpu,  # or several processes without GPUs would not find each other
-        mixed_precision="bf16" if gpu else "no",
+        cpu=not torch.cuda.is_available(),  # or several processes without GPUs would not find each other
+        mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused),

@@ -46,8 +46,8 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.data.document import Document, Text
     from dreamllm.data.mixture import Mixture, next_set
     from dreamllm.digests import digest
+    from dreamllm.model import precision
     from dreamllm.model.finite import check_finite
-    from dreamllm.model.precision import default_device
     from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
     from dreamllm.train.optimise import optimise, to_tensor
@@ -58,10 +58,12 @@ def main(args: argparse.Namespace) -> None:
     if recipe is None:
         raise SystemExit(f"{args.config}: has no section sd_finetuned; add it to fine-tune Stable Diffusion")
     sets = find_shard_sets(recipe.mixture or {"pairs": 1.0}, args.data)
-    device = default_device()
+    device, used = precision.default_device(), precision.resolve(experiment.precision)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=used == "bf16")
     pipeline = load_weights(StableDiffusionPipeline, args.foundations / "sd", dtype=torch.float32).to(device)
     unet, tokenizer, text_encoder = pipeline.unet.train(), pipeline.tokenizer, pipeline.text_encoder.eval()
     unet.set_attn_processor(AttnProcessor())
+    precision.cast(pipeline.text_encoder.parameters(), precision.DTYPES[used])
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     side = unet.config.sample_size * pipeline.vae_scale_factor
 
@@ -95,13 +97,14 @@ def main(args: argparse.Namespace) -> None:
         else:
             picture = picture.resize((side, side))
         picture = ImageOps.mirror(picture) if flip else picture
-        mean = pipeline.vae.encode(to_tensor([picture]).to(device)).latent_dist.mean  # (1, C, h, w)
+        mean = pipeline.vae.encode(to_tensor([picture]).to(device)).latent_dist.mean.float()  # (1, C, h, w)
         check_finite(mean, [pair.id], "latents of the VAE")
         latents = mean * pipeline.vae.config.scaling_factor
         if not recipe.mixture:
             encoded[number, flip] = latents
         return latents
 
+    @autocast
     def loss_of_batch(batch: int) -> torch.Tensor:
         chosen = next_pairs(batch)
         captions = [next(part.text for part in pair.parts if isinstance(part, Text)) for _, pair in chosen]
@@ -143,6 +146,7 @@ def main(args: argparse.Namespace) -> None:
             "stage": "sd_finetuned",
             "seed": experiment.seed,
             "config": recipe.model_dump(mode="json"),
+            "precision": used,
             "foundations": {"sd": digest(args.foundations / "sd")},
             "data": {name: {file.name: digest(file) for file in files} for name, files in sets.items()},
             "code": provenance.code_digest(__name__),

@@ -2,8 +2,8 @@
 
 The stage's section of the configuration says what is trained, on what and how; this file is the training loop. Its
 parts are elsewhere: tokens (`data/layout.py`), losses (`model/dreamllm.py`), order of documents (`data/mixture.py`),
-learning-rate schedule (`schedule.py`), resume state (`resume.py`), several processes (`distributed.py`). Precision is
-fp32 on a CPU, bf16 autocast with fp32 weights on a GPU.
+learning-rate schedule (`schedule.py`), resume state (`resume.py`), several processes (`distributed.py`), precision
+(`model/precision.py`).
 
 Results do not depend on the number of processes beyond rounding: all train on the same batch, each on its share of the
 rows, in micro-batches if the machine cannot hold them at once. The loss of a micro-batch is divided by the targets and
@@ -37,6 +37,7 @@ from dreamllm.data.mixture import Mixture, MixtureProblem, pair_mode
 from dreamllm.data.packing import Row
 from dreamllm.data.stream import Stream, prefetch, start_position
 from dreamllm.digests import digest
+from dreamllm.model import precision
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint, distributed, feature_cache, lora, resume
@@ -71,7 +72,8 @@ def train(
     Raises CheckpointProblem, MachineProblem, ShardProblem, FeatureCacheProblem, ValueError for inputs that do not fit,
     NonFiniteLoss, and RuntimeError when another training holds the work folder.
     """
-    accelerator = distributed.start_accelerator(experiment.stages[name], experiment.machine)
+    used = precision.resolve(experiment.precision)
+    accelerator = distributed.start_accelerator(experiment.stages[name], experiment.machine, precision.DTYPES[used])
     is_first = accelerator.is_main_process
     with resume.locked(work) if is_first else nullcontext():
         # ---- identity: everything that the result depends on --------------------------------------------------------
@@ -86,6 +88,7 @@ def train(
             "seed": experiment.seed,
             "config": stage.model_dump(mode="json"),
             "model": options,
+            "precision": used,
             "foundations": checkpoint.foundation_digests(foundations),
             "init": [digest(Path(folder) / checkpoint.TENSORS) for folder in init],
             "ancestors": [checkpoint.about_ancestor(folder) for folder in init],
@@ -176,7 +179,7 @@ def train(
                         with accelerator.autocast():
                             output = prepared_model(
                                 **micro_batch.to(accelerator.device).inputs(),
-                                noise=noise[pictures],
+                                noise=noise[pictures.start * stage.noise_draws : pictures.stop * stage.noise_draws],
                                 num_targets=counts.targets,
                                 num_pictures=counts.pictures_drawn,
                             )
@@ -277,8 +280,8 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     model.config.language_loss_weight = weights.language
     model.config.diffusion_loss_weight = weights.diffusion
     model.config.alignment_loss_weight = weights.alignment
-    options = ("noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift", "snr_gamma")
-    for option in (*options, "condition_dropout"):
+    options = ("noise_draws", "noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift")
+    for option in (*options, "snr_gamma", "condition_dropout"):
         setattr(model.config, option, getattr(stage, option))
 
 

@@ -52,7 +52,7 @@ def predict(job: PredictionJob, items: Sequence[Any], header: dict[str, Any]) ->
         from dreamllm.evaluate.likelihoods import language_model
         from dreamllm.model.weights import load_part
 
-        model, _, context = language_model(job.foundations / "llm", job.experiment.model.template)
+        model, _, context = language_model(job)
         tokenizer = load_part(AutoTokenizer, job.foundations / "llm")
     else:
         whole, processor = job.load()

@@ -100,7 +100,7 @@ def predict(job: PredictionJob, items: Sequence[ChoiceItem], header: dict[str, A
     from dreamllm.evaluate.likelihoods import choose, language_model
 
     if job.model == "llm":
-        model, vocabulary, context = language_model(job.foundations / "llm", job.experiment.model.template)
+        model, vocabulary, context = language_model(job)
     else:
         whole, processor = job.load()
         model, vocabulary, context = whole.language_model, processor.vocabulary, processor.context

@@ -41,7 +41,7 @@ def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any
     if job.model in TASK.foundations:
         sd, unet = drawing.sd_folders(job)
         header["protocol"]["text_encoder"] = drawing.count_truncated(sd, [item.prompt for item in items])
-        return write(job.out, header, measure(items, partial(drawing.draw_with_sd, sd, unet), job.settings))
+        return write(job.out, header, measure(items, partial(drawing.draw_with_sd, sd, unet, job.dtype), job.settings))
     write(job.out, header, measure(items, partial(drawing.draw, *job.load()), job.settings))
 
 

@@ -14,13 +14,12 @@ from safetensors import SafetensorError, safe_open
 
 from dreamllm import provenance
 from dreamllm.config.evaluation import WITHOUT_EFFECT
+from dreamllm.evaluate.predict import NOT_IN_PROTOCOL
 from dreamllm.repro.audit import lineage, origins
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
 from dreamllm.seeds import seed_of
 
-NOT_IN_HEADERS: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
-"""Keys of `evaluation` that predict.py leaves out, besides those without an effect."""
 TRAINED_BY = {"sd_finetuned": "dreamllm.train.finetune_sd"}  # all other stages by dreamllm.train.trainer
 
 
@@ -205,6 +204,7 @@ def configuration(audited: AuditedRun) -> CheckResult:
     if not audited.trained and not audited.metrics:
         return not_applicable(f"there is no run of {run.name}: {audited.command}, or `make restore`")
     faults: list[Fault] = []
+    precisions: dict[str, Any] = {}
     for stage in audited.trained:
         file = f"{run.paths.checkpoint(stage)}/checkpoint.json"
         if not (about := audited.json(file)):
@@ -221,11 +221,13 @@ def configuration(audited: AuditedRun) -> CheckResult:
                 model["num_dream_queries"] = queries
             faults += _differing_keys(about.get("model") or {}, model, f"stage {stage}: model.", file, audited)
         faults += _differing_keys(about.get("config") or {}, right, f"stage {stage}: config.", file, audited)
-    settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_HEADERS | WITHOUT_EFFECT)
+        precisions[file] = about.get("precision")
+    settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL | WITHOUT_EFFECT)
     answers = list(audited.of_kind("predictions"))
     for link in answers:
         if link.digest and not link.problem:
             faults += _differing_keys(link.facts.get("settings") or {}, settings, "settings.", link.path, audited)
+            precisions[link.path] = link.facts.get("precision")
             selection = {"split": experiment.evaluation.split, "limit": audited.limit(str(link.facts["benchmark"]))}
             now = {key: link.facts.get(key) for key in selection}
             faults += _differing_keys(now, selection, "", link.path, audited)
@@ -233,6 +235,7 @@ def configuration(audited: AuditedRun) -> CheckResult:
             if made != (wanted := run.experiment.stages_of(str(link.facts["model"]))):
                 what = f"was made with checkpoints {', '.join(made) or 'none'}, not {', '.join(wanted) or 'none'}"
                 faults.append(Fault(what, link.path, f"predict again: {audited.command}"))
+    faults += _check_precision(precisions, audited)
     words = f"{len(audited.trained)} checkpoints and {len(answers)} predictions"
     words += f" have the configuration of {run.config}"
     return pass_or_fail(faults, words)
@@ -249,6 +252,20 @@ def _differing_keys(
         elif a != b:
             what = f"{where}{key} is {a!r}, but {b!r} in {audited.run.config}"
             yield Fault(what, file, f"restore the configuration, or make it again: {audited.command}")
+
+
+def _check_precision(recorded: Mapping[str, Any], audited: AuditedRun) -> Iterator[Fault]:
+    """Check that checkpoints and predictions have the configured precision; with `auto`, that all have the same.
+
+    recorded: precision by file
+    """
+    right, where = audited.run.experiment.precision, audited.run.config
+    if right == "auto" and recorded:
+        where, right = next(iter(recorded.items()))
+    for file, precision in recorded.items():
+        if precision not in ("fp32", "bf16") or precision != right:
+            what = f"precision is {precision!r}, but {right!r} in {where}"
+            yield Fault(what, file, f"set `precision` in {audited.run.config} and make it again: {audited.command}")
 
 
 def _check_shapes(audited: AuditedRun, stage: str, about: Mapping[str, Any]) -> Iterator[Fault]:

@@ -145,7 +145,7 @@ def compare(
         benchmark = source.rpartition("/")[2]
         timed = benchmark in tasks.NAMES and tasks.about(benchmark).timed
         predictions = _predictions(left, right)
-        note = "" if _settings(left) == _settings(right) or not (left and right) else "settings differ"
+        note = _differing_protocol(left, right) if left and right else ""
         for name in sorted(numbers[0].keys() | numbers[1].keys()):
             one, other = (of.get(name) or {} for of in numbers)
             if one.get("value") is None and other.get("value") is None:
@@ -166,8 +166,14 @@ def _missing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return ""
 
 
-def _settings(content: Mapping[str, Any]) -> Any:
-    return content.get("split"), content.get("protocol", {}).get("settings")
+def _differing_protocol(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    settings, precisions = (
+        [content.get("protocol", {}).get(key) for content in (a, b)] for key in ("settings", "precision")
+    )
+    if a.get("split") != b.get("split") or settings[0] != settings[1]:
+        return "settings differ"
+    known = None not in precisions  # results of older versions do not say
+    return f"precision differs: {precisions[0]}, {precisions[1]}" if known and precisions[0] != precisions[1] else ""
 
 
 def _predictions(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:

@@ -241,6 +241,7 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
     below += [foundation_link(run, part, digest_) for part, digest_ in as_object(protocol.get("foundations")).items()]
     facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
         "settings": protocol.get("settings"),
+        "precision": protocol.get("precision"),
         "versions": protocol.get("libraries"),
         "machine": protocol.get("machine"),
         "usage": _usage(run, f"predict_{name.replace('/', '_')}"),
@@ -317,7 +318,7 @@ def _checkpoint_inputs(run: Run, stage: str, about: Mapping[str, Any]) -> Iterat
 
 
 def _facts(run: Run, about: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = ("stage", "seed", "model", "code", "versions", "totals", "tensors", "machine")
+    chosen = ("stage", "seed", "model", "precision", "code", "versions", "totals", "tensors", "machine")
     facts = {key: about[key] for key in chosen if key in about}
     return facts | {"usage": _usage(run, f"train_{about.get('stage', '')}")}
 

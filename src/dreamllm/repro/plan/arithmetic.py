@@ -136,8 +136,8 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     Language model: forward, the gradient of its inputs (always: projectors and queries are on their other side), the
     gradient of its weights when all of them are trained, and the forward pass once more with gradient checkpointing.
     Head: the same at the targets alone. UNet: forward, the gradient of its inputs, that of its weights when they are
-    trained, and the forward pass once more where its activations are computed again. CLIP and VAE: forward; for the
-    alignment loss CLIP also of drawn pictures.
+    trained, and the forward pass once more where its activations are computed again, for each of a picture's draws.
+    CLIP and VAE: forward; for the alignment loss CLIP also of drawn pictures.
     """
     whole = "language_model" in stage.trains and stage.lora is None
     again = machine.gradient_checkpointing
@@ -149,7 +149,7 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
         "head": head * (2 + ("language_model" in stage.trains)),
         "CLIP": size.clip * (load.read + (load.drawn if stage.loss_weights.alignment else 0.0)),
         "VAE": size.vae * drawn,
-        "UNet": size.unet * drawn * (2 + ("unet" in stage.trains) + unet_again),
+        "UNet": size.unet * drawn * stage.noise_draws * (2 + ("unet" in stage.trains) + unet_again),
     }
 
 
@@ -196,8 +196,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
         full_shard                the same / N, and 2 S x 2 / layers: two layers gathered at a time
     bf16 copies of autocast: 2 A; without gradient checkpointing of all weights that gradients pass through, S and UNet.
     Activations: rows_at_a_time x context x layers x `layer_activations`, with gradient checkpointing 4 h per layer and
-    one whole layer; those of the UNet or, where it needs more, of the VAE for as many pictures as are in these rows or
-    pictures_at_a_time; logits: 10 V per target (bf16, fp32 and their gradient).
+    one whole layer; those of the UNet, with all draws, or, where it needs more, of the VAE for as many pictures as are
+    in these rows or pictures_at_a_time; logits: 10 V per target (bf16, fp32 and their gradient).
     """
     processes = max(1, machine.gpus) * machine.nodes
     parameters = size.parameters
@@ -212,7 +212,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     here = min(rows, machine.rows_at_a_time or rows)
     part = load * (here / stage.rows_per_batch)
     tokens = here * stage.context
-    pictures = min(part.drawn, machine.pictures_at_a_time or part.drawn) if stage.loss_weights.diffusion else 0.0
+    drawn = part.drawn if stage.loss_weights.diffusion else 0.0
+    most = machine.pictures_at_a_time or drawn * stage.noise_draws
     if machine.gradient_checkpointing:
         language = tokens * (FP32 * size.hidden * size.layers + layer_activations(size))
     else:
@@ -232,7 +233,9 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
         "optimiser state": ADAM * trained / parts,
         "bf16 copies": copies,
         "activations of the language model": language,
-        "activations of UNet or VAE": pictures * max(unet, size.vae_peak),
+        "activations of UNet or VAE": max(
+            unet * min(drawn * stage.noise_draws, most), size.vae_peak * min(drawn, most)
+        ),
         "logits": 10 * size.vocabulary * part.targets if stage.loss_weights.language else 0.0,
         "reserve": RESERVED,
     }
