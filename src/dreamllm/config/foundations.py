@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Folder, OwnFolder, Positive, Release, Section, Share
+from dreamllm.config.base import Count, Folder, Number, OwnFolder, Positive, Release, Section, Share
 
 
 class Recipe(Section):
@@ -23,6 +23,9 @@ class Recipe(Section):
 class LanguageModelRecipe(Recipe):
     """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
 
+    list_steps: Number = 0
+    """The first so many steps read lists of coloured objects and questions about them alone, from which it is learnt
+    soonest which colour belongs to which object."""
     vocabulary: Count = 600
     """Maximum size of the tokenizer's vocabulary, without byte pieces."""
     hidden: Count = 256
