@@ -15,14 +15,15 @@ from dreamllm.results.table_spec import Column, Row, Table, read_tables
 ROOT = Path(__file__).parent.parent
 EXPERIMENT = load(ROOT / "config/paper.yaml")
 TABLES = read_tables(ROOT / "paper/tables.yaml")
-SCENES = "( (single|pair|group)/(seen|held_out)| seen| held_out)?"
+SCENES = "( (single|pair|group)(/(seen|held_out))?| seen| held_out)?"
 JUDGED = "object|colour|bind|all"
 POPE = "(accuracy|precision|recall|f1|yes)( random| popular| adversarial)?"
 WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GROUP
     "captions": f"(cider|exact){SCENES}",
-    "vqa": f"accuracy( type/[a-z]+|{SCENES})",
+    "vqa": f"accuracy( type/[a-z_]+|{SCENES})",
     "pope": POPE,
     "draw": f"fid|({JUDGED}){SCENES}",
+    "draw_human": f"fid|({JUDGED}){SCENES}",
     "narratives": f"fid|({JUDGED}){SCENES}",
     "illustrations": "fid",
     "in_context": f"({JUDGED})( edit| subject| compose)?|judge_on_real",
