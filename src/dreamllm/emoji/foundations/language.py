@@ -83,26 +83,26 @@ def untrained(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, s
     return model
 
 
-def attend_to_previous_token(attention: LlamaAttention, frequencies: torch.Tensor, logit: float = 8.0) -> None:
-    """Make the first head attend to the token before: its logit is `logit` there and less everywhere else.
+def attend_to_previous_token(attention: LlamaAttention, frequencies: torch.Tensor, logit: float = 16.0) -> None:
+    """Make the first head attend mostly to the token before, where its logit is `logit`.
 
-    Query and key are constants (biases). The key is turned ahead by one position, so that the rotary embedding makes
-    both point the same way one token apart.
+    Query and key are constants (biases) in the half of the planes that the rotary embedding turns fastest. The key is
+    turned ahead by one position, so that both point the same way one token apart.
 
     frequencies: of the rotary embedding, (head_dim / 2,)
     """
     width = attention.head_dim
-    length = math.sqrt(2 * logit / math.sqrt(width))  # of query and key in each of the width / 2 planes of rotation
+    fast = torch.where(torch.arange(width // 2) < width // 4, math.sqrt(4 * logit / math.sqrt(width)), 0)
     for projection, angle in ((attention.q_proj, 0 * frequencies), (attention.k_proj, frequencies)):
         projection.weight[:width] *= 0.1
-        projection.bias[:width] = length * torch.cat([torch.cos(angle), torch.sin(angle)])
+        projection.bias[:width] = torch.cat([fast * torch.cos(angle), fast * torch.sin(angle)])
 
 
 def attend_to_same_token(attention: LlamaAttention, logit: float = 8.0) -> None:
     """Make the first head attend to positions of similar hidden states: its logit is about `logit` for equal ones.
 
-    Query and key are the same random projection. It leaves out the half of the dimensions that rotate fastest, in which
-    the logit would depend on the distance.
+    Query and key are the same random projection into the half of the planes that the rotary embedding turns slowest,
+    where their distance matters least.
     """
     width, hidden = attention.head_dim, attention.q_proj.in_features
     same = torch.randn(width, hidden) * math.sqrt(2 * logit / (math.sqrt(width) * hidden))
