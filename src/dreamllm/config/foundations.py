@@ -23,9 +23,9 @@ class Recipe(Section):
 class LanguageModelRecipe(Recipe):
     """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
 
-    list_steps: Number = 0
-    """The first so many steps read lists of coloured objects and questions about them alone, from which it is learnt
-    soonest which colour belongs to which object."""
+    first_steps: Number = 0
+    """The first so many steps read short lists with questions about colours alone, from which a model learns soonest
+    which colour belongs to which object."""
     vocabulary: Count = 600
     """Maximum size of the tokenizer's vocabulary, without byte pieces."""
     hidden: Count = 256

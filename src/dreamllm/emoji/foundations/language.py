@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -115,11 +115,11 @@ def batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless ids and labels, (B, T) each, of documents of similar length, so that few tokens are padding.
 
-    The first `recipe.list_steps` batches are lists of coloured objects alone.
+    The first `recipe.first_steps` batches are of `corpus.FIRST_FORMS`.
     """
     rng = random.Random(seed)
     for group in itertools.count():
-        forms: Mapping[corpus.Form, float] = {"list": 1} if group * GROUP < recipe.list_steps else corpus.FORMS
+        forms = corpus.FIRST_FORMS if group * GROUP < recipe.first_steps else corpus.FORMS
         rows = [encode(corpus.sample("", rng, names, forms=forms), tokenizer) for _ in range(GROUP * recipe.batch_size)]
         rows.sort(key=lambda row: len(row[0]))
         for batch in rng.sample(range(GROUP), GROUP):
