@@ -21,7 +21,7 @@ class Recipe(Section):
 
 
 class LanguageModelRecipe(Recipe):
-    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
+    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer). Its matrices are trained with Muon at the same rate."""
 
     first_steps: Number = 0
     """The first so many steps read short lists with questions about colours alone, from which a model learns soonest
@@ -30,7 +30,7 @@ class LanguageModelRecipe(Recipe):
     """Maximum size of the tokenizer's vocabulary, without byte pieces."""
     hidden: Count = 256
     layers: Count = 4
-    heads: Count = 8
+    heads: Count = 4
     context: Count = 512
     """Maximum sequence length in tokens."""
 
