@@ -13,7 +13,7 @@ if FETCHED.source == "fetch":
             **CPU_JOB,
         params:
             out=subpath(output.llm, parent=True),
-            store=FETCHED.store,
+            store=lambda wildcards, output: FETCHED.store,  # a function of the output: moving it runs nothing again
             md5=FETCHED.md5,
             sha256=FETCHED.sha256,
         shell:

@@ -137,6 +137,10 @@ def write_training(world: World, folder: Path) -> None:
             shards.write(documents, folder / name, per_shard=2000)
 
 
+class WorldProblem(ValueError):
+    """A world that cannot be made as its section says."""
+
+
 def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
     """Scenes of a split's pictures: kinds alternate and every fourth is held out, so that the first n are balanced.
 
@@ -151,7 +155,7 @@ def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
             if times[scene] < 2:
                 break
         else:
-            raise ValueError(
+            raise WorldProblem(
                 f"world.benchmarks.pictures = {world.benchmarks.pictures} is more than the {split} split "
                 f"has scenes (none is left for picture {i}); use a smaller number"
             )
@@ -295,11 +299,11 @@ def _write_language(folder: Path, split: Split, count: int, rng: random.Random, 
 
 
 def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content) + "\n")
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dreamllm.model.finite import NonFiniteValues
 from dreamllm.model.precision import default_device
 
 
@@ -47,7 +48,7 @@ def optimise(
     matrices: more parameters, trained with Muon (Jordan et al. 2024) at the same rate and a weight decay of 0.1
     loss_of_step: the loss of batch number n; a step averages the gradients of `accumulation` batches.
     schedule: "cosine" has 5 % linear warm-up and decays to zero, "constant" has no warm-up.
-    Raises FloatingPointError when the loss is not finite.
+    Raises NonFiniteValues when the loss is not finite.
     """
     fused = default_device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
     optimisers: list[torch.optim.Optimizer] = [
@@ -70,7 +71,7 @@ def optimise(
             loss = loss_of_step(batch) / accumulation
             value += loss.item()
             if not math.isfinite(value):
-                raise FloatingPointError(f"{title}: the loss is {value} at step {step}; lower the learning rate")
+                raise NonFiniteValues(f"{title}: the loss is {value} at step {step}; lower the learning rate")
             loss.backward()
         torch.nn.utils.clip_grad_norm_([*parameters, *matrices], 1.0)
         for optimiser, rate in zip(optimisers, rates, strict=True):
