@@ -14,7 +14,7 @@ from dreamllm.config.foundations import LanguageModelRecipe
 from dreamllm.emoji.foundations import language, language_figures, text
 from dreamllm.emoji.scenes import NAMES
 
-RECIPE = LanguageModelRecipe(steps=40, batch_size=8, learning_rate=4e-3, hidden=64, layers=2, heads=2, first_steps=16)
+RECIPE = LanguageModelRecipe(steps=32, batch_size=8, learning_rate=4e-3, hidden=64, layers=2, heads=2, first_steps=16)
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,22 @@ def test_the_same_seed_gives_the_same_weights_and_batches(tokenizer):
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
-def test_the_first_batches_ask_for_colours_alone_and_later_ones_for_all(tokenizer):
+def test_the_first_batches_ask_for_colours_and_places_alone_and_later_ones_for_all(tokenizer):
     stream = language.batches(RECIPE, 0, NAMES, tokenizer)
-    asked = [
-        set(re.findall("(what|is|how|which)[^?.]*[?]", " ".join(tokenizer.batch_decode(next(stream)[0]))))
-        for _ in range(2 * language.GROUP)
-    ]
-    assert all(words == {"what"} for words in asked[: language.GROUP])
-    assert {"what", "is", "how"} <= set().union(*asked[language.GROUP :])
+    read = [" ".join(tokenizer.batch_decode(next(stream)[0])) for _ in range(2 * language.GROUP)]
+    first, later = (
+        set(re.findall("(what colour|what is|is the|is there|how many)[^?.]*[?]", " ".join(part)))
+        for part in (read[: language.GROUP], read[language.GROUP :])
+    )
+    assert first == {"what colour", "what is", "is the"}
+    assert later > first
 
 
 def test_batches_hold_little_padding(tokenizer):
     stream = language.batches(RECIPE, 0, NAMES, tokenizer)
     batches = [next(stream) for _ in range(2 * language.GROUP)]
     padding = sum(int((ids == 0).sum()) for ids, _ in batches) / sum(ids.numel() for ids, _ in batches)
-    assert padding < 0.1
+    assert padding < 0.15
     assert all(bool((labels[ids == 0] == -100).all()) for ids, labels in batches)
 
 

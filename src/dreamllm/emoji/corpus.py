@@ -43,21 +43,26 @@ QUESTION_WEIGHTS = {
     "relation_yes_no": 2,
 }
 
-Form = Literal["text", "facts", "reading", "list", "statements", "few_shot", "tracking", "story", "colours"]
+Form = Literal[
+    "text", "facts", "reading", "list", "statements", "few_shot", "tracking", "story", "colours", "relations"
+]
 FORMS: Mapping[Form, float] = {
     "text": 10,  # a description
     "facts": 10,  # a scene as data, then its caption and questions
     "reading": 28,  # a description, then its caption or questions
-    "list": 14,  # two to eight objects in their colours: questions, or the list once more
+    "list": 8,  # two to eight objects in their colours: questions, or the list once more
     "statements": 10,  # a description, then its single facts, in words of the same order
-    "few_shot": 8,  # four descriptions with question and answer, then a fifth
+    "few_shot": 14,  # four descriptions with question and answer, then a fifth
     "tracking": 12,  # a story, then questions about its last scene
     "story": 8,
 }
 """Shares of the kinds of document."""
 
-FIRST_FORMS: Mapping[Form, float] = {"colours": 1}  # two to four objects in their colours, questions about these alone
-"""Documents to begin with: they ask for nothing else than which colour belongs to which object, many times."""
+FIRST_FORMS: Mapping[Form, float] = {
+    "colours": 1,  # two to four objects in their colours, then questions about these alone
+    "relations": 1,  # a caption of a pair, then questions about places alone
+}
+"""Documents to begin with. They ask for nothing else than which colour and place belong to which object, many times."""
 
 
 def facts(scene: Scene, rng: random.Random) -> str:
@@ -150,6 +155,8 @@ def _sample_about_pictograms(
         return _list(id, rng, names)
     if form == "colours":
         return _colours(id, rng, names)
+    if form == "relations":
+        return _relations(id, rng, names)
     scene = _scene(rng, names)
     if form == "text":
         return Document(id, "text", (Text(_describe(scene, rng, shares.text, shares.alt_text)),))
@@ -239,6 +246,13 @@ def _colours(id: str, rng: random.Random, names: Names) -> Document:
     ground = rng.choice(["", f" on {rng.choice(BACKGROUND_NAMES)}"])
     asked = rng.choices(things, k=rng.randint(4, 8))
     return _chat(id, f"{told}{ground}.", [(f"what colour is the {name}?", colour) for name, colour in asked])
+
+
+def _relations(id: str, rng: random.Random, names: Names) -> Document:
+    """A caption of a pair, and questions about its places."""
+    scene = sample_split(rng, "train", "pair", names=names)
+    asked = [ask(scene, rng.choice(["relation", "relation_yes_no"]), rng, names) for _ in range(8)]
+    return _chat(id, grammar.sample_caption(scene, rng), list({one.question: one.answer for one in asked}.items()))
 
 
 def _about_list(things: list[tuple[str, str]], rng: random.Random, names: Names) -> tuple[str, str]:

@@ -124,7 +124,7 @@ def batches(
         rows.sort(key=lambda row: len(row[0]))
         for batch in rng.sample(range(GROUP), GROUP):
             chosen = rows[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
-            length = len(chosen[-1][0])
+            length = -len(chosen[-1][0]) // 8 * -8  # few different shapes, for which a CPU has to compile its kernels
             ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, _ in chosen])  # (B, T)
             yield ids, torch.tensor([labels + [-100] * (length - len(labels)) for _, labels in chosen])
 
