@@ -30,6 +30,10 @@ VERBS = {  # verb: (module, what it does)
     "place-benchmark": ("dreamllm.evaluate.placing", "put a fetched evaluation set where its reader looks for it"),
     "fetch-foundations": ("dreamllm.emoji.foundations.fetch", "fetch the foundation models by digest"),
     "train-foundation": ("dreamllm.emoji.foundations.run", "train one foundation model from nothing"),
+    "measure-foundations": (
+        "dreamllm.emoji.foundations.figures",
+        "measure the foundation models against their gates",
+    ),
     "train": ("dreamllm.verbs.train", "train one stage of DreamLLM"),
     "finetune-sd": ("dreamllm.train.finetune_sd", "fine-tune Stable Diffusion, a baseline, on the same pairs"),
     "predict": ("dreamllm.evaluate.predict", "write a model's raw answers to a benchmark"),
