@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="dreamllm",
         description="DreamLLM, a language model that reads and generates images, as a reproducible experiment.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:<18} {does}" for verb, (_, does) in VERBS.items()),
+        epilog="verbs:\n" + "\n".join(f"  {verb:<19} {does}" for verb, (_, does) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=dreamllm.__version__)

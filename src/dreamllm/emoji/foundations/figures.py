@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ["single", "pair", "group"]
+SIZES = {"pairs": 600, "fitted": 3000, "read": 1200, "drawn": 240}
+"""Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by Stable Diffusion in each way."""
 TUNING = SdRecipe(steps=80, batch_size=64, learning_rate=5e-4, pictures=5120)
 """How the UNet is tuned on clean captions before its ceiling is measured."""
 
@@ -45,9 +47,9 @@ def unseen(count: int, seed: int, kinds: Sequence[str], names: Names = NAMES) ->
 def clip_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
     """Retrieval, and linear probes of what DreamLLM reads: the patches of the last layer but one.
 
-    retrieval_caption, retrieval_alt_text: share of 120 unseen pairs of objects whose text is nearest to its own picture
-    of all 120.  probe_name, probe_colour: object and colour at both places of 600 unseen pairs by ridge regression,
-    which was fitted to 3000 pairs of training.  probe_position: row or column
+    retrieval_caption, retrieval_alt_text: share of texts about different unseen pairs of objects, a fifth of
+    `SIZES["pairs"]`, that are nearest to their own picture.  probe_name, probe_colour: share of objects and colours of
+    unseen pairs, at both places, that ridge regression finds, fitted to training pairs.  probe_position: row or column
     """
     import torch
     from transformers import AutoTokenizer, CLIPModel
@@ -73,7 +75,7 @@ def clip_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
         return torch.cat(patches), torch.cat(embedded)
 
     figures = {}
-    scenes = list(dict.fromkeys(unseen(150, 0, ["pair"], names)))[:120]
+    scenes = list(dict.fromkeys(unseen(SIZES["pairs"] // 4, 0, ["pair"], names)))[: SIZES["pairs"] // 5]
     pictures = torch.nn.functional.normalize(look(scenes)[1], dim=1)
     for register in ("caption", "alt_text"):
         texts = [registers.describe(scene, register, rng, world.registers.alt_text) for scene in scenes]
@@ -83,8 +85,8 @@ def clip_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
         nearest = (embedded @ pictures.T).argmax(1)
         figures[f"retrieval_{register}"] = float((nearest == torch.arange(len(scenes))).float().mean())
 
-    known = [sample_split(rng, "train", "pair", names=names) for _ in range(3000)]
-    asked = unseen(600, 1, ["pair"], names)
+    known = [sample_split(rng, "train", "pair", names=names) for _ in range(SIZES["fitted"])]
+    asked = unseen(SIZES["pairs"], 1, ["pair"], names)
     (fitted, _), (tested, _) = look(known), look(asked)
     of_scene: dict[str, list[Callable[[Scene], str]]] = {
         "name": [lambda scene: scene.objects[0][0], lambda scene: scene.objects[1][0]],
@@ -114,13 +116,13 @@ def probe(fitted: torch.Tensor, known: Sequence[str], tested: torch.Tensor, want
 
 
 def judge_figures(part: str, foundations: Path, experiment: Experiment) -> dict[str, float]:
-    """exact: share of 1200 real pictures of unseen scenes that a scene classifier reads without a mistake.
+    """exact: share of real pictures of unseen scenes that a scene classifier reads without a mistake.
 
     agreement_real, of judge2: share of which both classifiers say the same, right or wrong.
     """
     from dreamllm.emoji.foundations import scene_classifier
 
-    scenes = unseen(1200, 2, KINDS, names_of(experiment.world.pictograms))
+    scenes = unseen(SIZES["read"], 2, KINDS, names_of(experiment.world.pictograms))
     rng = random.Random(2)
     pictures = [render(scene, experiment.world.picture_side, rng) for scene in scenes]
     found = scene_classifier.load(foundations / part).predict(pictures)
@@ -139,7 +141,7 @@ def share(found: Sequence[Scene], wanted: Sequence[Scene]) -> float:
 
 
 def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
-    """What Stable Diffusion makes of each way to tell 240 unseen scenes; shares that are right in every respect.
+    """What Stable Diffusion makes of each way to tell unseen scenes; shares that are right in every respect.
 
     caption_pair, human_pair, narrative_other, ...: by the way and the kind of scene, as the first scene classifier sees
     it; other: single objects and groups.  ceiling_pair, ceiling_other: told in captions after its UNet was tuned on
@@ -153,7 +155,7 @@ def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
     from dreamllm.model.weights import load_weights
 
     names = names_of(experiment.world.pictograms)
-    scenes = unseen(240, 3, KINDS, names)
+    scenes = unseen(SIZES["drawn"], 3, KINDS, names)
     judges = [scene_classifier.load(foundations / part) for part in ("judge", "judge2")]
     figures: dict[str, float] = {}
     agreed: list[bool] = []

@@ -21,12 +21,13 @@ from dreamllm.emoji.scenes import BACKGROUND_NAMES, COLOUR_NAMES, Names, Scene, 
 CARD, TRAINING = "card.json", "training.json"
 
 GATES: dict[str, dict[str, float]] = {
-    "clip": {"retrieval_caption": 0.0, "probe_name": 0.95, "probe_colour": 0.95, "probe_position": 0.95},
+    "clip": {"retrieval_caption": 0.97, "probe_name": 0.95, "probe_colour": 0.95, "probe_position": 0.95},
     "sd": {"ceiling_pair": 0.95, "ceiling_other": 0.95},
     "judge": {"exact": 0.99},
     "judge2": {"exact": 0.99},
 }
-"""Figures that a foundation must reach, shares of 1 (`figures.py` says of what)."""
+"""Figures that a foundation must reach, shares of 1 (`figures.py` says of what). Retrieval: the lower end of the 95 %
+interval of 120 of 120, which a CLIP trained on clean captions with hard negatives reached."""
 
 
 class GateProblem(ValueError):
@@ -60,30 +61,35 @@ def write_card(path: Path, foundations: Path, figures: Mapping[str, Mapping[str,
         file.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-def check_card(path: Path, world: World) -> None:
-    """Raise GateProblem unless the card shows that the foundations beside it reach their gates and know the world."""
+def check_card(path: Path, world: World, where: str) -> None:
+    """Raise GateProblem unless the card shows that the foundations beside it reach their gates and know the world.
+
+    where: begins the message
+    """
     if not path.is_file():
-        raise GateProblem(f"{path.parent} has no {CARD} with its gates: {MEASURE}")
+        raise GateProblem(f"{where} has no {CARD} with the gates of its foundations: {MEASURE}")
     try:
-        card = {part: dict(entry) for part, entry in json.loads(path.read_text(encoding="utf-8")).items()}
-        known = {part: dict(entry["language"]) for part, entry in card.items()}
+        card = json.loads(path.read_text(encoding="utf-8"))
         figures = {part: dict(entry["figures"]) for part, entry in card.items()}
+        learnt = {
+            part: (set(entry["language"]["words"]), entry["language"].get("registers")) for part, entry in card.items()
+        }
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise GateProblem(
-            f"{path}: no card of foundations ({type(error).__name__}: {str(error)[:80]}): {MEASURE}"
-        ) from None
+        what = f"{type(error).__name__}: {str(error)[:80]}"
+        raise GateProblem(f"{where} has a {CARD} that is no card of foundations ({what}): {MEASURE}") from None
     for part in GATES:
-        check(part, figures.get(part, {}), f"{path}: ")
-    for part, language in known.items():
+        check(part, figures.get(part, {}), f"{where}: ")
+    for part, (words, shares) in learnt.items():
         wanted = language_of(part, world)
-        if lacking := sorted(set(wanted["words"]) - set(language.get("words", []))):
+        if lacking := sorted(set(wanted["words"]) - words):
             what = f"does not know {len(lacking)} words of this world ({', '.join(lacking[:5])}, ...)"
-        elif language.get("registers") != wanted.get("registers"):
-            what = f"was trained on texts of {language.get('registers')}, this world has {wanted.get('registers')}"
+        elif shares != wanted.get("registers"):
+            what = f"was trained on texts of {shares}, this world has {wanted.get('registers')}"
         else:
             continue
         raise GateProblem(
-            f"{path}: {part} {what}: train foundations for it with config/foundations.yaml, or use their `world`"
+            f"{where}: {part} {what}: train foundations for this world (docs/data.md), or use the `world` of "
+            "config/embedded.yaml"
         )
 
 
