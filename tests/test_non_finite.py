@@ -16,7 +16,7 @@ from dreamllm.data.document import Document, Text
 from dreamllm.emoji.foundations.scene_classifier import SceneClassifier
 from dreamllm.evaluate import demo_page, drawing, features, files, likelihoods, networks
 from dreamllm.evaluate.tasks import attention
-from dreamllm.model import generate
+from dreamllm.model import generate, weights
 from dreamllm.model.finite import NonFiniteValues, check_finite
 from dreamllm.model.generate import TextSampling
 from dreamllm.model.sampling import PictureSampling
@@ -98,11 +98,9 @@ def test_nothing_is_written_and_the_picture_is_not_stored(world, tmp_path, monke
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_stable_diffusion_draws_nothing_from_values_that_are_not_finite(part, world, monkeypatch):  # noqa: F811
-    from diffusers import StableDiffusionPipeline
+    load = weights.load_weights
 
-    load = StableDiffusionPipeline.from_pretrained
-
-    def spoil(*args, **options):
+    def spoil(*args, **options):  # after loading, which refuses such weights
         pipeline = load(*args, **options)
         with torch.no_grad():
             [*getattr(pipeline, part).parameters()][-1].view(-1)[0] = float("nan")
@@ -112,7 +110,7 @@ def test_stable_diffusion_draws_nothing_from_values_that_are_not_finite(part, wo
     settings = Drawing(steps=2)
     (whole,) = [picture for _, picture in drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings)]
     assert whole.size == (16, 16)
-    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", spoil)
+    monkeypatch.setattr(weights, "load_weights", spoil)
     with pytest.raises(NonFiniteValues, match="ship: (latents|pixels)"):
         list(drawing.draw_with_sd(world / "foundations/sd", None, wanted, settings))
 

@@ -176,6 +176,7 @@ def test_registers_come_by_their_shares():
     scene = scenes.sample_split(rng, "train", "pair")
     of_pairs = Counter(world.pair("p", rng, 8).meta["register"] for _ in range(900))
     assert 0.28 < of_pairs["alt_text"] / 900 < 0.39 and of_pairs["human"] == 0
+    assert not any(human.parse(told(world.pair("p", rng, 4))) for _ in range(900))
     texts = [registers.describe(scene, "alt_text", rng) for _ in range(4000)]
     assert 0.10 < sum(grammar.parse_caption(text) == scene for text in texts) / 4000 < 0.14
     assert 0.035 < sum(human.parse(text) == scene for text in texts) / 4000 < 0.065

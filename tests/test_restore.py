@@ -38,7 +38,7 @@ def recorded(tmp_path_factory, lab) -> Path:
         run(folder, "snakemake", "--cores", "2", "results/tables")
     run(folder, "dvc", "remote", "add", "--default", "--local", "lab", str(lab))
     run(folder, "python", "workflow/record.py")
-    assert run(folder, "git", "status", "--short").stdout.split() == ["M", "dvc.lock"]
+    assert run(folder, "git", "status", "--short").stdout.split() == ["M", "dvc.lock", "??", "results/"]
     repository.commit(folder)
     return folder
 
@@ -87,7 +87,7 @@ def test_hard_links_are_refused_before_and_after_they_were_made_and_symbolic_one
     run(folder, "dvc", "config", "--local", "cache.type", "reflink,hardlink,copy")
     said = restore(folder, check=False)
     assert "error: cache.type names hardlink" in said and "dvc checkout --relink" in said
-    assert not (folder / "results").exists(), "nothing was pulled"
+    assert not (folder / "results/metrics").exists(), "nothing was pulled"
     run(folder, "dvc", "pull", "--quiet")
     run(folder, "dvc", "config", "--local", "cache.type", "symlink")
     assert " is a hard link" in restore(folder, "--no-pull", check=False)

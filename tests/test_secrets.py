@@ -276,7 +276,9 @@ def test_a_list_of_private_hosts_alone_says_what_allows_them(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw/list.json").write_text(json.dumps([{"url": "http://10.0.0.1/1", "caption": "a cat"}]))
     facts = {"title": "x", "availability": "open", "source": "t", "unknown": "all", "obtain": "y", "format": "url_json"}
-    with pytest.raises(ValueError, match=r"\(1 left out: address of a private host\); `private_hosts: true`"):
+    with pytest.raises(
+        ValueError, match="address of a private host, first in .*list.json; `private_hosts: true` of the set allows"
+    ):
         urls.list_urls(manifest.Source.model_validate(facts), SourceSettings(), tmp_path / "raw", tmp_path / "urls")
 
 

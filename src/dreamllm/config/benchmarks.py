@@ -27,6 +27,9 @@ class BenchmarkUse(Section):
     shots_by: Literal["random", "similarity"] = "random"
     """Task vqa: how the examples of a question are selected: at random, or by CLIP similarity of their pictures to its
     own, with the most similar example last (RICES, arXiv 2109.05014)."""
+    picture: Literal["own", "none", "other"] = "own"
+    """Tasks vqa, pope and mmbench: which image a question is asked about. none and other, the image of another item,
+    are controls: what is answered right without the image does not show that it was read."""
     harness_task: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
     """Task harness: name of the task or group in lm-evaluation-harness."""
 

@@ -73,7 +73,7 @@ class Evaluation(Section):
     stages: Annotated[list[Name], Unique] = []
     """Stages whose checkpoints are loaded, in this order; [] = the stage called `model`."""
     benchmarks: Annotated[list[Name], Field(min_length=1), Unique]
-    """Those of the emoji world (captions, vqa, pope, draw, narratives, stories, language, illustrations, latency,
-    in_context, attention), and those of the section `benchmarks`."""
+    """Those of the emoji world (captions, vqa, pope, draw, draw_human, narratives, stories, language,
+    illustrations, latency, in_context, attention), and those of the section `benchmarks`."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model rewrites each prompt, and Stable Diffusion draws the result."""

@@ -97,8 +97,8 @@ class Experiment(Section):
             for key in stage.mixture:
                 if key not in sets:
                     problems.append(f"stages.{name}.mixture: no shard set {key!r}{near(key, sets)}")
-                if key == "contexts" and not self.world.training.contexts:
-                    problems.append(f"stages.{name}.mixture: there are no contexts, world.training.contexts is 0")
+                if key in WORLD_SETS and not getattr(self.world.training, key):
+                    problems.append(f"stages.{name}.mixture: there are no {key}, world.training.{key} is 0")
             if stage.lora and "language_model" not in stage.trains:
                 problems.append(f"stages.{name}.lora: adapters train the language_model, which is not in trains")
             if name in (*FOUNDATION_MODELS, RELEASED):

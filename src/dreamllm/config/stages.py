@@ -49,8 +49,8 @@ class Stage(Section):
     mode: Literal["comprehension", "creation", "joint"]
     """comprehension: pictures are inputs; creation: pictures are targets; joint: both (paper Table 3)."""
     mixture: Annotated[dict[Name, Positive], Field(min_length=1)]
-    """Sampling weight of each shard set: pairs, stories, instructions, text and contexts of the emoji world, and sets
-    of `sources`. Weights need not sum to 1."""
+    """Sampling weight of each shard set: pairs, stories, instructions, questions, text and contexts of the emoji world,
+    and sets of `sources`. Weights need not sum to 1."""
     read_share: Share = 0.5
     """Mode joint: fraction of the pairs whose picture is an input and not a target (official code: 0.5)."""
     loss_weights: LossWeights = LossWeights()

@@ -25,11 +25,11 @@ class Registers(Section):
     pairs: Annotated[dict[Register, Positive], Field(min_length=1)] = {"caption": 2, "alt_text": 1}
     """Of the texts of pairs."""
     alt_text: Annotated[dict[AltText, Positive], Field(min_length=1)] = {"bag": 83, "caption": 12, "human": 5}
-    """What alt texts are: bags of words, captions or human sentences. Also of the texts on which CLIP and Stable
-    Diffusion of the emoji world are trained."""
+    """What alt texts are: bags of words, captions or human sentences. CLIP and Stable Diffusion of the emoji world are
+    trained on them; in pairs none is a human sentence."""
     text: Annotated[dict[Register, Positive], Field(min_length=1)] = {"caption": 9, "human": 9, "alt_text": 2}
-    """Of the descriptions in text-only documents. Human sentences are there only by default, so that no image shows
-    what they mean."""
+    """Of the descriptions in text-only documents. By default human sentences are there alone, so that no image shows
+    DreamLLM what they mean."""
 
 
 class WorldTraining(Section):

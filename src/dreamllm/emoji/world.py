@@ -19,7 +19,7 @@ from typing import Any
 
 from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
-from dreamllm.config.world import Registers, World
+from dreamllm.config.world import AltText, Registers, World
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
@@ -46,10 +46,12 @@ def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
 def pair(
     id: str, rng: random.Random, side: int, names: Names = NAMES, shares: Registers = corpus.REGISTERS
 ) -> Document:
-    """A picture with a text of one of the registers."""
+    """A picture with a text of one of the registers. No alt text is a human sentence here: see `Registers.text`."""
     scene = training_scene(rng, names)
     register = registers.pick(shares.pairs, rng)
-    parts = (Picture(render(scene, side, rng)), Text(registers.describe(scene, register, rng, shares.alt_text)))
+    forms: dict[AltText, float] = {form: share for form, share in shares.alt_text.items() if form != "human"}
+    text = registers.describe(scene, register, rng, forms or {"bag": 1})
+    parts = (Picture(render(scene, side, rng)), Text(text))
     return Document(id, "pair", parts, {"scene": scene.to_json(), "register": register})
 
 

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dreamllm.data.document import Document
 from dreamllm.evaluate import prompts
 from dreamllm.evaluate.few_shot import Examples, most_common_answer
+from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob, batches, record
+from dreamllm.seeds import seed_of
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
+
+
+def shown_pictures(job: PredictionJob, items: Sequence[Any]) -> dict[str, str | None]:
+    """The image that is shown for each image of the items: itself, or with `picture` none or other a control's.
+
+    other: the next one in an order that is shuffled by the evaluation's seed, so that each image is shown for one other
+    and never for itself. Raises BenchmarkProblem where all items have the same image.
+    """
+    names = list(dict.fromkeys(item.picture for item in items))
+    if job.use.picture == "own":
+        return {name: name for name in names}
+    if job.use.picture == "none":
+        return dict.fromkeys(names)
+    if len(names) < 2:
+        raise BenchmarkProblem(job.folder, "", "`picture: other` needs items about two images at least")
+    random.Random(seed_of(job.settings.seed, "another picture")).shuffle(names)
+    return dict(zip(names, [*names[1:], names[0]], strict=True))
 
 
 def answer(
@@ -35,7 +55,7 @@ def answer(
     from dreamllm.model import generate
 
     wording, settings = job.wording, job.settings
-    shown = job.pictures
+    shown, chosen = job.pictures, shown_pictures(job, items)
 
     def write(documents: list[Document]) -> list[str]:
         most, beams = settings.text.max_new_tokens, settings.text.num_beams
@@ -43,7 +63,7 @@ def answer(
 
     records = []
     for batch in batches(items, settings.text.batch_size, job.use.task):
-        pictures = [shown.read(item.picture) for item in batch]
+        pictures = [shown.read(name) if (name := chosen[item.picture]) else None for item in batch]
         firsts: list[str | None] = [None] * len(batch)
         if wording.first:
             asked = [
@@ -64,8 +84,9 @@ def answer(
             documents.append(prompts.about_picture(item.id, picture, question, wording, settings.prompts, before))
         given_up = [is_unknown and bool(if_unknown) for is_unknown in unknown]
         outputs = iter(write([document for document, done in zip(documents, given_up, strict=True) if not done]))
-        for document, first, done in zip(documents, firsts, given_up, strict=True):
+        for item, document, first, done in zip(batch, documents, firsts, given_up, strict=True):
             one = record(document.id, prompts.as_text(document), settings.seed)
+            one |= {} if job.use.picture == "own" else {"picture": chosen[item.picture]}
             one |= {} if first is None else {"first": first}
             one |= {} if examples is None else {"shots": [example.id for example in examples.by_question[document.id]]}
             records.append(one | {"output": if_unknown if done else next(outputs)})

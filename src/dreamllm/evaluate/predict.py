@@ -102,4 +102,4 @@ def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str
 
 def _benchmark_settings(use: BenchmarkUse) -> dict[str, Any]:
     """The protocol's entry for a benchmark of a public set or with settings of its own."""
-    return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots else {}
+    return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots or use.picture != "own" else {}

@@ -40,7 +40,7 @@ class Wording:
 
 def about_picture(
     id_: str,
-    picture: Image.Image,
+    picture: Image.Image | None,
     question: str,
     wording: Wording,
     prompts: PromptSet,
@@ -48,10 +48,12 @@ def about_picture(
 ) -> Document:
     """A picture to describe (without a question) or to answer a question about, after worked examples of the same.
 
+    Without a picture the question is asked alone, as a control.
+
     An example is a turn of the conversation before, worded alike; the system sentence stands once. (The official code
     has no examples; this is how its conversations go on.)
     """
-    if prompts == "emoji" and not question:
+    if prompts == "emoji" and not question and picture:
         return Document(id_, "interleaved", (Picture(picture),))  # its caption follows, as in a pair
     glue = " " if prompts == "corrected" and question and wording.instruction else ""
     parts: list[Part] = [Text(wording.system, "user")]
@@ -60,15 +62,18 @@ def about_picture(
         answer = f"{wording.answer} {answered}".strip()
         parts += [Picture(shown_picture, "user"), Text(asked + asked_glue + wording.instruction, "user")]
         parts += [Text(answer, "assistant")]
-    parts += [Picture(picture, "user"), Text(question + glue + wording.instruction, "user")]
+    parts += [Picture(picture, "user")] if picture else []
+    parts += [Text(question + glue + wording.instruction, "user")]
     parts += [Text(wording.answer, "assistant")]
     return Document(id_, "conversation", tuple(part for part in parts if isinstance(part, Picture) or part.text))
 
 
-def whether_known(id_: str, picture: Image.Image, question: str, wording: Wording, prompts: PromptSet) -> Document:
+def whether_known(
+    id_: str, picture: Image.Image | None, question: str, wording: Wording, prompts: PromptSet
+) -> Document:
     """The first of two passes: whether the question can be answered at all."""
     asked = f"{question} {wording.first}" if prompts == "corrected" else question + wording.first
-    return Document(id_, "conversation", (Picture(picture, "user"), Text(asked, "user")))
+    return Document(id_, "conversation", (*([Picture(picture, "user")] if picture else []), Text(asked, "user")))
 
 
 def first_word_is_no(reply: str) -> bool:

@@ -42,6 +42,7 @@ NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 TASK = Task(
     files=("mmbench_{split}.tsv",),
     in_world=False,
+    keys=("picture",),
     judged=True,
     submission="xlsx",
     wording={

@@ -31,8 +31,6 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, Literal
 
-from scipy import stats
-
 from dreamllm.atomic import new_folder
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate import tasks
@@ -111,6 +109,8 @@ def seed_scatter(folder: Path) -> dict[str, float]:
     It is sqrt(2) s t, with the standard deviation s over the runs in FOLDER/metrics and Student's t for their number;
     numbers that fewer than two runs have are left out. {} without the folder. Raises AuditProblem as `read`.
     """
+    from scipy import stats
+
     if not (folder / "metrics").is_dir():
         return {}
     values: dict[str, list[float]] = {}

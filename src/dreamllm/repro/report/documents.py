@@ -25,9 +25,10 @@ from dreamllm.sources import manifest
 TEMPLATES = Path(__file__).parent / "templates"
 EMOJI_LICENCE = "CC-BY-SA-4.0"
 TITLES = {
-    "pairs": "Emoji world: pictures with captions",
+    "pairs": "Emoji world: pictures with alt texts and captions",
     "stories": "Emoji world: interleaved stories",
     "instructions": "Emoji world: conversations about pictures",
+    "questions": "Emoji world: questions about pictures",
     "text": "Emoji world: text alone",
 }
 
