@@ -18,9 +18,9 @@ if workflow.is_main_process and (reason := refusal_under_dvc("dvc.yaml")):
 
 
 onstart:
-    sweep("results")  # remove unfinished files of killed jobs; this run holds the lock, so no other job is writing
+    sweep("results")  # remove unfinished files of killed jobs; other experiments may be running beside this one
     if workflow.is_main_process and workflow.local_exec and MACHINE.gpus == 0 and MACHINE.threads == 1:
-        job_server.start(**MALLOC, **job_server.ONE_THREAD)  # all jobs share its imports of torch
+        job_server.start(**JOB_VARIABLES, **job_server.ONE_THREAD)  # all jobs share its imports of torch
 
 
 # The audit compares what is there with these digests, to find what was edited after it was made.

@@ -197,7 +197,7 @@ def bfloat16_products_and_eager_attention(model: Model) -> Iterator[None]:
 def has_bfloat16() -> bool:
     """Whether this CPU has instructions for products in bfloat16."""
     path = Path("/proc/cpuinfo")
-    flags = path.read_text().split() if path.is_file() else []
+    flags = path.read_text(encoding="utf-8").split() if path.is_file() else []
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 

@@ -308,6 +308,21 @@ def test_a_planted_fault_is_caught_by_its_check(checkout, plant, check, words, o
     assert all(fault.fix for result in found.values() for fault in result.faults)
 
 
+def test_an_ancestor_with_other_code_does_not_pass_for_the_one_that_trained(checkout):
+    """Also where today's code is the recorded one."""
+    trainer = checkout / "src/dreamllm/train/trainer.py"
+    code = trainer.read_text(encoding="utf-8")
+    trainer.write_text(code + "\n\nOTHER = 1\n", encoding="utf-8")
+    repository.commit(checkout)
+    other = repository.run(checkout, "git", "rev-parse", "HEAD").stdout.strip()
+    trainer.write_text(code, encoding="utf-8")
+    repository.commit(checkout)
+    assert not results(checkout)["A03"].faults
+    rewrite(checkout / CHECKPOINT.format("align"), lambda about: about.update(commit=other))
+    (fault,) = results(checkout)["A03"].faults
+    assert "stage align was trained by code" in fault.what and f"commit {other[:12]} has" in fault.what
+
+
 # ---- what is missing -----------------------------------------------------------------------------------------------
 
 

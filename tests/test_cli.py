@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import textwrap
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -102,3 +105,76 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
     text = (tmp_path / "page" / "index.html").read_text()
     assert text.count("<article>") == 2 and "Draw two dogs." in text
     assert capsys.readouterr().out.strip().endswith("index.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("make-world --config config/smoke.yaml --out {file}/world", "Not a directory"),
+        ("fetch-source --source pope --out {file}/raw", "Not a directory"),
+        ("fetch-foundations --describe {folder}/none", "{folder}/none: no such file or folder"),
+        ("generate hi --foundations {folder} --checkpoints {folder}", "{folder}/llm: no such file or folder"),
+        ("generate hi --temperature -1", "temperature is -1.0, not a number from 0"),
+        ("generate hi --steps 0", "steps is 0, at least 1 is needed"),
+        ("score-pictures --features {folder} --statistics {file} --out {folder}/m", "is no features file"),
+        ("finetune-sd --config config/smoke.yaml --foundations {folder} --data {folder} --out {folder}/o", "shard set"),
+        ("train-foundation --part llm --config config/paper.yaml --out {folder}/o", "foundations.llm has no recipe"),
+        ("figures --losses a --benchmarks {folder} --out {folder}/o", "--losses, a: should be STAGE=FILE"),
+        ("tables --items {folder}/none --paper paper --out {folder}/o", "{folder}/none: no such folder"),
+        ("fetch-released --manifest {folder} --name a --out {folder}/o", "Is a directory"),
+    ],
+)
+def test_what_was_given_wrongly_is_told_in_one_line(arguments, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    (tmp_path / "file").write_text("text")
+    names = {"file": tmp_path / "file", "folder": tmp_path}
+    with pytest.raises(SystemExit) as end:
+        cli.main([word.format(**names) for word in arguments.split()])
+    assert told.format(**names) in str(end.value.code) and "\n" not in str(end.value.code)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["AutoTokenizer", "AutoImageProcessor", "AutoConfig", "AutoModel"])
+def test_a_part_of_a_foundation_that_cannot_be_loaded_is_named(kind, tmp_path):
+    import transformers
+
+    from dreamllm.model.weights import FoundationProblem, load_part
+
+    with pytest.raises(FoundationProblem, match="none: no such folder"):
+        load_part(getattr(transformers, kind), tmp_path / "none")
+    for content in (None, "{", "[]", '{"model_type": "nosuch"}', "\xff"):
+        if content is not None:
+            for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+                (tmp_path / name).write_bytes(content.encode("latin-1"))
+        with pytest.raises(FoundationProblem, match=f"{tmp_path.name}: {kind} cannot be loaded") as told:
+            load_part(getattr(transformers, kind), tmp_path)
+        assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C", "PYTHONUTF8": "0"}, {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}],
+    ids="-".join,
+)
+def test_texts_and_names_are_utf8_in_any_locale(tmp_path, locale):
+    """A verb prints, writes, names files and reads what programs print, as if the locale were UTF-8."""
+    verb = """
+        import subprocess, sys
+        from pathlib import Path
+        def add_arguments(parser):
+            parser.add_argument("path", type=Path)
+        def main(arguments):
+            Path("Zürich.txt").write_text("größer →")
+            said = subprocess.run(["cat", "Zürich.txt"], capture_output=True, text=True).stdout
+            print(said == "größer →", arguments.path.name == "é.json", "0.5 → 0.6")
+    """
+    (tmp_path / "printing.py").write_text(textwrap.dedent(verb), encoding="utf-8")
+    program = "from dreamllm import cli; cli.VERBS['compare'] = ('printing', ''); cli.main()"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+    environment = kept | locale | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    command = [sys.executable, "-c", program, "compare", "é.json"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+    arrow = r"\u2192" if "PYTHONIOENCODING" in locale else "→"
+    assert (result.stdout.decode(), result.returncode) == (f"True True 0.5 {arrow} 0.6\n", 0), result.stderr.decode()
+    assert (tmp_path / "Zürich.txt").read_text(encoding="utf-8") == "größer →"

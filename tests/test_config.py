@@ -61,7 +61,7 @@ def test_the_schema_accepts_every_configuration(path):
 def test_an_unknown_key_is_named_with_its_path_and_near_matches(changed):
     complaint = changed(("guidance:", "guidence:"))
     assert "changed.yaml" in complaint
-    assert "evaluation.drawing.guidence: unknown key; did you mean guidance?" in complaint
+    assert "evaluation.drawing.guidence: unknown key; did you mean guidance or guidance_rescale?" in complaint
 
 
 def test_an_unknown_key_inside_a_named_stage_is_found(changed):

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 import repository
+from dreamllm.config.evaluation import WITHOUT_EFFECT
+from dreamllm.config.machine import Machine
 from dreamllm.config.reading import load
 
 EXPERIMENT = load(repository.ROOT / "config/smoke.yaml")
@@ -39,11 +42,20 @@ def test_a_second_run_has_nothing_to_do(checkout):
     assert "Nothing to be done" in repository.run(checkout, "snakemake", "--cores", "2", *TARGET).stdout
 
 
-def test_another_machine_makes_nothing_again(checkout):
-    text = (checkout / "config/smoke.yaml").read_text(encoding="utf-8")
-    (checkout / "config/other.yaml").write_text(f"{text}\nmachine: {{gpus: 2, jobs_per_gpu: 4, threads: 2}}\n")
+def test_what_no_result_depends_on_makes_nothing_again(checkout):
+    """Every key of `machine`, batch sizes of evaluation, prices and parallelism of services."""
+    settings = yaml.safe_load((checkout / "config/smoke.yaml").read_text(encoding="utf-8"))
+    settings["machine"] = {"gpus": 2, "nodes": 2, "jobs_per_gpu": 4, "sharding": "full_shard", "rows_at_a_time": 1}
+    settings["machine"] |= {"pictures_at_a_time": 3, "gradient_checkpointing": True, "attention": "eager"}
+    settings["machine"] |= {"compile": True, "threads": 2, "memory_mb": 5000, "minutes": 61, "distributor": "ray"}
+    assert settings["machine"].keys() == Machine.model_fields.keys()
+    for section, keys in WITHOUT_EFFECT.items():
+        settings["evaluation"].setdefault(section, {}).update(dict.fromkeys(keys, 7))
+    for service in ("instruction_writer", "answer_judge"):
+        settings[service] = {"parallel": 3, "dollars_per_million": [1.0, 2.0]}
+    (checkout / "config/other.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     said = repository.run(checkout, "snakemake", "--dry-run", "--configfile=config/other.yaml", "results/tables").stdout
-    assert "Nothing to be done" in said
+    assert "Nothing to be done" in said, said
 
 
 def test_every_job_wrote_a_log_and_a_timing(checkout):
@@ -59,7 +71,7 @@ def test_the_audit_passes_and_catches_what_is_changed_afterwards(checkout):
     checks = json.loads((checkout / "audit.json").read_text())["checks"]
     assert {id_: one["faults"] for id_, one in checks.items() if one["outcome"] == "fail" and id_ != "A03"} == {}
     assert [id_ for id_, one in checks.items() if one["outcome"] == "not applicable"] == []
-    assert "is not a git checkout" in checks["A03"]["faults"][0]["what"]
+    assert "this code is in no git repository" in checks["A03"]["faults"][0]["what"]
 
 
 def test_the_report_can_be_made(checkout):

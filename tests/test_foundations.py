@@ -32,6 +32,7 @@ from dreamllm.emoji.scenes import (
 )
 from dreamllm.evaluate import drawing
 from dreamllm.model.build import build_from_foundations
+from dreamllm.model.finite import NonFiniteValues
 from dreamllm.train import finetune_sd
 from dreamllm.train.optimise import optimise
 
@@ -259,5 +260,29 @@ def test_prompts_that_the_text_encoder_does_not_see_to_their_end_are_counted(fou
 
 def test_a_loss_that_is_not_finite_stops_with_the_step():
     weight = torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(FloatingPointError, match="toy: the loss is nan at step 1"):
+    with pytest.raises(NonFiniteValues, match="toy: the loss is nan at step 1"):
         optimise("toy", [weight], lambda step: weight.sum() * (float("nan") if step else 1.0), 3, 0.1)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
+def test_fine_tuning_writes_nothing_from_values_that_are_not_finite(part, foundations, tmp_path, monkeypatch):
+    from dreamllm.model import weights
+
+    load = weights.load_weights
+
+    def spoilt(*args, **options):
+        pipeline = load(*args, **options)
+        with torch.no_grad():
+            for parameter in getattr(pipeline, part).parameters():
+                parameter.view(-1)[0] = float("nan")
+        return pipeline
+
+    monkeypatch.setattr(weights, "load_weights", spoilt)
+    rng = random.Random(0)
+    shards.write((world.pair(f"pair {i}", rng, 48) for i in range(4)), tmp_path / "pairs")
+    asked = argparse.Namespace(
+        config=EXPERIMENT, seed=None, foundations=foundations, data=[tmp_path], out=tmp_path / "out"
+    )
+    with pytest.raises(NonFiniteValues, match=r"^pair \d: .* are NaN or infinite"):
+        finetune_sd.main(asked)
+    assert not list(tmp_path.glob("out*"))

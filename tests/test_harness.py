@@ -92,7 +92,7 @@ def test_the_harness_asks_its_own_questions_and_every_one_is_scored(tmp_path: Pa
     folder = dataset(tmp_path / "set", {configuration: {"train": rows, "validation": rows}})
     answers = run(folder, BenchmarkUse(task="harness", source=name, harness_task=task))
     assert answers.header["items"] == {task: 3} and len(answers.records) == 3
-    result = harness.score(answers)
+    result = harness.score(ScoringJob(answers.header, tmp_path, tmp_path), [], answers)
     right = []
     for record in answers.records.values():
         assert all(math.isfinite(value) for value in record["loglikelihoods"])
@@ -136,7 +136,7 @@ def test_mmlu_runs_all_subjects_with_five_examples(tmp_path: Path) -> None:
     answers = run(folder, use)
     assert len(answers.records) == 58 and answers.header["items"]["mmlu_anatomy"] == 2
     assert answers.records["mmlu_anatomy-0"]["prompt"].count("Answer:") == 6
-    result = harness.score(answers)
+    result = harness.score(ScoringJob(answers.header, tmp_path, tmp_path), [], answers)
     assert result["metrics"]["accuracy"]["n"] == 58, "the mean is over questions, not over subjects"
     assert result["groups"]["mmlu_anatomy"]["accuracy"]["n"] == 2 and len(result["groups"]) == 57
 

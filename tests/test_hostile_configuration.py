@@ -52,6 +52,24 @@ def test_so_do_those_of_public_sets_and_of_hub_models(tmp_path, folder, old):
     assert "folder" in refused(tmp_path, REAL.replace(old, new))
 
 
+@pytest.mark.parametrize("key", ["world.folder", "foundations.folder", "evaluation.pictures.clip"])
+def test_a_path_that_rules_read_or_write_has_no_brace(tmp_path, key):
+    """Snakemake takes braces for wildcards; other signs are allowed."""
+    *sections, last = key.split(".")
+
+    def smoke_with(path: str) -> str:
+        content = yaml.safe_load(SMOKE)
+        section = content
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = path
+        return yaml.safe_dump(content)
+
+    assert "has a brace" in refused(tmp_path, smoke_with("data/a{run}b"))
+    (tmp_path / "odd.yaml").write_text(smoke_with("data/ä 'b' %s $x"), encoding="utf-8")
+    assert load(tmp_path / "odd.yaml")
+
+
 @pytest.mark.parametrize("store", ["../store", "/srv/store", "src"])
 def test_a_store_is_below_data(tmp_path, store):
     assert "foundations.instruments.store" in refused(tmp_path, REAL.replace("store: data/store", f"store: {store}"))

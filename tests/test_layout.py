@@ -120,6 +120,23 @@ def test_the_users_pictures_are_read_in_every_mode():
     assert [slot.picture for slot in sequence.draw_slots] == [1]
 
 
+def test_boundary_tokens_surround_the_pictures_of_the_users_turns_alone():
+    """As the authors' tokenizer leaves them; one between two pictures, none around those of the assistant."""
+    spaced = dataclasses.replace(WORDS, boundary=(100 + ord("|"),))
+    turns = (Picture(PICTURE, "user"), Picture(PICTURE, "user"), Text("q", "user"))
+    answer = (Text("a", "assistant"), Picture(PICTURE, "assistant"), Text("b", "assistant"))
+    document = Document("d", "conversation", (*turns, *answer, Text("r", "user"), Text("s", "assistant")))
+    (sequence,) = lay_out(document, spaced, "creation", LONG)
+    wanted = "<s>USER:|[...]|[...]|q ASSISTANT:a(..)b</s>USER: r ASSISTANT:s</s>"
+    assert spell(sequence.input_ids) == wanted
+    assert "|" not in spell_targets(sequence)
+    assert spell(whole(document, "creation").input_ids) == wanted.replace("|", "")
+    for slot in sequence.read_slots:
+        assert spell(sequence.input_ids[slot.start - 2 : slot.start + PATCHES + 2]) == "|[...]|"
+    story = Document("d", "interleaved", (Text("a"), Picture(PICTURE), Text("b")))
+    assert lay_out(story, spaced, "joint", LONG) == lay_out(story, WORDS, "joint", LONG)
+
+
 def test_the_template_frames_the_turns():
     vicuna = dataclasses.replace(WORDS, template=TEMPLATES["vicuna_v1.1"])
     document = Document("d", "conversation", (Text("q", "user"), Text("a", "assistant")))

@@ -222,7 +222,7 @@ def test_a_tokenizer_that_fails_is_heard_however_many_captions_came_back(
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     texts = {"1": "a red cat", "2": "a red cat", "3": "a red cat"}
-    with pytest.raises(RuntimeError, match="does `java` run\\? It said: Could not reserve enough space"):
+    with pytest.raises(cider.TokenizerProblem, match="does `java` run\\? It said: Could not reserve enough space"):
         cider.cider(texts, {id_: [text] for id_, text in texts.items()})
 
 

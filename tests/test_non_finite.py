@@ -163,6 +163,49 @@ def _nan_for_second(pixels: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def test_the_harness_and_the_choice_of_examples(tmp_path, monkeypatch):
+    """lm-evaluation-harness is replaced by what it returns; CLIP by an embedding that is NaN for one picture."""
+    import sys
+    from types import SimpleNamespace
+
+    from dreamllm.config.benchmarks import BenchmarkUse
+    from dreamllm.config.evaluation import EvaluationSettings
+    from dreamllm.evaluate import few_shot
+    from dreamllm.evaluate.tasks import harness
+
+    def samples(value):
+        asked = {"arguments": [("Q", "a"), ("Q", "b")], "acc": 1.0}
+        told = [asked | {"doc_id": n, "filtered_resps": [(score, False), (0.5, True)]} for n, score in value]
+        return {"samples": {"piqa": told}, "n-samples": {"piqa": {"effective": 2}}, "versions": {}}
+
+    parts = {
+        "lm_eval": SimpleNamespace(simple_evaluate=lambda **_: samples([(1, float("nan")), (0, -2.0)])),
+        "lm_eval.models": SimpleNamespace(),
+        "lm_eval.models.huggingface": SimpleNamespace(HFLM=lambda **_: None),
+        "lm_eval.tasks": SimpleNamespace(TaskManager=lambda **_: SimpleNamespace(all_tasks=["piqa"])),
+    }
+    for name, module in parts.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    (tmp_path / "a.parquet").touch()
+    job = SimpleNamespace(
+        model="stage",
+        use=BenchmarkUse(task="harness", source="piqa", harness_task="piqa"),
+        folder=tmp_path,
+        settings=EvaluationSettings(),
+        out=tmp_path / "answers.jsonl",
+        load=lambda: (SimpleNamespace(language_model=None), SimpleNamespace(tokenizer=None, context=9)),
+    )
+    with pytest.raises(NonFiniteValues, match="^piqa-1: log-likelihoods are NaN"):
+        harness.predict(job, [], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+    embeddings = iter([np.ones((2, 3), np.float32), np.array([[1, 1, 1], [1, np.inf, 1]], np.float32)])
+    monkeypatch.setattr(few_shot, "clip_embeddings", lambda pictures, clip: next(embeddings))
+    questions, pool = [_Named("q1.png"), _Named("q2.png")], [_Named("e1.png"), _Named("e2.png")]
+    with pytest.raises(NonFiniteValues, match="^e2.png: CLIP's features are NaN or infinite"):
+        few_shot.image_similarities(questions, _Shown(), pool, _Shown(), tmp_path)
+
+
 class _Named:
     def __init__(self, picture: str) -> None:
         self.picture = picture

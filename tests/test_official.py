@@ -435,3 +435,21 @@ def test_another_language_model_cannot_be_exported(tmp_path):
     checkpoint.save_trained(tmp_path / "c", {}, metadata, "step\n")
     with pytest.raises(OfficialProblem, match="the language model is gpt2"):
         export_official(foundations, [tmp_path / "c"], tmp_path / "out")
+
+
+def test_boundary_tokens_are_those_that_a_split_at_special_tokens_leaves():
+    """`USER: <image> What?` in the authors' tokenizer: each stretch of text is tokenized by itself, with its spaces."""
+    from dreamllm.data.document import Document, Picture, Text
+
+    _, processor = tiny.build()
+    processor.boundary_tokens = True
+    question = Document("q", "conversation", (Picture(tiny.picture(), "user"), Text("What?", "user")))
+    found = processor.tokenizer.convert_ids_to_tokens(
+        list(processor.lay_out_prompt(question, "comprehension").input_ids)
+    )
+    before, after = found[: found.index("<im_start>")], found[found.index("<im_end>") + 1 :]
+    words = processor.vocabulary.encode
+    tokens = processor.tokenizer.convert_ids_to_tokens
+    template = processor.vocabulary.template
+    assert before[1:] == tokens(words(f"{template.system} {template.user} ".lstrip()))
+    assert after == ["▁", *tokens(words(f"What? {template.assistant}"))]

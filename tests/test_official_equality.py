@@ -7,6 +7,7 @@ absolute, but for latents at the end of sampling.
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPVisionConfig, LlamaConfig
 
 from dreamllm.data.document import Document, Picture, Text
@@ -278,6 +280,22 @@ def test_the_layout_is_the_official_one(name):
         assert case["in.input_ids"][row, :length].tolist() == list(sequence.input_ids)
         assert case["in.labels"][row, 1:length].tolist() == list(sequence.labels[1:])  # <s> is never predicted
         assert (case["in.labels"][row, length:] == IGNORE).all()
+
+
+def test_boundary_tokens_are_those_that_the_official_tokenizer_leaves():
+    """The authors' tokenizer gives each stretch of text between special tokens to SentencePiece, with its spaces."""
+    pieces = SentencePieceProcessor(model_file=str(FIXTURE / "official_checkpoint/dreamllm/tokenizer.model"))
+    processor = copy.copy(official_processor())
+    processor.boundary_tokens = True
+    template = processor.vocabulary.template
+    before = pieces.encode(f"{template.system} {template.user} ", out_type=str)
+    after = pieces.encode(f" Who painted it? {template.assistant}", out_type=str)
+    assert before[-1] == after[0] == "▁"
+    parts = (Picture(Image.new("RGB", (32, 32)), "user"), Text("Who painted it?", "user"))
+    sequence = processor.lay_out_prompt(Document("q", "conversation", parts), "comprehension")
+    block = ["<im_start>", *["<im_patch>"] * P, "<im_end>"]
+    found = processor.tokenizer.convert_ids_to_tokens(list(sequence.input_ids))
+    assert found == ["<s>", *before, *block, *after]
 
 
 # ---- drawing --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 import formats
 from dreamllm import cli
-from dreamllm.evaluate import placing as module
+from dreamllm.evaluate import placing_writers as module
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
 from dreamllm.evaluate.placing import WRITERS, place

@@ -1,5 +1,8 @@
 """The code digest of a module changes if and only if code that it runs changes."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from dreamllm import provenance
@@ -98,3 +101,67 @@ def test_the_code_of_predictions_holds_no_metric_and_that_of_a_benchmark_no_othe
         assert not [module for module in modules if module.startswith("dreamllm.evaluate.metrics.")], name
     modules = closure("dreamllm.evaluate.predict", "dreamllm.evaluate.tasks.pope", without=tasks.SCORING)
     assert [m for m in modules if m.startswith("dreamllm.evaluate.tasks.")] == ["dreamllm.evaluate.tasks.pope"]
+
+
+# ---- the commit ------------------------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A repository whose only commit has a package; returns the package's folder."""
+    code = tmp_path / "checkout/src/dreamllm"
+    code.mkdir(parents=True)
+    (code / "provenance.py").write_text("")
+    git(tmp_path / "checkout", "init", "--quiet")
+    git(code, "add", "--all")
+    git(code, "commit", "--quiet", "--message", "test")
+    return code
+
+
+def test_the_commit_is_recorded_with_a_mark_where_the_code_differs(checkout):
+    head = git(checkout, "rev-parse", "HEAD")
+    (checkout.parent.parent / "notes.txt").write_text("no code")
+    assert provenance.commit(checkout) == {"commit": head}
+    (checkout / "provenance.py").write_text("changed = 1")
+    assert provenance.commit(checkout) == {"commit": f"{head}-modified"}
+
+
+def test_a_repository_that_git_refuses_to_read_is_told_from_none(checkout, tmp_path, monkeypatch):
+    (tmp_path / "unpacked").mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert provenance.commit(tmp_path / "unpacked") == {
+        "commit": None,
+        "no_commit": "this code is in no git repository",
+    }
+    for name in ("HOME", "XDG_CONFIG_HOME"):  # no safe.directory of the user
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = provenance.commit(checkout)
+    assert refused["commit"] is None and "git refuses to read the repository" in refused["no_commit"]
+    monkeypatch.setenv("PATH", "")
+    assert provenance.commit(checkout) == {"commit": None, "no_commit": "git is not installed"}
+
+
+def test_the_commit_of_a_foreign_repository_is_not_recorded(checkout, tmp_path, monkeypatch):
+    """An archive unpacked inside a repository of something else, or a package installed there."""
+    unpacked = checkout.parent.parent / "archive/src/dreamllm"
+    unpacked.mkdir(parents=True)
+    (unpacked / "provenance.py").write_text("")
+    foreign = {"commit": None, "no_commit": "this code lies in a git repository that does not track it"}
+    assert provenance.commit(unpacked) == foreign
+    monkeypatch.setenv("GIT_DIR", str(checkout.parent.parent / ".git"))  # as in a hook
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    (tmp_path / "alone").mkdir()
+    assert provenance.commit(tmp_path / "alone")["no_commit"] == "this code is in no git repository"
+    monkeypatch.delenv("GIT_DIR")
+    git(unpacked, "init", "--quiet")
+    assert provenance.commit(unpacked) == {"commit": None, "no_commit": "the git repository has no commit"}
+    git(unpacked, "add", "--all")
+    git(unpacked, "commit", "--quiet", "--message", "taken over")  # its own repository, which tracks it
+    assert provenance.commit(unpacked) == {"commit": git(unpacked, "rev-parse", "HEAD")}

@@ -15,6 +15,7 @@ import pytest
 
 import repository
 from dreamllm import snakemake_records
+from dreamllm.atomic import HOST
 from repository import planned, run
 
 TRAINED = "results/checkpoints/embedded"
@@ -289,20 +290,36 @@ def test_digests_are_those_of_when_a_job_made_the_file_until_a_job_makes_it_agai
 
 
 def test_unfinished_files_of_killed_jobs_are_swept_away_and_no_others(tmp_path):
-    left = [
-        ".captions.json.123",
-        "model/.trained.7/part",
+    """Not those of living processes: another experiment may be running in the same folder."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    dead, alive = process.pid, os.getppid()
+    swept = [f".captions.json.{HOST}-{dead}", f"model/.a.tar.{dead}", f"model/.trained.{HOST}-{dead}/part"]
+    kept = [
+        f".captions.json.{HOST}-{alive}",
+        f"model/.a.tar.{alive}",
+        f"model/.sft.{HOST}-{alive}/trained.safetensors",
+        f".captions.json.another{HOST}-{dead}",  # of another machine on the same file system
         "model/.hidden",
-        "model/file.12",
+        f"model/file.{dead}",
         "model/.snakemake_timestamp",
     ]
-    for name in left:
+    for name in (*swept, *kept):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
-    assert snakemake_records.sweep(tmp_path) == [tmp_path / ".captions.json.123", tmp_path / "model/.trained.7"]
-    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {
-        ".hidden",
-        "file.12",
-        ".snakemake_timestamp",
-    }
+    assert snakemake_records.sweep(tmp_path) == sorted(tmp_path / name.removesuffix("/part") for name in swept)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
     assert snakemake_records.sweep(tmp_path) == snakemake_records.sweep(tmp_path / "absent") == []
+
+
+def test_a_run_beside_another_leaves_what_the_other_one_is_writing(tmp_path):
+    write = "from dreamllm.atomic import new_folder\nimport sys\n"
+    write += "with new_folder('results/model') as folder:\n    (folder / 'part').write_text('whole')\n"
+    write += "    print('written', flush=True)\n    sys.stdin.read()\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", write], cwd=tmp_path, **pipes) as first:
+        assert first.stdout.readline() == "written\n"
+        snakemake_records.sweep(tmp_path / "results")
+        first.communicate("")
+    assert first.returncode == 0
+    assert (tmp_path / "results/model/part").read_text() == "whole"

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -371,6 +373,28 @@ def test_a_killed_training_resumes_with_another_number_of_processes(world, alone
         assert row == pytest.approx(wanted, rel=1e-5, nan_ok=True)
     about, other = (json.loads((path / "out" / "checkpoint.json").read_text()) for path in (tmp_path, alone))
     assert about["totals"]["documents"] == other["totals"]["documents"]
+
+
+def test_ddp_is_gone_before_the_process_group_is_destroyed(world, tmp_path):
+    """Otherwise its destructor joins the group's threads while it holds the GIL that these wait for, and hangs."""
+
+    def child(rank: int) -> None:
+        seen, end_training, prepare_model = [], Accelerator.end_training, Accelerator.prepare_model
+
+        def prepare_and_keep(self, model):
+            prepared = prepare_model(self, model)
+            seen.append(weakref.ref(prepared))
+            return prepared
+
+        def check_and_end(self):
+            seen.append(seen[0]())
+            end_training(self)
+
+        Accelerator.prepare_model, Accelerator.end_training = prepare_and_keep, check_and_end
+        test_train.run(world, tmp_path, experiment())
+        assert seen[1:] == [None], "DDP is alive"
+
+    assert ranks.run(2, child, tmp_path) == ["", ""]
 
 
 def test_a_loss_that_is_not_finite_stops_every_process_with_the_documents(world, tmp_path):

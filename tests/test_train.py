@@ -263,7 +263,7 @@ def test_a_save_cut_short_leaves_the_state_before(tmp_path):
 
 
 def test_two_trainers_never_share_a_work_folder(world, tmp_path):
-    with resume.locked(tmp_path / "work"), pytest.raises(RuntimeError, match="another training"):
+    with resume.locked(tmp_path / "work"), pytest.raises(resume.FolderInUse, match="another training"):
         run(world, tmp_path, experiment())
     run(world, tmp_path, experiment(steps=1))  # free again
 

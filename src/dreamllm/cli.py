@@ -7,7 +7,11 @@ called: `dreamllm --help` loads nothing heavy.
 from __future__ import annotations
 
 import argparse
+import codecs
 import errno
+import io
+import locale
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 import dreamllm
+from dreamllm.atomic import DISK_ERRORS
 from dreamllm.masking import mask
 from dreamllm.timings import measured
 
@@ -63,12 +68,16 @@ VERBS = {  # verb: (module, what it does)
 }
 
 
-PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What a disk or its owner refuses: full, over the quota, too big, read-only, not allowed."""
+PLACE = (*DISK_ERRORS, errno.EACCES, errno.EPERM)  # what a disk or its owner refuses
+
+NAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""Of a path that was given: not there, of another kind, there already, too long, a link to itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one verb. Exits with one line where the user's input is wrong, or the disk is full or closed."""
+    if argv is None:
+        _use_utf8()
     parser = argparse.ArgumentParser(
         prog="dreamllm",
         description="DreamLLM, a language model that reads and generates images, as a reproducible experiment.",
@@ -97,6 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise  # only our own ...Problem classes are messages to the user; anything else is a bug
         sys.exit(mask(f"dreamllm {chosen.verb}: {error}"))
     except OSError as error:
+        if error.errno in NAMED or (isinstance(error, FileNotFoundError) and error.errno is None):
+            what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+            sys.exit(mask(f"dreamllm {chosen.verb}: {what}"))
         if error.errno not in PLACE:
             raise
         sys.exit(
@@ -104,6 +116,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             + " What was finished before is whole, nothing stands half-written under its final name; make room or give "
             "access, and run the same command again"
         )
+
+
+def _use_utf8() -> None:
+    """Start this program again in Python's UTF-8 mode, where the locale has another encoding.
+
+    Texts, names of files and output of programs are UTF-8 here; an ASCII locale could not even print an arrow. Where
+    PYTHONIOENCODING asks for less, signs that it lacks are printed as escapes.
+    """
+    is_utf8 = codecs.lookup(locale.getencoding()).name == "utf-8"
+    if not is_utf8 and not sys.flags.utf8_mode and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, sys.orig_argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _show_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

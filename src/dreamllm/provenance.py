@@ -129,19 +129,41 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
-def commit() -> str | None:
-    """The git commit of this code, followed by "-modified" if the code differs from it; None outside a repository."""
+def commit(package: Path = PACKAGE) -> dict[str, str | None]:
+    """The git commit of this code, for records: {"commit": SHA}, or SHA-modified if the code differs from it.
+
+    Where the code belongs to no commit that git shows, {"commit": None, "no_commit": the reason}. The commit of another
+    repository, inside of which this code lies untracked, is not recorded.
+    """
+    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks of other repositories
+    environment = {key: value for key, value in os.environ.items() if key not in elsewhere} | {"LC_ALL": "C"}
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=False)
+        command = ["git", "-C", str(package), *arguments]
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
+        )
+
+    def none(reason: str) -> dict[str, str | None]:
+        return {"commit": None, "no_commit": reason}
 
     try:
-        head = git("rev-parse", "HEAD")
-    except FileNotFoundError:  # no git on this machine
-        return None
+        inside = git("rev-parse", "--is-inside-work-tree")
+    except FileNotFoundError:
+        return none("git is not installed")
+    if "dubious ownership" in inside.stderr:
+        return none("git refuses to read the repository, because it belongs to another user (safe.directory)")
+    if inside.returncode:
+        return none("this code is in no git repository")
+    head = git("rev-parse", "--verify", "--quiet", "HEAD")
     if head.returncode:
-        return None
-    return head.stdout.strip() + ("-modified" if git("status", "--porcelain", "--", str(PACKAGE)).stdout else "")
+        return none("the git repository has no commit")
+    if git("cat-file", "-e", "HEAD:./provenance.py").returncode:
+        return none("this code lies in a git repository that does not track it")
+    changed = git("status", "--porcelain", "--", str(package))
+    if changed.returncode:
+        return none(f"git status fails: {changed.stderr.strip().rpartition(chr(10))[2]}")
+    return {"commit": head.stdout.strip() + ("-modified" if changed.stdout else "")}
 
 
 def machine() -> str:

@@ -21,7 +21,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -29,7 +28,7 @@ from typing import Any
 
 import yaml
 
-from dreamllm.atomic import new_file
+from dreamllm.atomic import new_file, unfinished
 from dreamllm.digests import content_files, sha256_of_file
 
 DIGESTS = "digests.json"
@@ -164,11 +163,11 @@ def refusal_under_dvc(pipeline: str | Path) -> str | None:
 
 
 def sweep(folder: str | Path) -> list[Path]:
-    """Remove the temporary files and folders (.NAME.PID) that `atomic` leaves after a SIGKILL; return their paths.
+    """Remove the temporary files and folders that `atomic` leaves after a SIGKILL; return their paths.
 
-    Call this only while holding Snakemake's lock: then no job of this workflow is writing such a file.
+    Those of living processes stay: jobs of another experiment, for which another Snakemake runs in the same folder.
     """
-    left = [path for path in sorted(Path(folder).rglob(".*")) if re.fullmatch(r"\..+\.\d+", path.name)]
+    left = unfinished(folder)
     for path in left:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -88,7 +88,7 @@ def results(weights: dict[str, torch.Tensor], batches: dict[str, Batch]) -> dict
         generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
         noise = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
         states = found["drawing.states"]
-        latents = sample_latents(model, states, model.null_states(), noise, scheduler, 2.0, generators)
+        latents = sample_latents(model, states, model.null_states(), noise, scheduler, 2.0, generators=generators)
         found[f"sampling.{name}"] = latents
     return {name: tensor.detach().clone().contiguous() for name, tensor in found.items()}
 

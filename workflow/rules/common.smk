@@ -35,7 +35,8 @@ config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # with all
 # By default glibc returns the memory of big tensors to the system at every step, and a CPU job spends 28 % of its time
 # in page faults; with these settings 1 %. Other C libraries ignore them.
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
-shell.prefix("".join(f"export {name}={value}; " for name, value in MALLOC.items()))
+JOB_VARIABLES = {**MALLOC, "PYTHONUTF8": "1"}  # texts and names of files are UTF-8, whatever the locale says
+shell.prefix("".join(f"export {name}={value}; " for name, value in JOB_VARIABLES.items()))
 
 NAME, MACHINE = EXPERIMENT.name, EXPERIMENT.machine
 RUNS = EXPERIMENT.runs()  # by name, one per seed; the wildcard `run` of all that is trained, predicted and scored

@@ -15,13 +15,7 @@ if FETCHED.source == "fetch":
         params:
             out=subpath(output.llm, parent=True),
             experiment=configfile,
-            config=digest(
-                FETCHED.store,
-                FETCHED.md5,
-                FETCHED.sha256,
-                EXPERIMENT.world.pictograms,
-                EXPERIMENT.world.registers,
-            ),
+            config=digest(FETCHED.md5, FETCHED.sha256, EXPERIMENT.world.pictograms, EXPERIMENT.world.registers),
         shell:
             "python -m dreamllm --job {log:q} fetch-foundations --config {params.experiment:q} --out {params.out:q}"
             " > {log:q} 2>&1"

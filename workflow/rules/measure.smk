@@ -1,6 +1,8 @@
 # What is evaluated: models and benchmarks, their files, and the digests of the settings that they depend on.
 import functools
 
+from dreamllm.config.evaluation import WITHOUT_EFFECT
+
 
 def task_of(benchmark):
     """The facts about a benchmark, from its module in src/dreamllm/evaluate/tasks."""
@@ -42,7 +44,7 @@ def evaluation_settings(wildcards):
     rewrite = any(e.rewrite for e in EXPERIMENT.evaluations if e.model == wildcards.model)
     seen = {"split", "limit", "prompts", "seed", *task_of(wildcards.benchmark).settings, *(["text"] if rewrite else [])}
     of_its_own = [EXPERIMENT.benchmarks[name] for name in [wildcards.benchmark] if name in EXPERIMENT.benchmarks]
-    settings = RUNS[wildcards.run].evaluation.model_dump(mode="json", include=seen)
+    settings = RUNS[wildcards.run].evaluation.model_dump(mode="json", include=seen, exclude=WITHOUT_EFFECT)
     return digest(EXPERIMENT.model, settings, rewrite, *of_its_own)
 
 

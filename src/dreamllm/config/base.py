@@ -22,9 +22,14 @@ def _below_data(folder: str) -> str:
     path = checked(folder)
     if len(path.parts) < 2 or path.parts[0] != "data":
         raise ValueError(f"{folder[:80]!r} is not below data/; a folder on another disk can be mounted there")
-    if set("{}") & set(folder):
-        raise ValueError(f"{folder[:80]!r} has a brace, which Snakemake takes for a wildcard")
-    return path.as_posix()
+    return _without_braces(path.as_posix())
+
+
+def _without_braces(path: str) -> str:
+    """Raises ValueError for a path with a brace."""
+    if set("{}") & set(path):
+        raise ValueError(f"{path[:80]!r} has a brace, which Snakemake takes for a wildcard")
+    return path
 
 
 def _to_write(folder: str) -> str:
@@ -49,7 +54,9 @@ def _without_secrets(address: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST_NAME)]
-# Folder: a path below data/.  OwnFolder: such a folder that rules write, and thus may delete.
+# Path: of an input of a rule, anywhere.  Folder: below data/.  OwnFolder: below data/, written, and perhaps deleted, by
+# rules.
+Path = Annotated[str, AfterValidator(_without_braces)]
 Folder = Annotated[str, Field(max_length=200), AfterValidator(_below_data)]
 OwnFolder = Annotated[Folder, AfterValidator(_to_write)]
 Release = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length=LONGEST_NAME)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dreamllm.config.base import Count, Name, Section, Seed, Unique
+from dreamllm.config.base import Count, Name, Section, Seed, Share, Unique
 from dreamllm.config.pictures import Attention, Latency, PictureProtocol
 
 
@@ -30,8 +30,25 @@ class Drawing(Section):
     """Denoising steps per picture (official code: 150 for COCO FID)."""
     guidance: Annotated[float, Field(ge=1)] = 2.0
     """Scale of classifier-free guidance; 1 = none (official code: 2.0 for COCO FID)."""
+    guidance_rescale: Share = 0.0
+    """Share of the guided prediction whose standard deviation is set to that of the conditional one (arXiv 2305.08891;
+    official code: 0)."""
+    eta: Share = 0.0
+    """Noise of DDIMScheduler's steps; 0 = none (official code: 0). Schedulers without it are refused."""
+    negative_prompt: Annotated[str, Field(max_length=10_000)] = ""
+    """What guidance leads away from; "" = the empty prompt. The official demonstration has a long one."""
+    height: Count | None = None
+    """Height of the pictures in pixels, a multiple of the VAE's factor (8); null = that of the UNet's training."""
+    width: Count | None = None
+    """Width of the pictures, as `height`."""
     batch_size: Count = 32
     """Pictures per batch; results do not depend on it."""
+
+    @model_validator(mode="after")
+    def _have_an_effect(self) -> Drawing:
+        if self.guidance == 1 and (self.guidance_rescale or self.negative_prompt):
+            raise ValueError("without guidance (1), guidance_rescale and negative_prompt have no effect")
+        return self
 
 
 class StoryTelling(Section):
@@ -41,6 +58,10 @@ class StoryTelling(Section):
     """Maximum text length of a story in tokens."""
     max_pictures: Count = 6
     """Maximum number of pictures in a story."""
+
+
+WITHOUT_EFFECT = {"text": {"batch_size"}, "drawing": {"batch_size"}}
+"""Settings of an evaluation that no result depends on: a change reruns nothing, and predictions do not record them."""
 
 
 class EvaluationSettings(Section):

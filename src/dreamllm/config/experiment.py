@@ -48,6 +48,9 @@ class Model(Section):
     """Layer of CLIP whose patch features, without CLS, are the input of the visual projector (official code: -2)."""
     template: Literal["vicuna_v1.1", "plain"] = "vicuna_v1.1"
     """Conversation template (paper: Vicuna v1.1)."""
+    boundary_tokens: bool = False
+    """Put a lone word-boundary token before and after each picture of a user's turn (official code: true, by the way in
+    which its tokenizer splits text)."""
 
 
 class Experiment(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Section, Unique
+from dreamllm.config.base import Count, Path, Section, Unique
 
 
 class PictureProtocol(Section):
@@ -18,7 +18,7 @@ class PictureProtocol(Section):
     """Features of FID. inception: by the paper's protocol and by clean-fid's; clip: embeddings of the CLIP below."""
     inception: str = "data/inception"
     """Folder with the two Inception files, which you have to put there (docs/pictures.md)."""
-    clip: str | None = None
+    clip: Path | None = None
     """Folder of the CLIP for the CLIP score (paper: ViT-L/14); null = that of the foundations."""
 
 

@@ -43,6 +43,8 @@ def load(path: str | Path, seed: int | None = None) -> Experiment:
     Raises ConfigProblem, naming the file and every key path that is wrong, with near matches for unknown keys.
     """
     content = read_yaml(path)
+    if seed is not None and not 0 <= seed < 2**31:
+        raise ConfigProblem(f"{path}: --seed {seed} is not from 0 to 2^31 - 1")
     try:
         experiment = Experiment.model_validate(content)
         return experiment if seed is None else experiment.with_seed(seed)

@@ -72,6 +72,7 @@ class Vocabulary:
     num_patches: int  # P, patches of a picture that is read
     num_queries: int  # Q, dream queries of a picture that is drawn
     template: Template = TEMPLATES["vicuna_v1.1"]
+    boundary: tuple[int, ...] = ()  # tokens before and after each picture of a user's turn
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,15 @@ def _conversation(document: Document, vocabulary: Vocabulary, mode: Mode) -> lis
             if groups:
                 _close(groups[-1], vocabulary, target=True)
             group: _Group = []
-            for words, picture in _runs([Text(opening), *parts, Text(template.assistant)]):
+            boundary = _Piece(vocabulary.boundary, (IGNORE,) * len(vocabulary.boundary), is_text=True)
+            for number, (words, picture) in enumerate(_runs([Text(opening), *parts, Text(template.assistant)])):
+                if number:
+                    group.append(boundary)  # after the picture of the run before
                 if words:
                     group.append(_text(words, vocabulary, target=False))
                 if picture is not None:
+                    if words:  # one boundary between two pictures
+                        group.append(boundary)
                     group.append(_picture(pictures, vocabulary, draw=False, read=True, target=False))
                     pictures += 1
             groups.append(group)

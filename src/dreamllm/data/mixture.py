@@ -53,6 +53,10 @@ def epoch_order(shard_sizes: Sequence[int], seed: int, window: int = WINDOW) -> 
     return np.concatenate(order)  # (N,)
 
 
+class MixtureProblem(ValueError):
+    """Shard sets that are missing, empty, or do not fit the weights of a mixture: names the set."""
+
+
 class Mixture:
     """The endless stream of a stage's documents. Draw number `n` of a set is the same record in every process."""
 
@@ -63,10 +67,10 @@ class Mixture:
 
         sets: name -> shards.  weights: name -> share of the documents drawn, any positive scale.
         Raises ShardProblem for a damaged shard (how many documents it lost is unknown; a single damaged document is
-        met later and costs only itself), ValueError for a set without documents or without a positive weight.
+        met later and costs only itself), MixtureProblem for a set without documents or without a positive weight.
         """
         if sets.keys() != weights.keys():
-            raise ValueError(f"shard sets {sorted(sets)} and mixture weights {sorted(weights)} do not match")
+            raise MixtureProblem(f"shard sets {sorted(sets)} and mixture weights {sorted(weights)} do not match")
         self.weights, self.seed, self.window = dict(weights), seed, window
         self._records: dict[str, list[Record]] = {}
         self._shard_sizes: dict[str, list[int]] = {}
@@ -76,9 +80,11 @@ class Mixture:
             self._records[name] = list(itertools.chain.from_iterable(indexes))
             self._shard_sizes[name] = [len(index) for index in indexes]
             if not self._records[name]:
-                raise ValueError(f"shard set {name!r} has no documents in {len(paths)} shards")
+                raise MixtureProblem(f"shard set {name!r} has no documents in {len(paths)} shards")
             if not weights[name] > 0:
-                raise ValueError(f"shard set {name!r} has weight {weights[name]}; remove it or give it a positive one")
+                raise MixtureProblem(
+                    f"shard set {name!r} has weight {weights[name]}; remove it or give it a positive one"
+                )
 
     def sizes(self) -> dict[str, int]:
         """Documents per set."""

@@ -162,7 +162,7 @@ def _sample_about_pictograms(
         rng.shuffle(turns)
         return _chat(id, facts(scene, rng), turns)
     if form == "reading":
-        turns = _turns(scene, rng, rng.choice([4, 6, 8, 10]), names, speaks_human)
+        turns = _turns(scene, rng, rng.choice([4, 8, 12]), names, speaks_human)
         if rng.random() < 0.3:
             turns.insert(0, (rng.choice(DESCRIBE), grammar.caption(scene)))
         return _chat(id, _describe(scene, rng, exact), turns)

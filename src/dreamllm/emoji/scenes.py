@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -78,6 +78,10 @@ _CELLS = {
 _GLYPH_SIDE = 144
 
 
+class SceneProblem(ValueError):
+    """Plain data that describe no scene: says what is wrong."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """The content of a picture.
@@ -108,9 +112,21 @@ class Scene:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Scene:
-        """Read what `to_json` wrote."""
-        objects = tuple((name, colour) for name, colour in data["objects"])
-        return Scene(data["background"], data["layout"], objects, data["count"])
+        """Read what `to_json` wrote. Raises SceneProblem for anything else."""
+        if not isinstance(data, dict) or set(data) != {"background", "layout", "objects", "count"}:
+            raise SceneProblem(f"a scene has background, layout, objects and count, not {ascii(data)[:100]}")
+        background, layout, objects, count = data["background"], data["layout"], data["objects"], data["count"]
+        if not isinstance(background, str) or background not in BACKGROUNDS:
+            raise SceneProblem(f"a scene has no background {ascii(background)[:80]}")
+        if not isinstance(layout, str) or type(count) is not int or (layout, count) not in _CELLS:
+            raise SceneProblem(f"no scene has layout {ascii(layout)[:80]} with count {ascii(count)[:80]}")
+        pairs = isinstance(objects, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in objects)
+        if not pairs or len(objects) != (2 if layout in ("row", "column") else 1):
+            raise SceneProblem(f"a scene of layout {layout} has no objects {ascii(objects)[:80]}")
+        for name, colour in objects:
+            if not (isinstance(name, str) and isinstance(colour, str) and name in PICTOGRAMS and colour in COLOURS):
+                raise SceneProblem(f"no scene has an object {ascii([name, colour])[:80]}")
+        return Scene(background, cast(Layout, layout), tuple((name, colour) for name, colour in objects), count)
 
 
 def split_of(scene: Scene) -> Split:

@@ -137,6 +137,10 @@ def write_training(world: World, folder: Path) -> None:
             shards.write(documents, folder / name, per_shard=2000)
 
 
+class WorldProblem(ValueError):
+    """A world that cannot be made as its section says."""
+
+
 def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
     """Scenes of a split's pictures: kinds alternate and every fourth is held out, so that the first n are balanced.
 
@@ -151,7 +155,7 @@ def benchmark_scenes(world: World, split: Split) -> Iterator[Scene]:
             if times[scene] < 2:
                 break
         else:
-            raise ValueError(
+            raise WorldProblem(
                 f"world.benchmarks.pictures = {world.benchmarks.pictures} is more than the {split} split "
                 f"has scenes (none is left for picture {i}); use a smaller number"
             )
@@ -168,19 +172,6 @@ def write_benchmarks(world: World, split: Split, folder: Path) -> None:
     with zipfile.ZipFile(folder / f"images_{split}.zip", "w", zipfile.ZIP_STORED) as archive:
         for name, scene in zip(names, scenes, strict=True):
             archive.writestr(zipfile.ZipInfo(name), encode_png(render(scene, world.picture_side, rng)))
-    _jsonl(
-        folder / f"scenes_{split}.jsonl",
-        [
-            {
-                "image_id": i,
-                "kind": scene.kind,
-                "held_out": scene.held_out,
-                "caption": grammar.caption(scene),
-                "scene": scene.to_json(),
-            }
-            for i, scene in enumerate(scenes)
-        ],
-    )
     _write_captions(folder, split, names, scenes, world.picture_side)
     _write_vqa(folder, split, scenes, rng, objects)
     for subset in ("random", "popular", "adversarial"):
@@ -205,12 +196,16 @@ def _write_captions(folder: Path, split: Split, names: list[str], scenes: list[S
 
 
 def _write_vqa(folder: Path, split: Split, scenes: list[Scene], rng: random.Random, objects: Names) -> None:
-    """VQAv2 format: for each picture one question of each kind, with ten equal answers."""
+    """VQAv2 format: for each picture one question of each kind, two of those for pairs alone; ten equal answers."""
     records: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id, scene in enumerate(scenes):
-        for kind in questions.kinds(scene):
-            asked = questions.ask(scene, kind, rng, objects)
+        asked_for = [questions.ask(scene, kind, rng, objects) for kind in questions.kinds(scene)]
+        while scene.kind == "pair" and len(asked_for) < 10:  # eight kinds, and the last two, of relations, once more
+            more = questions.ask(scene, questions.kinds(scene)[len(asked_for) - 2], rng, objects)
+            asked_for += [more] if more not in asked_for else []
+        for asked in asked_for:
+            kind = asked.type
             key = {"question_id": len(records), "image_id": image_id}
             records.append({**key, "question": asked.question})
             answers = [{"answer_id": n + 1, "answer": asked.answer, "answer_confidence": "yes"} for n in range(10)]
@@ -260,17 +255,24 @@ def _write_illustrations(folder: Path, split: Split, world: World) -> None:
 
 
 def _write_prompts(folder: Path, split: Split, world: World, scenes: list[Scene]) -> None:
-    """Prompts for the same pictures as clean captions, human sentences and narratives."""
+    """What the pictures show, in a clean caption, a human sentence and a narrative; and prompts to draw of each."""
     rng = random.Random(seed_of(world.seed, "emoji world prompts", split))
-    ways = {
-        "draw": lambda scene, _: grammar.caption(scene),
-        "draw_human": human.sentence,
-        "narratives": human.narrative,
-    }
-    for name, tell in ways.items():
-        chosen = enumerate(scenes[: world.benchmarks.draw])
-        prompts = [{"id": i, "prompt": tell(scene, rng), "image_id": i} for i, scene in chosen]
-        _jsonl(folder / f"{name}_{split}.jsonl", prompts)
+    told = [
+        {
+            "image_id": i,
+            "kind": scene.kind,
+            "held_out": scene.held_out,
+            "caption": grammar.caption(scene),
+            "human": human.sentence(scene, rng),
+            "narrative": human.narrative(scene, rng),
+            "scene": scene.to_json(),
+        }
+        for i, scene in enumerate(scenes)
+    ]
+    _jsonl(folder / f"scenes_{split}.jsonl", told)
+    for name, words in (("draw", "caption"), ("draw_human", "human"), ("narratives", "narrative")):
+        prompts = [{"id": one["image_id"], "prompt": one[words], "image_id": one["image_id"]} for one in told]
+        _jsonl(folder / f"{name}_{split}.jsonl", prompts[: world.benchmarks.draw])
 
 
 def _write_language(folder: Path, split: Split, count: int, rng: random.Random, objects: Names) -> None:
@@ -295,11 +297,11 @@ def _write_language(folder: Path, split: Split, count: int, rng: random.Random, 
 
 
 def _json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content) + "\n")
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,7 @@ import argparse
 import base64
 import html
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,13 +100,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler class of diffusers")
     parser.add_argument("--steps", type=int, default=25, help="of the scheduler, per picture")
     parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance; 1 is none")
+    rescale = "share of the guided prediction that is rescaled (arXiv 2305.08891)"
+    parser.add_argument("--guidance-rescale", type=float, default=0.0, help=rescale)
+    parser.add_argument("--eta", type=float, default=0.0, help="noise of DDIMScheduler's steps, 0 to 1")
+    parser.add_argument("--negative-prompt", default="", help="what guidance leads away from")
+    parser.add_argument("--height", type=int, help="of the pictures, in pixels (default: as the UNet was trained)")
+    parser.add_argument("--width", type=int, help="of the pictures, in pixels (default: as the UNet was trained)")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
-    from dreamllm.model.generate import TextSampling, interleave
+    from dreamllm.model.generate import TextSampling, check_text_sampling, interleave
     from dreamllm.model.processor import PromptProblem, parse
-    from dreamllm.model.sampling import PictureSampling
+    from dreamllm.model.sampling import PictureSampling, check_sampling
     from dreamllm.train.checkpoint import load_for_inference
 
     is_story = arguments.kind == "story"
@@ -122,7 +129,9 @@ def main(arguments: argparse.Namespace) -> None:
     ]
     limits = (arguments.max_new_tokens, arguments.max_pictures)
     text_sampling = TextSampling(arguments.temperature, arguments.top_p, *limits)
-    picture_sampling = PictureSampling(arguments.scheduler, arguments.steps, arguments.guidance)
+    picture_sampling = PictureSampling(**{one.name: getattr(arguments, one.name) for one in fields(PictureSampling)})
+    check_text_sampling(text_sampling)
+    check_sampling(picture_sampling)
     seeds = [arguments.seed + index for index in range(len(prompts))]
     model, processor = load_for_inference(arguments.foundations, arguments.checkpoints or [CHECKPOINT])
     continuations = interleave(model, processor, prompts, seeds, text_sampling, picture_sampling)

@@ -167,14 +167,15 @@ def draw_with_sd(
     """Generate images with Stable Diffusion and its own text encoder, from the same initial noise as `draw`.
 
     unet: folder of a UNet that replaces the foundation's
-    Raises NonFiniteValues, with the item's id, where the UNet or the VAE give NaN or infinity.
+    Raises NonFiniteValues, with the item's id, where the UNet or the VAE give NaN or infinity, SamplingProblem for
+    settings that do not fit the model.
     """
     import torch
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from dreamllm.model import precision
     from dreamllm.model.finite import check_finite
-    from dreamllm.model.sampling import make_scheduler
+    from dreamllm.model.sampling import latent_size, scheduler_with_steps
     from dreamllm.model.weights import load_weights
 
     parts = {"unet": load_weights(UNet2DConditionModel, unet, dtype=torch.float32)} if unet else {}
@@ -185,16 +186,22 @@ def draw_with_sd(
     precision.cast_unet(pipeline.unet, precision.compute_dtype(device))
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
-    pipeline.scheduler = make_scheduler(settings.scheduler, schedule)
-    side = pipeline.unet.config.sample_size
+    sampling, scale = picture_sampling(settings), pipeline.vae_scale_factor
+    pipeline.scheduler = scheduler_with_steps(sampling, schedule)
+    height, width = latent_size(sampling, pipeline.unet.config.sample_size, scale)
     for batch in batches(requests, settings.batch_size, "pictures"):
         generators = [torch.Generator().manual_seed(request.seed) for request in batch]
-        shape = (pipeline.unet.config.in_channels, side, side)
+        shape = (pipeline.unet.config.in_channels, height, width)
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
         latents = pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,
             guidance_scale=settings.guidance,
+            guidance_rescale=settings.guidance_rescale,
+            eta=settings.eta,
+            negative_prompt=[settings.negative_prompt] * len(batch) if settings.guidance > 1 else None,
+            height=height * scale,
+            width=width * scale,
             generator=generators,
             latents=noise.to(pipeline.device),
             output_type="latent",
@@ -215,7 +222,9 @@ def count_truncated(folder: Path, prompts: Sequence[str]) -> dict[str, int]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    from dreamllm.model.weights import load_part
+
+    tokenizer = load_part(AutoTokenizer, folder / "tokenizer")
     longest = tokenizer.model_max_length  # as the pipeline has it
     lengths = [len(ids) for ids in tokenizer(list(prompts), verbose=False).input_ids]
     return {"longest": longest, "prompts": len(lengths), "cut": sum(length > longest for length in lengths)}
@@ -225,4 +234,4 @@ def picture_sampling(settings: DrawingSettings) -> PictureSampling:
     """The settings in the form of `model.sampling`."""
     from dreamllm.model.sampling import PictureSampling
 
-    return PictureSampling(settings.scheduler, settings.steps, settings.guidance)
+    return PictureSampling(**settings.model_dump(exclude={"batch_size"}))

@@ -25,9 +25,10 @@ from PIL import Image
 
 from dreamllm.atomic import new_file
 from dreamllm.config.reading import load
+from dreamllm.data.damage import parse_json
 from dreamllm.digests import digest, sha256_of_file
 from dreamllm.evaluate import tasks
-from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, pictures_of
 from dreamllm.evaluate.metrics import fid
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
 
@@ -215,9 +216,32 @@ def read_features(path: Path) -> FeatureFile:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            return FeatureFile(path, about, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            about = parse_json((file.metadata() or {})["about"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise BenchmarkProblem(path, "", "no such file") from None
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise BenchmarkProblem(path, "", f"is no features file of `dreamllm features` ({error})") from None
+    _check_features(path, about, arrays)
+    return FeatureFile(path, about, arrays)
+
+
+def _check_features(path: Path, about: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Raises BenchmarkProblem for a features file that lacks something, with other shapes, or with NaN or infinity."""
+    networks = field(about, "networks", dict, path, "about")
+    if "ids" in about:  # of generated images
+        count = len(field(about, "ids", list, path, "about"))
+        for key, kind in (("benchmark", str), ("sample", int), ("protocol", dict)):
+            field(about, key, kind, path, "about")
+        wanted = dict.fromkeys(("clip_prompt", "clip_captions", "seeds"), 1) | dict.fromkeys(networks, 2)
+    else:
+        count = 0
+        field(about, "n", int, path, "about")
+        wanted = {f"{name}.{kind}": axes for name in networks for kind, axes in (("mean", 1), ("covariance", 2))}
+    for name, axes in wanted.items():
+        if name not in arrays:
+            raise BenchmarkProblem(path, name, f"is missing; the file has {', '.join(arrays) or 'nothing'}")
+        if arrays[name].ndim != axes or (count and len(arrays[name]) != count):
+            raise BenchmarkProblem(path, name, f"has shape {arrays[name].shape}, which does not fit its {count} items")
+        if not np.isfinite(arrays[name]).all():
+            raise BenchmarkProblem(path, name, "holds NaN or infinite values; run `dreamllm features` again")

@@ -100,11 +100,11 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
     from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
     from dreamllm.model.precision import default_device
-    from dreamllm.model.weights import load_weights
+    from dreamllm.model.weights import load_part, load_weights
 
     device = default_device()
     model = load_weights(CLIPVisionModelWithProjection, clip, dtype=torch.float32).eval().to(device)
-    processor = AutoImageProcessor.from_pretrained(clip, backend="pil")
+    processor = load_part(AutoImageProcessor, clip, backend="pil")
     rest, features = iter(pictures), []
     while batch := [picture for picture, _ in zip(rest, range(BATCH_SIZE), strict=False)]:
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"].to(device)

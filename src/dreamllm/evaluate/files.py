@@ -19,9 +19,6 @@ from dreamllm.data.images import decode
 Key = TypeVar("Key", str, int)
 
 _NUMBER = re.compile(r"(?:.*[^0-9A-Za-z])?([0-9]{1,18})\.\w+")  # at the end of a file name
-
-INSTALL = 'is not installed: pip install -e ".[evaluation]"'
-
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamllm.emoji.scenes import Scene, SceneProblem
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_jsonl
 
 Metrics = dict[str, dict[str, Any]]
@@ -45,6 +46,15 @@ class SceneRecords:
         return self.records.get(image_id)
 
 
+def checked_scene(scene: Any, path: Path, place: str) -> dict[str, Any]:
+    """The scene itself if the emoji world has such a one. Raises BenchmarkProblem."""
+    try:
+        Scene.from_json(scene)
+    except SceneProblem as problem:
+        raise BenchmarkProblem(path, place, str(problem)) from None
+    return scene
+
+
 def scenes_of(folder: Path, split: str) -> SceneRecords:
     """Read the scenes of a split's images."""
     path = folder / f"scenes_{split}.jsonl"
@@ -52,7 +62,8 @@ def scenes_of(folder: Path, split: str) -> SceneRecords:
     for place, record in read_jsonl(path) if path.exists() else []:
         image_id = field(record, "image_id", int, path, place)
         kind, held_out = field(record, "kind", str, path, place), field(record, "held_out", bool, path, place)
-        records.append((image_id, SceneRecord(field(record, "scene", dict, path, place), kind, held_out)))
+        scene = checked_scene(field(record, "scene", dict, path, place), path, place)
+        records.append((image_id, SceneRecord(scene, kind, held_out)))
     return SceneRecords(path, keyed(records, path, "image_id"))
 
 

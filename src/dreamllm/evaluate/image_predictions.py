@@ -67,8 +67,8 @@ class ImageFolder(Mapping[str, Image.Image]):
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, name: str, picture: Image.Image) -> None:
-        """Store an image, whole or not at all: a kill in the middle leaves none."""
-        with new_file(self.folder / name) as file:
+        """Store an image, whole or not at all: a kill in the middle leaves none, a power cut perhaps a damaged one."""
+        with new_file(self.folder / name, sync=False) as file:
             file.write_bytes(encode_png(picture))
 
     def __getitem__(self, name: str) -> Image.Image:
@@ -78,7 +78,11 @@ class ImageFolder(Mapping[str, Image.Image]):
             raise KeyError(name) from None
 
     def __contains__(self, name: object) -> bool:
-        return (self.folder / str(name)).is_file()
+        try:
+            self[str(name)]
+        except (KeyError, ValueError):  # missing, or damaged by a power cut: it is generated again
+            return False
+        return True
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(path.name for path in self.folder.glob("[!.]*.png")))

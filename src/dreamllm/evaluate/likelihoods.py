@@ -19,18 +19,22 @@ def language_model(folder: Path, template: str) -> tuple[Any, Vocabulary, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dreamllm.model import precision
-    from dreamllm.model.weights import load_weights
+    from dreamllm.model.weights import load_part, load_weights
 
     model = load_weights(AutoModelForCausalLM, folder, dtype=torch.float32)
     precision.for_inference(model, precision.default_device())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_part(AutoTokenizer, folder)
     eos = tokenizer.eos_token_id
     vocabulary = Vocabulary(
         encode=lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,
         bos=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos,
         eos=eos,
         pad=eos,
-        **dict.fromkeys(["im_patch", "im_start", "im_end", "dream_start", "dream_end"], -1),
+        im_patch=-1,
+        im_start=-1,
+        im_end=-1,
+        dream_start=-1,
+        dream_end=-1,
         num_patches=0,
         num_queries=0,
         template=TEMPLATES[template],

@@ -24,7 +24,7 @@ from dreamllm.data.images import centre
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.model.precision import default_device
-from dreamllm.model.weights import load_weights
+from dreamllm.model.weights import load_part, load_weights
 
 INCEPTION = {
     "paper": (
@@ -121,8 +121,8 @@ class Clip:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         self.model = load_weights(CLIPModel, folder, dtype=torch.float32).to(default_device()).eval()
-        self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.processor = load_part(AutoImageProcessor, folder, backend="pil")
+        self.tokenizer = load_part(AutoTokenizer, folder)
         self.length = self.model.config.text_config.max_position_embeddings
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -157,7 +157,7 @@ def clip_network(folder: Path) -> Network:
 
     device = default_device()
     model = load_weights(CLIPVisionModelWithProjection, folder, dtype=torch.float32).to(device).eval()
-    processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    processor = load_part(AutoImageProcessor, folder, backend="pil")
     mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(device) for v in (processor.image_mean, processor.image_std))
     side = model.config.image_size
     resize = make_resizer("PIL", False, "bicubic", (side, side))

@@ -13,7 +13,7 @@ from typing import Any
 
 from dreamllm.config.base import near
 from dreamllm.config.benchmarks import BenchmarkUse
-from dreamllm.config.evaluation import EvaluationSettings
+from dreamllm.config.evaluation import WITHOUT_EFFECT, EvaluationSettings
 from dreamllm.config.experiment import FOUNDATION_MODELS
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.digests import digest
@@ -21,6 +21,8 @@ from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.provenance import machine, versions
+
+MOST_SAMPLES = 10_000  # images per prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +49,16 @@ def main(args: argparse.Namespace) -> None:
     Raises ConfigProblem for an unknown benchmark, BenchmarkProblem for a model that cannot take it or a broken file.
     """
     experiment = load(args.config, args.seed)
+    if not 0 <= args.sample < MOST_SAMPLES:
+        raise BenchmarkProblem("--sample", str(args.sample), f"is not from 0 to {MOST_SAMPLES - 1}")
     tasks.check(experiment, args.config)
     if args.benchmark not in (*tasks.NAMES, *experiment.benchmarks):
         hint = near(args.benchmark, [*tasks.NAMES, *experiment.benchmarks])
         raise ConfigProblem(f"{args.config}: no benchmark {args.benchmark!r}{hint}")
     use = experiment.benchmark(args.benchmark)
     task = tasks.module(use.task)
+    if args.out.suffix != f".{task.TASK.predictions}":
+        raise BenchmarkProblem("--out", str(args.out), f"should end in .{task.TASK.predictions}")
     if args.model in FOUNDATION_MODELS and args.model not in task.TASK.foundations:
         able = [name for name in tasks.NAMES if args.model in tasks.about(name).foundations]
         raise BenchmarkProblem(
@@ -91,8 +97,9 @@ def main(args: argparse.Namespace) -> None:
 def protocol(args: argparse.Namespace, settings: EvaluationSettings) -> dict[str, Any]:
     """How the predictions were made: settings, digests of the models, versions. No paths and no time."""
     folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
+    elsewhere: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
     return {
-        "settings": settings.model_dump(mode="json", exclude={"split", "limit", "pictures", "latency", "attention"}),
+        "settings": settings.model_dump(mode="json", exclude=elsewhere | WITHOUT_EFFECT),
         "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),

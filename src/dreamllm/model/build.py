@@ -22,8 +22,8 @@ from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizer
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.packed import packed_attention_mask
-from dreamllm.model.processor import PAD, SPECIAL_TOKENS, DreamLLMProcessor
-from dreamllm.model.weights import FoundationProblem, load_weights
+from dreamllm.model.processor import BOUNDARY, PAD, SPECIAL_TOKENS, DreamLLMProcessor
+from dreamllm.model.weights import FoundationProblem, load_part, load_weights
 
 
 def build_from_foundations(
@@ -35,6 +35,7 @@ def build_from_foundations(
     seed: int = 0,
     vision_feature_layer: int = -2,
     template: str = "vicuna_v1.1",
+    boundary_tokens: bool = False,
     weights: bool = True,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Combine the foundations in fp32. New parts (special tokens, dream queries, projectors) are random by `seed`.
@@ -44,13 +45,17 @@ def build_from_foundations(
 
     Raises FoundationProblem for a missing folder, for weights that are damaged, not finite or outside the folder, and
     for a language model that does not fit: its logits must be its head applied to its last hidden states, it must not
-    mix packed documents, and its tokenizer must have an end-of-text token.
+    mix packed documents, and its tokenizer must have an end-of-text token, and a lone "▁" for `boundary_tokens`.
     """
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
-    tokenizer = AutoTokenizer.from_pretrained(llm_dir)
+    tokenizer = load_part(AutoTokenizer, llm_dir)
     add_special_tokens(tokenizer)
+    if boundary_tokens and BOUNDARY not in tokenizer.get_vocab():
+        raise FoundationProblem(
+            f"{llm_dir}: model.boundary_tokens is true, but the tokenizer has no token {BOUNDARY!r}"
+        )
     language_model, clip, vae, unet = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
     vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
     for part in (language_model, vision_model):
@@ -81,13 +86,14 @@ def build_from_foundations(
             _materialise_new_parts(model)
     model.train_only(UNFROZEN)
     processor = DreamLLMProcessor(
-        AutoImageProcessor.from_pretrained(clip_dir, backend="pil"),
+        load_part(AutoImageProcessor, clip_dir, backend="pil"),
         tokenizer,
         num_patches=config.num_patches,
         num_dream_queries=num_dream_queries,
         draw_size=config.draw_size,
         context=getattr(language_model.config, "max_position_embeddings", 2048),
         template=template,
+        boundary_tokens=boundary_tokens,
     )
     return model.eval(), processor
 
@@ -121,8 +127,8 @@ def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -
 def _parts_on_meta(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
     """Language model, CLIP, VAE and UNet on the meta device, from their configurations only."""
     with torch.device("meta"):
-        language_model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(llm_dir), dtype=torch.float32)
-        clip = AutoModel.from_config(AutoConfig.from_pretrained(clip_dir), dtype=torch.float32)
+        language_model = AutoModelForCausalLM.from_config(load_part(AutoConfig, llm_dir), dtype=torch.float32)
+        clip = AutoModel.from_config(load_part(AutoConfig, clip_dir), dtype=torch.float32)
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sd_dir, subfolder="vae"))
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd_dir, subfolder="unet"))
     return language_model, clip, vae, unet

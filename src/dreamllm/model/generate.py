@@ -26,7 +26,7 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import FiniteLogits, check_finite
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
-from dreamllm.model.sampling import PictureSampling, draw_from_states
+from dreamllm.model.sampling import PictureSampling, SamplingProblem, check_fit, draw_from_states
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
@@ -41,6 +41,17 @@ class TextSampling:
     top_p: float = 1.0
     max_new_tokens: int = 256
     max_pictures: int = 8
+
+
+def check_text_sampling(sampling: TextSampling) -> None:
+    """Raises SamplingProblem for values out of range."""
+    if not 0 <= sampling.temperature < float("inf"):
+        raise SamplingProblem(f"temperature is {sampling.temperature}, not a number from 0")
+    if not 0 < sampling.top_p <= 1:
+        raise SamplingProblem(f"top_p is {sampling.top_p}, not above 0 and up to 1")
+    for name in ("max_new_tokens", "max_pictures"):
+        if (value := getattr(sampling, name)) < 0:
+            raise SamplingProblem(f"{name} is {value}, less than 0")
 
 
 @dataclass(frozen=True)
@@ -108,14 +119,24 @@ def draw(
     """Draw one picture after each prompt, with one seed for each. All prompts are one batch: split long lists.
 
     Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds,
-    NonFiniteValues where a part of the model gives NaN.
+    SamplingProblem for settings that do not fit, NonFiniteValues where a part of the model gives NaN.
     """
     _check_seeds(prompts, seeds)
     if not prompts:
         return []
+    check_fit(model, sampling)
     states = query_states(model, processor, prompts, mode=mode)
     names = [prompt.id for prompt in prompts]
-    return draw_from_states(model, states, model.null_states(), seeds, sampling, names)
+    return draw_from_states(model, states, null_states(model, processor, sampling), seeds, sampling, names)
+
+
+@torch.no_grad()
+def null_states(model: Model, processor: DreamLLMProcessor, sampling: PictureSampling) -> torch.Tensor:
+    """Query states (1, Q, D) that guidance leads away from: of the negative prompt, by default the empty one."""
+    if not sampling.negative_prompt:
+        return model.null_states()
+    negative = Document("the negative prompt", "text", (Text(sampling.negative_prompt),))
+    return query_states(model, processor, [negative])
 
 
 @torch.no_grad()
@@ -151,10 +172,12 @@ def interleave(
     depends on its own prompt and seed only. In mode "creation" pictures are drawn, but not read back.
 
     Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds,
-    NonFiniteValues where a part of the model gives NaN.
+    SamplingProblem for settings that do not fit, NonFiniteValues where a part of the model gives NaN.
     """
     _check_seeds(prompts, seeds)
-    null_states = model.null_states()
+    check_text_sampling(text_sampling)
+    check_fit(model, picture_sampling)
+    null = null_states(model, processor, picture_sampling)
     writers = []
     for prompt, seed in zip(prompts, seeds, strict=True):
         generator = torch.Generator().manual_seed(seed_of(seed, "text"))
@@ -174,7 +197,7 @@ def interleave(
             picture_seeds = [seed_of(seeds[index], "picture", num_drawn[index]) for index in states]
             batch = torch.cat(list(states.values()))  # (M, Q, D)
             names = [prompts[index].id for index in states]
-            drawn = draw_from_states(model, batch, null_states, picture_seeds, picture_sampling, names)
+            drawn = draw_from_states(model, batch, null, picture_seeds, picture_sampling, names)
             pictures = dict(zip(states, drawn, strict=True))
             for index in states:
                 num_drawn[index] += 1

@@ -33,6 +33,8 @@ PAD, IM_PATCH, IM_START, IM_END = "[PAD]", "<im_patch>", "<im_start>", "<im_end>
 DREAM_START, DREAM_END, IMAGE, DREAM = "<dream_start>", "<dream_end>", "<image>", "<dream>"
 SPECIAL_TOKENS = (PAD, IMAGE, IM_PATCH, IM_START, IM_END, DREAM, DREAM_START, DREAM_END)  # order of the official code
 
+BOUNDARY = "▁"  # the beginning of a word, in SentencePiece
+
 
 class PromptProblem(ValueError):
     """A prompt that the model cannot continue: says why."""
@@ -44,6 +46,7 @@ class DreamLLMProcessor(ProcessorMixin):
     image_processor: CLIP's.  tokenizer: of the language model, with SPECIAL_TOKENS added.
     num_patches, num_dream_queries, draw_size: as in DreamLLMConfig.  context: the language model's context length
     template: name of the conversation template, in `layout.TEMPLATES`
+    boundary_tokens: put a lone BOUNDARY before and after each picture of a user's turn, as the authors' tokenizer does
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class DreamLLMProcessor(ProcessorMixin):
         draw_size: int,
         context: int,
         template: str = "vicuna_v1.1",
+        boundary_tokens: bool = False,
         chat_template: str | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -65,6 +69,7 @@ class DreamLLMProcessor(ProcessorMixin):
         self.draw_size = draw_size
         self.context = context
         self.template = template
+        self.boundary_tokens = boundary_tokens
 
     @classmethod
     def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **kwargs):
@@ -90,6 +95,7 @@ class DreamLLMProcessor(ProcessorMixin):
             num_patches=self.num_patches,
             num_queries=self.num_dream_queries,
             template=TEMPLATES[self.template],
+            boundary=(ids(BOUNDARY),) if self.boundary_tokens else (),
         )
 
     def lay_out(self, document: Document, mode: Mode, context: int) -> list[TokenSequence]:

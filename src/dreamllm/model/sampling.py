@@ -6,6 +6,7 @@ A picture depends on its condition and its seed, not on the other pictures of it
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import SchedulerMixin
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from diffusers.schedulers import KarrasDiffusionSchedulers
 from PIL import Image
 
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -21,32 +24,94 @@ from dreamllm.model.finite import check_finite
 
 @dataclass(frozen=True)
 class PictureSampling:
-    """Settings of diffusion sampling.
+    """Settings of diffusion sampling, with the names and meanings that diffusers' pipelines give them.
 
     scheduler: name of a diffusers scheduler class.  guidance: scale of classifier-free guidance; 1 is none
+    guidance_rescale: share of the rescaled prediction (arXiv 2305.08891, section 3.4).  eta: noise of DDIM, 0 to 1
+    negative_prompt: what guidance leads away from; "" = the empty prompt
+    height, width: of the pictures in pixels; None = the size that the UNet was trained at
     """
 
     scheduler: str = "DPMSolverMultistepScheduler"
     steps: int = 25
     guidance: float = 3.0
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    negative_prompt: str = ""
+    height: int | None = None
+    width: int | None = None
 
 
-class SchedulerProblem(ValueError):
-    """A name that is not a scheduler class of diffusers."""
+class SamplingProblem(ValueError):
+    """Settings of sampling that do not go together, or do not fit the model: says which."""
+
+
+def check_sampling(sampling: PictureSampling) -> None:
+    """Raises SamplingProblem for values out of range, and for options that would have no effect."""
+    if sampling.steps < 1:
+        raise SamplingProblem(f"steps is {sampling.steps}, at least 1 is needed")
+    if not 1 <= sampling.guidance < float("inf"):
+        raise SamplingProblem(f"guidance is {sampling.guidance}, not a number from 1, which is none")
+    for name, value in (("guidance_rescale", sampling.guidance_rescale), ("eta", sampling.eta)):
+        if not 0 <= value <= 1:
+            raise SamplingProblem(f"{name} is {value}, not from 0 to 1")
+    if sampling.guidance == 1 and (sampling.guidance_rescale or sampling.negative_prompt):
+        raise SamplingProblem("without guidance (1), guidance_rescale and negative_prompt have no effect")
+
+
+def latent_size(sampling: PictureSampling, sample_size: int, scale: int) -> tuple[int, int]:
+    """Height and width of the latents. sample_size: that of the UNet; scale: pixels per latent, of the VAE.
+
+    Raises SamplingProblem for a height or width that is not a multiple of 8 and of `scale`, as diffusers wants it.
+    """
+    sides, step = [], math.lcm(8, scale)
+    for name, pixels in (("height", sampling.height), ("width", sampling.width)):
+        if pixels is not None and (pixels < 1 or pixels % step):
+            raise SamplingProblem(f"{name} is {pixels}, not a multiple of {step} pixels")
+        sides.append(sample_size if pixels is None else pixels // scale)
+    return sides[0], sides[1]
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
     """The diffusers scheduler of this class name, with the noise schedule that the UNet was trained with.
 
     Timesteps are spaced from the last one down ("trailing"). The "leading" spacing of Stable Diffusion's configuration
-    starts at timestep 895 with 150 steps, where training never saw pure noise. Raises SchedulerProblem for an unknown
-    name.
+    starts at timestep 895 with 150 steps, where training never saw pure noise. Raises SamplingProblem for an unknown
+    name, and for classes that Stable Diffusion's pipeline does not take: they raise errors, or draw noise.
     """
-    scheduler_class: Any = getattr(diffusers, name, None)
-    is_scheduler = inspect.isclass(scheduler_class) and issubclass(scheduler_class, SchedulerMixin)
-    if not is_scheduler:
-        raise SchedulerProblem(f"{name!r} is not a scheduler class of diffusers {diffusers.__version__}")
-    return scheduler_class.from_config(scheduler_config, timestep_spacing="trailing")
+    if name not in KarrasDiffusionSchedulers.__members__:
+        known = ", ".join(sorted(KarrasDiffusionSchedulers.__members__))
+        raise SamplingProblem(
+            f"{name!r} is not a scheduler class of diffusers {diffusers.__version__} for Stable Diffusion; "
+            f"known: {known}"
+        )
+    return getattr(diffusers, name).from_config(scheduler_config, timestep_spacing="trailing")
+
+
+def scheduler_with_steps(
+    sampling: PictureSampling, scheduler_config: Mapping[str, Any], device: torch.device | None = None
+) -> SchedulerMixin:
+    """The scheduler of `make_scheduler`, its timesteps set.
+
+    Raises SamplingProblem for a number of steps that it refuses, and for an eta that it would ignore.
+    """
+    scheduler = make_scheduler(sampling.scheduler, scheduler_config)
+    if sampling.eta and "eta" not in inspect.signature(scheduler.step).parameters:
+        raise SamplingProblem(f"eta is {sampling.eta}, but {sampling.scheduler} has none; DDIMScheduler has")
+    if sampling.steps > (most := scheduler.config.num_train_timesteps):
+        raise SamplingProblem(f"steps is {sampling.steps}, more than the {most} of the training's noise schedule")
+    try:
+        scheduler.set_timesteps(sampling.steps, device=device)
+    except (ValueError, IndexError) as error:
+        raise SamplingProblem(f"{sampling.scheduler} refuses steps {sampling.steps}: {error}") from None
+    return scheduler
+
+
+def check_fit(model: DreamLLMForConditionalGeneration, sampling: PictureSampling) -> tuple[int, int]:
+    """Height and width of the latents. Raises SamplingProblem for settings that are wrong or do not fit the model."""
+    check_sampling(sampling)
+    scheduler_with_steps(sampling, model.config.scheduler_config)
+    return latent_size(sampling, model.unet.config.sample_size, 2 ** (len(model.vae.config.block_out_channels) - 1))
 
 
 def draw_from_states(
@@ -60,19 +125,27 @@ def draw_from_states(
     """Draw M pictures from query states (M, Q, D) and null states (1, Q, D), with one seed for each picture.
 
     names: of the pictures, for error messages; their numbers if None
-    Raises NonFiniteValues where the states, the UNet or the VAE give NaN or infinity.
+    Raises NonFiniteValues where the states, the UNet or the VAE give NaN or infinity, SamplingProblem for settings that
+    do not fit the model.
     """
+    height, width = check_fit(model, sampling)
     names = [f"picture {number}" for number in range(len(seeds))] if names is None else names
     check_finite(null_states, ["the null condition"], "hidden states of the dream queries")
     check_finite(states, names, "hidden states of the dream queries")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    side = model.unet.config.sample_size
-    shape = (model.unet.config.in_channels, side, side)
+    shape = (model.unet.config.in_channels, height, width)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (M, C, h, w)
-    scheduler = make_scheduler(sampling.scheduler, model.config.scheduler_config)
-    scheduler.set_timesteps(sampling.steps, device=model.device)
+    scheduler = scheduler_with_steps(sampling, model.config.scheduler_config, model.device)
     latents = sample_latents(
-        model, states, null_states, noise.to(model.device), scheduler, sampling.guidance, generators
+        model,
+        states,
+        null_states,
+        noise.to(model.device),
+        scheduler,
+        sampling.guidance,
+        sampling.guidance_rescale,
+        sampling.eta,
+        generators,
     )
     check_finite(latents, names, "latents after the condition projector and the UNet")
     return decode_latents(model, latents, names)
@@ -86,20 +159,22 @@ def sample_latents(
     noise: torch.Tensor,
     scheduler: SchedulerMixin,
     guidance: float,
+    guidance_rescale: float = 0.0,
+    eta: float = 0.0,
     generators: list[torch.Generator] | None = None,
 ) -> torch.Tensor:
     """Denoise standard normal noise (M, C, h, w) along the timesteps set in `scheduler`; fp32 throughout.
 
-    generators: one per picture, for schedulers that draw noise at each step.
+    eta, generators: for schedulers that have an eta, or draw noise at each step; one generator per picture
     """
     conditions = model.condition_projector(states)  # (M, Q, Dc)
     null_conditions = model.condition_projector(null_states).expand_as(conditions)
-    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    options = {"generator": generators} if takes_generator else {}
+    known = inspect.signature(scheduler.step).parameters
+    options = {name: value for name, value in (("eta", eta), ("generator", generators)) if name in known}
     latents = noise.float() * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
-        prediction = guided_prediction(model, scaled, timestep, conditions, null_conditions, guidance)
+        prediction = guided_prediction(model, scaled, timestep, conditions, null_conditions, guidance, guidance_rescale)
         latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
     return latents
 
@@ -111,13 +186,18 @@ def guided_prediction(
     conditions: torch.Tensor,
     null_conditions: torch.Tensor,
     guidance: float,
+    guidance_rescale: float = 0.0,
 ) -> torch.Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): null + guidance * (conditional - null); one call of the UNet."""
+    """Classifier-free guidance (arXiv 2207.12598): null + guidance * (conditional - null); one call of the UNet.
+
+    With guidance_rescale the share of it whose standard deviation is that of the conditional prediction.
+    """
     if guidance == 1:
         return model.denoise(latents, timestep, conditions)
     both = model.denoise(torch.cat([latents, latents]), timestep, torch.cat([null_conditions, conditions]))
     null, conditional = both.chunk(2)
-    return null + guidance * (conditional - null)
+    guided = null + guidance * (conditional - null)
+    return rescale_noise_cfg(guided, conditional, guidance_rescale) if guidance_rescale else guided
 
 
 @torch.no_grad()

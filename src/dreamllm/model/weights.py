@@ -19,23 +19,42 @@ class FoundationProblem(ValueError):
 def load_weights(kind: Any, folder: str | Path, *, subfolder: str = "", **options: Any) -> Any:
     """`kind.from_pretrained(folder, **options)`, for a class of models or pipelines.
 
-    Raises FoundationProblem for an index that names files elsewhere, a file that is no whole safetensors file, and
-    weights with NaN or infinity; everything else as the library does.
+    Raises FoundationProblem for an index that names files elsewhere, a folder that lacks files or has damaged ones,
+    and weights with NaN or infinity.
     """
     place = Path(folder) / subfolder
     try:
         for index in sorted(place.rglob("*.index.json")):
             shards_of(index)
-        loaded = kind.from_pretrained(folder, **({"subfolder": subfolder} if subfolder else {}), **options)
     except NameProblem as problem:
         raise FoundationProblem(str(problem)) from None
-    except SafetensorError as error:
-        raise FoundationProblem(f"{place}: its weights are no whole safetensors file ({error})") from None
+    loaded = load_part(kind, folder, **({"subfolder": subfolder} if subfolder else {}), **options)
     parts = {"": loaded} if isinstance(loaded, torch.nn.Module) else loaded.components  # of a pipeline
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module) and (bad := not_finite(part.named_parameters())) is not None:
             raise FoundationProblem(f"{place / name}: weight {bad} holds NaN or infinity")
     return loaded
+
+
+def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
+    """`kind.from_pretrained(folder, **options)`, for tokenizers, image processors and configurations.
+
+    Raises FoundationProblem for a folder that is not there, lacks files or has damaged ones.
+    """
+    place = Path(folder) / options.get("subfolder", "")
+    if not place.is_dir():  # the libraries would take the path for a name on the Hub
+        raise FoundationProblem(f"{place}: no such folder")
+    try:
+        return kind.from_pretrained(folder, **options)
+    except SafetensorError as error:
+        raise FoundationProblem(f"{place}: its weights are no whole safetensors file ({error})") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        what = " ".join(str(error).split())[:500]
+        raise FoundationProblem(
+            f"{place}: {kind.__name__} cannot be loaded ({type(error).__name__}: {what})"
+        ) from error
 
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoTokenizer
 from dreamllm.digests import sha256_of_file
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.processor import PAD, SPECIAL_TOKENS
-from dreamllm.model.weights import not_finite
+from dreamllm.model.weights import load_part, not_finite
 from dreamllm.official import convert
 from dreamllm.official.convert import PLUGINS, OfficialProblem
 from dreamllm.safe_join import NameProblem, shards_of
@@ -106,7 +106,7 @@ def read_tokenizer(folder: Path, ids: Mapping[str, int], vocab_size: int):
     """
     if not (folder / "tokenizer.model").is_file():
         raise OfficialProblem(f"{folder}: tokenizer.model missing; download it")
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=AutoConfig.for_model("llama"))
+    tokenizer = load_part(AutoTokenizer, folder, config=AutoConfig.for_model("llama"))
     known = tokenizer.get_vocab()
     if wrong := {token: (known.get(token), id_) for token, id_ in ids.items() if known.get(token) != id_}:
         differences = "; ".join(
@@ -129,7 +129,7 @@ def model_config(read: convert.OfficialConfig, clip_dir: Path, sd_dir: Path) -> 
     for folder in (clip_dir / "config.json", sd_dir / "vae", sd_dir / "unet", sd_dir / "scheduler"):
         if not folder.exists():
             raise OfficialProblem(f"{folder}: missing; give the folders of CLIP and Stable Diffusion")
-    vision = AutoConfig.from_pretrained(clip_dir)
+    vision = load_part(AutoConfig, clip_dir)
     return DreamLLMConfig(
         text_config=read.llm,
         vision_config=getattr(vision, "vision_config", vision),

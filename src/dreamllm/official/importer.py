@@ -15,7 +15,7 @@ from dreamllm import provenance
 from dreamllm.atomic import new_folder
 from dreamllm.config.experiment import RELEASED, Experiment, Model
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.weights import load_weights
+from dreamllm.model.weights import load_part, load_weights
 from dreamllm.official import convert
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.files import (
@@ -44,7 +44,7 @@ def import_official(
     experiment: the experiment that will use the model, if any; its section model must agree with `source`
     Raises OfficialProblem, before anything is written, when files are missing or do not belong together.
     """
-    options = (experiment.model if experiment else Model()).model_dump(mode="json")
+    options = (experiment.model if experiment else Model(boundary_tokens=True)).model_dump(mode="json")
     content = read_json(source / "config.json")
     read = convert.read_config(content, str(source / "config.json"))
     for name in ("num_dream_queries", "vision_feature_layer"):
@@ -86,7 +86,7 @@ def import_official(
         "foundations": checkpoint.foundation_digests(foundations),
         "source": report["files"],
         "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        **provenance.commit(),
     }
     trained = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] in CHECKPOINT_PARTS}
     with new_folder(out) as folder:
@@ -125,7 +125,7 @@ def _write_clip(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, 
     vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
     vision_model.load_state_dict(_part(tensors, "vision_model."), assign=True)
     clip.save_pretrained(folder)
-    AutoImageProcessor.from_pretrained(clip_dir, backend="pil").save_pretrained(folder)
+    load_part(AutoImageProcessor, clip_dir, backend="pil").save_pretrained(folder)
 
 
 def _write_sd(folder: Path, config: DreamLLMConfig, tensors: convert.Tensors, sd_dir: Path) -> None:

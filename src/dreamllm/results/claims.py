@@ -151,6 +151,8 @@ def read_claims(path: Path, tables: Mapping[str, Table], published: Published) -
 def read_items(folders: Sequence[Path]) -> Items:
     """Scores of single items, RUN/MODEL/BENCHMARK.json. Raises BenchmarkProblem for a malformed file."""
     items: dict[tuple[str, str, str], dict[str, Any]] = {}
+    if missing := next((folder for folder in folders if not folder.is_dir()), None):
+        raise BenchmarkProblem(missing, "", "no such folder")
     for path in (path for folder in folders for path in sorted(folder.glob("*/*.json"))):
         content = read_json(path)
         for name in ("items", "groups"):

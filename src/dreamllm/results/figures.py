@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.predictions import read
+from dreamllm.evaluate.predictions import Predictions, read
 from dreamllm.results import pictures
 from dreamllm.results.csv_files import read_csv
 from dreamllm.results.figure_captions import CAPTIONS
@@ -49,12 +49,25 @@ INTRODUCTION = (
 )
 
 
+def _read(path: Path, benchmark: str) -> Predictions:
+    """A prediction file. Raises BenchmarkProblem for one of another benchmark."""
+    predictions = read(path)
+    if (given := predictions.header.get("task", predictions.header["benchmark"])) != benchmark:
+        raise BenchmarkProblem(path, "header", f"is for {given!r}, not for {benchmark!r}")
+    return predictions
+
+
 def main(args: argparse.Namespace) -> None:
     """Draw the figures that have data into a folder, all or nothing."""
+    if odd := next((named for named in args.losses if "=" not in named), None):
+        raise BenchmarkProblem("--losses", odd, "should be STAGE=FILE")
     losses = {name: read_losses(Path(path)) for name, path in (named.split("=", 1) for named in args.losses)}
-    drawings, answers = [read(path) for path in args.drawings], [read(path) for path in args.answers]
-    in_context = [read(path) for path in args.in_context]
-    stories, attention = (read(path) if path else None for path in (args.stories, args.attention))
+    drawings, answers = (
+        [_read(path, task) for path in paths] for paths, task in ((args.drawings, "draw"), (args.answers, "vqa"))
+    )
+    in_context = [_read(path, "in_context") for path in args.in_context]
+    stories = _read(args.stories, "stories") if args.stories else None
+    attention = _read(args.attention, "attention") if args.attention else None
     figures: dict[str, Callable[[], Figure]] = {
         "learning_curves": lambda: learning_curves(losses),
         "drawings": lambda: pictures.drawings(drawings, args.benchmarks),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.few_shot import most_common_answer
-from dreamllm.evaluate.files import pictures_of
+from dreamllm.evaluate.files import field, pictures_of
 from dreamllm.evaluate.metrics import vqa_accuracy
 from dreamllm.evaluate.predictions import Predictions, check_complete
 from dreamllm.evaluate.tasks.draw import DrawItem
@@ -108,7 +108,7 @@ def stories(model: Predictions | None) -> Figure:
     """The first stories that have pictures, a row each, with the text above the picture that follows it."""
     if model is None:
         raise NoData("no model ran the benchmark stories")
-    shown = [_panels(record) for record in model.records.values()]
+    shown = [_panels(model, id_) for id_ in model.records]
     shown = [panels[:PICTURES_PER_STORY] for panels in shown if any(image for _, image in panels)][:STORIES]
     if not shown:
         raise NoData(f"none of the {len(model.records)} stories of model {model.header['model']} has a picture")
@@ -126,15 +126,15 @@ def stories(model: Predictions | None) -> Figure:
     return figure
 
 
-def _panels(record: dict) -> list[tuple[str, str]]:
+def _panels(model: Predictions, id_: str) -> list[tuple[str, str]]:
     """A story as pairs of text and the picture that follows it; "" where the story ends without a picture."""
     panels: list[tuple[str, str]] = []
-    text = record["prompt"]
-    for part in record["parts"]:
-        if "text" in part:
-            text = f"{text} {part['text']}".strip()
+    text = model.get(id_, "prompt", str)
+    for part in model.get(id_, "parts", list):
+        if isinstance(part, dict) and "text" in part:
+            text = f"{text} {field(part, 'text', str, model.path, f'item {id_}')}".strip()
         else:
-            panels.append((text, part["image"]))
+            panels.append((text, field(part, "image", str, model.path, f"item {id_}")))
             text = ""
     return [*panels, (text, "")] if text else panels
 

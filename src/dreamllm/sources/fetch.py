@@ -24,6 +24,7 @@ from braceexpand import braceexpand
 from filelock import FileLock, Timeout
 
 from dreamllm.atomic import new_file
+from dreamllm.data.damage import parse_json
 from dreamllm.digests import content_files, sha256_of_file
 from dreamllm.safe_join import NameProblem, safe_join
 from dreamllm.sources import manifest
@@ -143,7 +144,7 @@ def fetch(name: str, source: Source, out: Path, by_hand: Path = BY_HAND) -> dict
     Raises FetchProblem, naming the file and what is wrong with it; `out` is then as it was.
     """
     lock_file = lock_path(out)
-    lock = json.loads(lock_file.read_text(encoding="utf-8-sig")) if lock_file.exists() else {"files": {}}
+    lock = _read_lock(lock_file) if lock_file.exists() else {"files": {}}
     locked = lock["files"]
     present = {path.relative_to(out).as_posix(): sha256_of_file(path) for path in content_files(out)}
     if present and present == {file: entry["sha256"] for file, entry in locked.items()}:
@@ -158,6 +159,19 @@ def fetch(name: str, source: Source, out: Path, by_hand: Path = BY_HAND) -> dict
     lock = {"source": name, "files": found}
     with new_file(lock_file) as temporary:
         temporary.write_text(json.dumps(lock, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    return lock
+
+
+def _read_lock(path: Path) -> dict[str, Any]:
+    """The content of a lock file. Raises FetchProblem for one that is not as `fetch` writes it."""
+    keys = ("sha256", "origin")
+    try:
+        lock = parse_json(path.read_text(encoding="utf-8-sig"))
+        sound = all(isinstance(entry[key], str) for entry in lock["files"].values() for key in keys)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise FetchProblem(f"{path}: is no lock file as `dreamllm fetch-source` writes it; restore it (git checkout)")
     return lock
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from dreamllm.config.reading import read_yaml
 from dreamllm.sources.fetch import RemoteFile, assembled, fetch_files
 from dreamllm.sources.services import hub
 from dreamllm.sources.services.http import FetchProblem
@@ -30,7 +31,7 @@ def read_entry(manifest: Path, name: str) -> dict[str, Any]:
 
     Raises FetchProblem for an unknown name, a malformed entry, and a revision that is not a commit.
     """
-    content = yaml.safe_load(manifest.read_text(encoding="utf-8-sig"))
+    content = read_yaml(manifest)
     if name not in content:
         raise FetchProblem(f"{manifest}: no entry {name!r}; there are {', '.join(content)}")
     entry = content[name]

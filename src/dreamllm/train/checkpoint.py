@@ -124,8 +124,9 @@ def load_model(
                     f"{Path(foundations) / name} (digest {found[name][:12]}); fetch the former or train again"
                 )
         compared = options.keys() if has_query_parts(folder) else options.keys() - {"num_dream_queries"}
-        if differing := sorted(key for key in compared if about["model"].get(key) != options[key]):
-            pairs = ", ".join(f"{key} {about['model'].get(key)!r}, not {options[key]!r}" for key in differing)
+        trained = {"boundary_tokens": False} | about["model"]  # older checkpoints do not say
+        if differing := sorted(key for key in compared if trained.get(key) != options[key]):
+            pairs = ", ".join(f"{key} {trained.get(key)!r}, not {options[key]!r}" for key in differing)
             raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
     model, processor = build_from_foundations(*(Path(foundations) / name for name in FOUNDATIONS), **options)
     for folder in checkpoints:
@@ -142,7 +143,7 @@ def _check_options(path: Path, about: Mapping[str, Any]) -> None:
     if unknown := sorted(options.keys() - known):
         raise CheckpointProblem(f"{path}: model has the unknown option {unknown[0][:80]!a}")
     for key, value in options.items():
-        if not isinstance(value, str if key == "template" else int) or isinstance(value, bool):
+        if type(value) is not {"template": str, "boundary_tokens": bool}.get(key, int):
             raise CheckpointProblem(f"{path}: model.{key} is {ascii(value)[:80]}, of the wrong type")
     if not 1 <= (queries := options.get("num_dream_queries", 1)) <= MOST_QUERIES:
         raise CheckpointProblem(f"{path}: model.num_dream_queries is {queries}, not from 1 to {MOST_QUERIES}")

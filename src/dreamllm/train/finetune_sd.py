@@ -28,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Fine-tune the UNet and write the folder `out` atomically."""
+    """Fine-tune the UNet and write the folder `out` atomically.
+
+    Raises NonFiniteValues, with the pair's id, where the text encoder, the VAE or the UNet give NaN; then nothing is
+    written.
+    """
     import torch
     import torch.nn.functional as F
     from diffusers import DDPMScheduler, StableDiffusionPipeline
@@ -105,11 +109,13 @@ def main(args: argparse.Namespace) -> None:
         ids = tokenizer(words, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         with torch.no_grad():
             condition = text_encoder(ids).last_hidden_state  # (B, L, D)
+        check_finite(condition, [pair.id for _, pair in chosen], "hidden states of the text encoder")
         flips = [recipe.flip and rng.random() < 0.5 for _ in chosen]
         clean = torch.cat([encode(*pair, flip) for pair, flip in zip(chosen, flips, strict=True)])  # (B, C, h, w)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         times = torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator).to(device)
         predicted = unet(scheduler.add_noise(clean, noise, times), times, condition).sample
+        check_finite(predicted, [pair.id for _, pair in chosen], "predictions of the UNet")
         velocity = scheduler.config.prediction_type == "v_prediction"
         return F.mse_loss(predicted, scheduler.get_velocity(clean, noise, times) if velocity else noise)
 
@@ -141,7 +147,7 @@ def main(args: argparse.Namespace) -> None:
             "data": {name: {file.name: digest(file) for file in files} for name, files in sets.items()},
             "code": provenance.code_digest(__name__),
             "versions": provenance.versions(),
-            "commit": provenance.commit(),
+            **provenance.commit(),
             "machine": provenance.machine(),
             "tensors": digest(folder / "unet"),
         }

@@ -28,7 +28,7 @@ COUNT_COLUMNS = ("tokens", "targets", "pictures_read", "pictures_drawn")
 COLUMNS = (*METRIC_COLUMNS, "learning_rate", *COUNT_COLUMNS)
 
 
-class NonFiniteLoss(ArithmeticError):
+class NonFiniteLoss(ValueError):
     """The loss or the gradient's norm is NaN or infinite: names the step and its documents."""
 
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from dreamllm.model.finite import NonFiniteValues
 from dreamllm.model.precision import default_device
 
 
@@ -45,7 +46,7 @@ def optimise(
 
     loss_of_step: the loss of batch number n; a step averages the gradients of `accumulation` batches.
     schedule: "cosine" has 5 % linear warm-up and decays to zero, "constant" has no warm-up.
-    Raises FloatingPointError when the loss is not finite.
+    Raises NonFiniteValues when the loss is not finite.
     """
     fused = default_device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
@@ -64,7 +65,7 @@ def optimise(
             loss = loss_of_step(batch) / accumulation
             value += loss.item()
             if not math.isfinite(value):
-                raise FloatingPointError(f"{title}: the loss is {value} at step {step}; lower the learning rate")
+                raise NonFiniteValues(f"{title}: the loss is {value} at step {step}; lower the learning rate")
             loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()

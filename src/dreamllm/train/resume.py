@@ -39,11 +39,15 @@ class State:
     log: torch.Tensor
 
 
+class FolderInUse(ValueError):
+    """Another process trains in this work folder."""
+
+
 @contextmanager
 def locked(work: str | Path) -> Iterator[None]:
     """Lock the work folder, so that two trainings never share it. The system releases the lock of a killed process.
 
-    Raises RuntimeError when another process holds the lock.
+    Raises FolderInUse when another process holds the lock.
     """
     path = Path(work) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +55,7 @@ def locked(work: str | Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"{work}: another training is running in this folder; wait for it or stop it") from None
+            raise FolderInUse(f"{work}: another training is running in this folder; wait for it or stop it") from None
         yield
 
 

@@ -33,7 +33,7 @@ from dreamllm.config.stages import Stage
 from dreamllm.data import shards
 from dreamllm.data.document import Document
 from dreamllm.data.layout import TokenSequence
-from dreamllm.data.mixture import Mixture, pair_mode
+from dreamllm.data.mixture import Mixture, MixtureProblem, pair_mode
 from dreamllm.data.packing import Row
 from dreamllm.data.stream import Stream, prefetch, start_position
 from dreamllm.digests import digest
@@ -217,11 +217,15 @@ def train(
         if stage.lora:
             trained = lora.checkpoint_tensors(trained, stage.lora)
         if is_first:
-            origin = {"commit": provenance.commit(), "machine": provenance.machine()}
+            origin = provenance.commit() | {"machine": provenance.machine()}
             metadata = {**identity, **origin, "totals": totals(log, batch)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
             resume.clear(work)
         accelerator.wait_for_everyone()  # so that no process exits successfully before the checkpoint is written
+        # DDP must not hold the last reference to the process group: its destructor joins the group's threads without
+        # releasing the GIL, which they may be waiting for.
+        del prepared_model
+        accelerator.free_memory()
         accelerator.end_training()
 
 
@@ -229,12 +233,12 @@ def train(
 
 
 def find_shard_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """The shards FOLDER/NAME-NNNNN.tar of each set. Raises ValueError unless each set is in exactly one folder."""
+    """The shards FOLDER/NAME-NNNNN.tar of each set. Raises MixtureProblem unless each set is in exactly one folder."""
     sets = {}
     for name in names:
         found = [paths for folder in folders if (paths := shards.find(Path(folder) / name))]
         if len(found) != 1:
-            raise ValueError(
+            raise MixtureProblem(
                 f"shard set {name!r}: {name}-NNNNN.tar found in {len(found)} of the folders "
                 f"{', '.join(map(str, folders))}, not in 1"
             )
@@ -247,17 +251,21 @@ def batched(rows: list[Row], size: int) -> list[list[Row]]:
     return [rows[begin : begin + size] for begin in range(0, len(rows), size)]
 
 
+class StageProblem(ValueError):
+    """A stage that cannot be trained as its section says."""
+
+
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     """Set which parts of the model the stage trains, and its loss weights and options. Frozen parts have no dropout.
 
-    Raises ValueError for a stage without any loss, and for an alignment loss between vectors of different sizes.
+    Raises StageProblem for a stage without any loss, and for an alignment loss between vectors of different sizes.
     """
     weights = stage.loss_weights
     if not (weights.language or weights.diffusion or weights.alignment):
-        raise ValueError("all loss weights of the stage are 0: set at least one of them")
+        raise StageProblem("all loss weights of the stage are 0: set at least one of them")
     clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
     if weights.alignment and clip != condition:
-        raise ValueError(
+        raise StageProblem(
             f"loss_weights.alignment: CLIP's features have size {clip}, the UNet's conditions {condition}, so the loss "
             "cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
         )

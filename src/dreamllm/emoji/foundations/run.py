@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     side, seed = experiment.world.picture_side, seed_of(experiment.seed, "foundation", args.part) % 2**32
     names, workers = names_of(experiment.world.pictograms), experiment.machine.threads - 1
     recipe = getattr(experiment.foundations, args.part, None)
-    if recipe is None:
+    if recipe is None or experiment.foundations.source != "train":
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
     with new_folder(args.out) as folder:
         if args.part == "llm":

@@ -33,6 +33,10 @@ def cider(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) 
     return dict(zip(references, np.asarray(scores, dtype=np.float64).tolist(), strict=True))
 
 
+class TokenizerProblem(ValueError):
+    """The PTB tokenizer, a Java program, did not do its work."""
+
+
 def _tokenize(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Stanford PTB tokens, lower case, punctuation dropped."""
     ensure_java()
@@ -46,8 +50,8 @@ def _tokenize(texts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         said.seek(0)
         complaint = said.read().decode(errors="replace").strip()
     if tokens.pop(last, None) != ["end"]:
-        what = "the PTB tokenizer did not return the captions that it was given; does `java` run?"
-        raise RuntimeError(f"{what} It said: {complaint or 'nothing'}")
+        what = "the PTB tokenizer did not return the captions that it was given; does `java` run? It said:"
+        raise TokenizerProblem(f"{what} {' '.join(complaint.split()) or 'nothing'}")
     return tokens
 
 

@@ -77,12 +77,13 @@ def measure(
     import torch
 
     from dreamllm.model.finite import check_finite
+    from dreamllm.model.sampling import check_fit
 
-    side = model.unet.config.sample_size
+    size = check_fit(model, drawing.picture_sampling(settings))
     maps, pictures = [], []
     batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     for batch in batches:
-        with record_attention(model.unet, len(batch), side) as calls:
+        with record_attention(model.unet, len(batch), size) as calls:
             for _, picture in drawing.draw(model, processor, batch, settings):
                 pictures.append(torch.from_numpy(np.array(picture)))
         maps.append(torch.stack(calls).mean(dim=0))
@@ -91,8 +92,8 @@ def measure(
 
 
 @contextmanager
-def record_attention(unet: UNet2DConditionModel, pictures: int, side: int) -> Iterator[list[torch.Tensor]]:
-    """A list to which every call of a cross-attention layer adds its maps (pictures, Q, side, side).
+def record_attention(unet: UNet2DConditionModel, pictures: int, size: tuple[int, int]) -> Iterator[list[torch.Tensor]]:
+    """A list to which every call of a cross-attention layer adds its maps (pictures, Q, *size).
 
     With guidance a call is for the null conditions and then the pictures'; the last ones count.
     """
@@ -105,9 +106,11 @@ def record_attention(unet: UNet2DConditionModel, pictures: int, side: int) -> It
         key = layer.head_to_batch_dim(layer.to_k(options["encoder_hidden_states"]))
         shares = layer.get_attention_scores(query, key)  # (B * heads, h * w, Q)
         shares = shares.float().unflatten(0, (-1, layer.heads)).mean(dim=1)[-pictures:]  # (M, h * w, Q)
-        edge = round(shares.shape[1] ** 0.5)
-        maps = shares.transpose(1, 2).unflatten(2, (edge, edge))
-        maps = torch.nn.functional.interpolate(maps, size=(side, side), mode="bilinear")
+        places = shares.shape[1]
+        divisors = [rows for rows in range(1, places + 1) if places % rows == 0]
+        rows = min(divisors, key=lambda rows: abs(rows / (places / rows) - size[0] / size[1]))
+        maps = shares.transpose(1, 2).unflatten(2, (rows, -1))
+        maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear")
         calls.append(maps.cpu())
 
     hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in cross_attention(unet).values()]

@@ -18,7 +18,7 @@ from typing import Any
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.digests import content_files, sha256_of_file
-from dreamllm.evaluate.files import INSTALL, BenchmarkProblem
+from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions, write
 from dreamllm.evaluate.tasks import Task
@@ -50,9 +50,10 @@ def predict(job: PredictionJob, items: Sequence[Any], header: dict[str, Any]) ->
         from transformers import AutoTokenizer
 
         from dreamllm.evaluate.likelihoods import language_model
+        from dreamllm.model.weights import load_part
 
         model, _, context = language_model(job.foundations / "llm", job.experiment.model.template)
-        tokenizer = AutoTokenizer.from_pretrained(job.foundations / "llm")
+        tokenizer = load_part(AutoTokenizer, job.foundations / "llm")
     else:
         whole, processor = job.load()
         model, tokenizer, context = whole.language_model, processor.tokenizer, processor.context
@@ -80,14 +81,14 @@ def evaluate(
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
-        raise BenchmarkProblem("lm-eval", "", f"{INSTALL} ({error})") from None
+        raise BenchmarkProblem("lm-eval", "", f'is not installed: pip install -e ".[evaluation]" ({error})') from None
 
     task = use.harness_task or ""
     if not any(folder.rglob("*.parquet")):
         raise BenchmarkProblem(folder, f"task {task}", "holds no parquet files")
     with tempfile.TemporaryDirectory() as include:
         group = {"group": "placed", "task": [_named(task, folder.resolve(), Path(include, "cache"))]}
-        Path(include, "placed.yaml").write_text(json.dumps(group))  # JSON is YAML
+        Path(include, "placed.yaml").write_text(json.dumps(group), encoding="utf-8")  # JSON is YAML
         tasks = TaskManager(include_path=include)
         if task not in tasks.all_tasks:
             raise BenchmarkProblem(folder, f"task {task}", f"is none of lm-eval {version('lm-eval')}")

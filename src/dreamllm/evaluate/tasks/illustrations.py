@@ -51,7 +51,7 @@ def read(folder: Path, split: str) -> list[list[IllustrationItem]]:
             since.append(sentence)
             if image_id is None:
                 continue
-            if not isinstance(image_id, int):
+            if type(image_id) is not int:
                 raise BenchmarkProblem(path, place, f"image id {image_id!r} is neither a number nor null")
             id_ = f"{document}-{position}"
             picture = shown.name_of(image_id, path, place)

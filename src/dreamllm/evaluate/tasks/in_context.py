@@ -17,7 +17,7 @@ from typing import Any
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.evaluate import drawing
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, keyed, read_jsonl
-from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group
+from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group, checked_scene
 from dreamllm.evaluate.image_predictions import write_images, write_sd_images
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions
@@ -70,7 +70,7 @@ def read(folder: Path, split: str) -> list[list[InContextItem]]:
         names = tuple(shown.check(str(name), path, place) for name in names)
         picture = shown.check(field(record, "picture", str, path, place), path, place)
         kind, held_out = field(record, "kind", str, path, place), field(record, "held_out", bool, path, place)
-        scene = SceneRecord(field(record, "scene", dict, path, place), kind, held_out)
+        scene = SceneRecord(checked_scene(field(record, "scene", dict, path, place), path, place), kind, held_out)
         items.append((id_, InContextItem(id_, names, sentence, picture, scene)))
     return [list(keyed(items, path, "id").values())]
 

@@ -18,7 +18,7 @@ from typing import Any
 from dreamllm.atomic import new_file
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.answering import answer
-from dreamllm.evaluate.files import INSTALL, BenchmarkProblem, keyed, pictures_of
+from dreamllm.evaluate.files import BenchmarkProblem, keyed, pictures_of
 from dreamllm.evaluate.groups import Metrics, by_group
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions, write
@@ -224,14 +224,10 @@ def submission_rows(items: Sequence[MmbenchItem], predictions: Predictions) -> l
 
 
 def write_xlsx(path: Path, rows: list[list[Any]]) -> None:
-    """A workbook of one sheet; text that begins with "=" stays text, characters that XML cannot hold are left out.
+    """A workbook of one sheet; text that begins with "=" stays text, characters that XML cannot hold are left out."""
+    from openpyxl import Workbook
+    from openpyxl.cell import WriteOnlyCell
 
-    Raises BenchmarkProblem without openpyxl."""
-    try:
-        from openpyxl import Workbook
-        from openpyxl.cell import WriteOnlyCell
-    except ModuleNotFoundError as error:
-        raise BenchmarkProblem("openpyxl", "", f"{INSTALL} ({error})") from None
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     for row in rows:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreamllm.evaluate import prompts
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_jsonl
+from dreamllm.evaluate.groups import checked_scene
 from dreamllm.evaluate.job import PredictionJob, ScoringJob, batches, record
 from dreamllm.evaluate.predictions import Predictions, write
 from dreamllm.evaluate.tasks import Task
@@ -47,11 +48,12 @@ def read(folder: Path, split: str) -> list[list[StoryItem]]:
         opening = field(line, "opening", str, path, place)
         if not sentences or sentences[0] != opening:
             raise BenchmarkProblem(path, place, "the opening is not the first of the sentences")
-        if not all(isinstance(text, str) for text in sentences) or not all(isinstance(one, dict) for one in scenes):
-            raise BenchmarkProblem(path, place, "needs texts as sentences and objects as scenes")
+        if not all(isinstance(text, str) for text in sentences):
+            raise BenchmarkProblem(path, place, "needs texts as sentences")
         if len(scenes) != len(sentences):
             raise BenchmarkProblem(path, place, f"has {len(scenes)} scenes for {len(sentences)} sentences")
-        items.append((id_, StoryItem(id_, opening, tuple(sentences), tuple(scenes))))
+        shown = tuple(checked_scene(scene, path, place) for scene in scenes)
+        items.append((id_, StoryItem(id_, opening, tuple(sentences), shown)))
     return [list(keyed(items, path, "id").values())]
 
 

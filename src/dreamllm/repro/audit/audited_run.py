@@ -17,6 +17,7 @@ from dreamllm.paths import TABLES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.findings import AuditProblem
 from dreamllm.repro.audit.lineage import Link, Run
+from dreamllm.repro.audit.untrusted import read_checkpoint_json, read_json_or_none
 from dreamllm.snakemake_records import read_digests, read_records
 
 
@@ -154,7 +155,7 @@ class AuditedRun:
 
     def json(self, path: str) -> dict[str, Any]:
         """A JSON file's content; {} if it is missing or malformed."""
-        read = lineage.read_checkpoint_json if path.endswith("/checkpoint.json") else lineage.read_json_or_none
+        read = read_checkpoint_json if path.endswith("/checkpoint.json") else read_json_or_none
         content = read(self.root / path)
         return content if isinstance(content, dict) else {}
 

@@ -13,18 +13,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dreamllm import provenance
+from dreamllm.config.evaluation import WITHOUT_EFFECT
 from dreamllm.repro.audit import lineage, origins
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
 from dreamllm.seeds import seed_of
 
-NOT_IN_HEADERS = {
-    "split",
-    "limit",
-    "pictures",
-    "latency",
-    "attention",
-}  # keys of `evaluation` that predict.py leaves out
+NOT_IN_HEADERS: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
+"""Keys of `evaluation` that predict.py leaves out, besides those without an effect."""
 TRAINED_BY = {"sd_finetuned": "dreamllm.train.finetune_sd"}  # all other stages by dreamllm.train.trainer
 
 
@@ -34,9 +30,10 @@ TRAINED_BY = {"sd_finetuned": "dreamllm.train.finetune_sd"}  # all other stages 
 def code(audited: AuditedRun) -> CheckResult:
     """A03: every checkpoint names a commit of this history with the code that trained it; the working tree is clean."""
     run = audited.run
-    status = run.git("status", "--porcelain")
-    if status is None:
-        return pass_or_fail([Fault("is not a git checkout: these files belong to no commit", "", "git clone")], "")
+    if reason := provenance.commit(run.root / "src/dreamllm").get("no_commit"):
+        fix = 'git config --global --add safe.directory "$PWD"' if "safe.directory" in reason else "git clone"
+        return pass_or_fail([Fault(f"these files belong to no commit: {reason}", "", fix)], "")
+    status = run.git("status", "--porcelain") or ""
     faults = []
     if status:
         changed = [line[3:] for line in status.splitlines()]
@@ -57,7 +54,8 @@ def _check_commit(
 ) -> Iterator[Fault]:
     recorded, again = str(about.get("commit") or ""), f"commit the code, then: {audited.command}"
     if not recorded:
-        yield Fault(f"stage {stage} does not record the commit that trained it", file, again)
+        why = f": {about['no_commit']}" if about.get("no_commit") else ""
+        yield Fault(f"stage {stage} does not record the commit that trained it{why}", file, again)
         return
     if recorded.endswith("-modified"):
         yield Fault(f"stage {stage} was trained by code that was not committed ({recorded[:12]}-modified)", file, again)
@@ -74,8 +72,7 @@ def _check_commit(
         return  # imported, not trained
     module = TRAINED_BY.get(stage, "dreamllm.train.trainer")
     if (recorded, module) not in known:
-        here = provenance.code_digest(module)  # if the present code has the digest, the commit need not be unpacked
-        known[recorded, module] = here if here == digest else _code_at(audited, recorded, module)
+        known[recorded, module] = _code_at(audited, recorded, module)
     if known[recorded, module] != digest:
         there = known[recorded, module] or "none that can be read"
         what = f"stage {stage} was trained by code {digest}, commit {recorded[:12]} has {there}"
@@ -224,7 +221,7 @@ def configuration(audited: AuditedRun) -> CheckResult:
                 model["num_dream_queries"] = queries
             faults += _differing_keys(about.get("model") or {}, model, f"stage {stage}: model.", file, audited)
         faults += _differing_keys(about.get("config") or {}, right, f"stage {stage}: config.", file, audited)
-    settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_HEADERS)
+    settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_HEADERS | WITHOUT_EFFECT)
     answers = list(audited.of_kind("predictions"))
     for link in answers:
         if link.digest and not link.problem:

@@ -27,7 +27,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import load
 from dreamllm.digests import digest
 from dreamllm.paths import TABLES, Paths
-from dreamllm.safe_join import NameProblem, checked
+from dreamllm.repro.audit.untrusted import as_object, is_inside, read_checkpoint_json, read_json_or_none
 from dreamllm.timings import TimingProblem, Usage, read_usage
 
 Kind = Literal[
@@ -36,7 +36,6 @@ Kind = Literal[
 ]  # fmt: skip
 SUFFIXES = ("jsonl", "tar", "safetensors")  # of prediction files
 OUTSIDE = "has a name that leads out of its folder"
-OBJECTS = ("config", "data", "foundations", "model", "totals", "versions")  # keys of checkpoint.json with objects
 LOCK, ENVIRONMENT = "dvc.lock", "requirements.lock"
 
 
@@ -185,10 +184,10 @@ def metric_link(run: Run, source: str, path: str) -> Link:
     elif not isinstance(content, dict):
         link = Link("metric", path, source, run.digest(path), problem="malformed JSON")
     else:
-        protocol = _object(content.get("protocol"))
-        inputs = _object(protocol.get("inputs"))
+        protocol = as_object(content.get("protocol"))
+        inputs = as_object(protocol.get("inputs"))
         below = [_input(run, model, benchmark, name, recorded) for name, recorded in inputs.items()]
-        instruments = _object(protocol.get("instruments"))
+        instruments = as_object(protocol.get("instruments"))
         below += [foundation_link(run, name, recorded, measures=True) for name, recorded in instruments.items()]
         facts = {"benchmark": benchmark, "split": content.get("split"), "protocol": protocol}
         problem = "" if inputs else "protocol.inputs is missing: the file does not name its inputs"
@@ -237,9 +236,9 @@ def prediction_link(run: Run, path: str, recorded: str) -> Link:
         return run._links[key]
     name = Path(path).relative_to(run.paths.results("predictions")).with_suffix("").as_posix()
     header, problem = read_header(run.root / path)
-    protocol = _object(header.get("protocol"))
-    below = [checkpoint_link(run, stage, digest_) for stage, digest_ in _object(protocol.get("checkpoints")).items()]
-    below += [foundation_link(run, part, digest_) for part, digest_ in _object(protocol.get("foundations")).items()]
+    protocol = as_object(header.get("protocol"))
+    below = [checkpoint_link(run, stage, digest_) for stage, digest_ in as_object(protocol.get("checkpoints")).items()]
+    below += [foundation_link(run, part, digest_) for part, digest_ in as_object(protocol.get("foundations")).items()]
     facts = {key: header.get(key) for key in ("model", "benchmark", "split", "limit")} | {
         "settings": protocol.get("settings"),
         "versions": protocol.get("libraries"),
@@ -372,35 +371,3 @@ def walk(link: Link) -> Iterator[Link]:
             seen.add(key)
             yield one
             todo += one.made_from
-
-
-def read_json_or_none(path: Path) -> Any:
-    """A JSON file's content; None if it is missing or malformed."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def read_checkpoint_json(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint.json; None if it is missing, malformed, or has a value of a wrong type."""
-    content = read_json_or_none(path)
-    if not isinstance(content, dict):
-        return None
-    init = content.get("init", [])
-    sound = all(isinstance(content.get(key, {}), dict) for key in OBJECTS)
-    sound = sound and all(isinstance(files, dict) for files in content.get("data", {}).values())
-    return content if sound and isinstance(init, list) and all(isinstance(one, str) for one in init) else None
-
-
-def _object(value: Any) -> dict[str, Any]:
-    """A value of a file that should be an object; {} if it is none."""
-    return value if isinstance(value, dict) else {}
-
-
-def is_inside(name: object) -> bool:
-    """Whether a name that a result gives to what it was made from can be a path below a folder of the repository."""
-    try:
-        return bool(checked(name))
-    except NameProblem:
-        return False

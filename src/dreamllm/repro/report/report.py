@@ -56,7 +56,9 @@ class Report:
     @property
     def commits(self) -> list[str]:
         """Commits at which the checkpoints were trained, the most frequent one first."""
-        counts = Counter(about.get("commit") or "unknown" for about in self.checkpoints.values())
+        counts = Counter(
+            about.get("commit") or about.get("no_commit") or "unknown" for about in self.checkpoints.values()
+        )
         return [commit for commit, _ in counts.most_common()]
 
     @property

@@ -19,8 +19,9 @@ import requests
 
 from dreamllm.atomic import new_file
 from dreamllm.config.sources import Service
+from dreamllm.data.damage import parse_json
 from dreamllm.masking import MASK, mask
-from dreamllm.sources.services.http import TIMEOUT, FetchProblem, session
+from dreamllm.sources.services.http import TIMEOUT, FetchProblem, body_of, session
 
 CONCESSIONS = {  # option that a service may refuse: its newer name, or None to leave it out
     "max_tokens": "max_completion_tokens",
@@ -60,7 +61,7 @@ class Chat:
         digest = hashlib.sha256(json.dumps(cache_key, sort_keys=True).encode()).hexdigest()
         path = self.cache / digest[:2] / f"{digest}.json"
         if cached := path.exists():
-            answer = json.loads(path.read_text(encoding="utf-8"))
+            answer = _cached(path)
         else:
             answer = self._post(body)
             with new_file(path) as temporary:
@@ -105,16 +106,17 @@ class Chat:
         url = f"{(self.settings.endpoint or '').rstrip('/')}/chat/completions"
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
-            answer = self.web.post(url, json=body, headers=headers, timeout=TIMEOUT)
+            with self.web.post(url, json=body, headers=headers, timeout=TIMEOUT, stream=True) as answer:
+                told = body_of(answer)
         except requests.exceptions.RequestException as error:
             raise FetchProblem(f"{url}: {self._without_key(str(error))}") from None
         if answer.status_code != 200:
-            said = self._without_key(answer.text)[:300]
+            said = self._without_key(told)[:300]
             hint = "; is OPENAI_API_KEY set and valid?" if answer.status_code in (401, 403) else ""
             problem = _Refusal if answer.status_code in REFUSED else FetchProblem
             raise problem(f"{url}: the service answers {answer.status_code}: {said}{hint}")
         try:
-            content = answer.json()
+            content = parse_json(told)
             text, usage = content["choices"][0]["message"]["content"], content.get("usage") or {}
             counts = {"in": int(usage.get("prompt_tokens", 0)), "out": int(usage.get("completion_tokens", 0))}
             finish = str(content["choices"][0].get("finish_reason") or "")
@@ -122,8 +124,8 @@ class Chat:
             if self.key:  # what is kept of an answer has no key, should a service repeat it
                 text, model = text.replace(self.key, MASK), model.replace(self.key, MASK)
             return {"text": text, "model": model, "finish": finish, **counts}
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-            said = self._without_key(answer.text)[:300]
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            said = self._without_key(told)[:300]
             raise FetchProblem(f"{url}: the answer is not a chat completion: {said}") from None
 
     def _without_key(self, text: str) -> str:
@@ -134,6 +136,18 @@ class Chat:
         price_in, price_out = self.settings.dollars_per_million
         dollars = (self.tokens["in"] * price_in + self.tokens["out"] * price_out) / 1e6
         return {**self.tokens, "dollars": round(dollars, 4)}
+
+
+def _cached(path: Path) -> dict[str, Any]:
+    """An answer of the cache. Raises FetchProblem for a file that is none."""
+    try:
+        answer = parse_json(path.read_text(encoding="utf-8"))
+        sound = isinstance(answer["text"], str) and type(answer["in"]) is type(answer["out"]) is int
+    except (ValueError, LookupError, TypeError):
+        sound = False
+    if not sound:
+        raise FetchProblem(f"{path}: is no answer that was kept; delete the file, and it is asked for again")
+    return answer
 
 
 class _Refusal(FetchProblem):

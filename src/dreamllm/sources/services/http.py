@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -33,6 +34,9 @@ HINTS = {
     404: "it does not exist or is no longer there",
     410: "it was removed",
 }
+
+
+LARGEST_ANSWER = 16_000_000  # bytes of what a service answers, unpacked
 
 
 class FetchProblem(ValueError):
@@ -81,12 +85,22 @@ def session() -> requests.Session:
     return web
 
 
+def body_of(answer: requests.Response, most: int = LARGEST_ANSWER) -> str:
+    """The text of a response that was asked for with stream=True. Raises FetchProblem beyond `most` bytes, unpacked."""
+    read = bytearray()
+    for block in answer.iter_content(1 << 16):
+        read += block
+        if len(read) > most:
+            raise FetchProblem(f"{answer.url}: the answer has more than {most:,} bytes; is it the right address?")
+    return read.decode("utf-8", "replace")
+
+
 def download(url: str, path: Path, web: requests.Session | None = None) -> None:
     """Download `url` to `path`, resuming at the end of `path`.part if an earlier call was interrupted.
 
     A part is continued only if the server confirms that the file is the same (If-Range with a strong ETag or with
     Last-Modified). The length is checked against the server's; the caller has to check the content. Raises
-    FetchProblem.
+    FetchProblem, before anything is written where the file does not fit on the disk.
     """
     web = web or session()
     part, about = path.with_name(path.name + ".part"), path.with_name(path.name + ".part.json")
@@ -114,7 +128,7 @@ def download(url: str, path: Path, web: requests.Session | None = None) -> None:
 def _continue(url: str, part: Path, about: Path, web: requests.Session) -> bool:
     """Request the rest of `part`. Returns whether the file is complete now."""
     start = part.stat().st_size if part.exists() else 0
-    mark = json.loads(about.read_text()).get(url) if start and about.exists() else None
+    mark = _mark(about, url) if start else None
     headers = {"Accept-Encoding": "identity"}  # so that lengths and ranges are those of the file
     if start and mark:
         headers |= {"Range": f"bytes={start}-", "If-Range": mark}
@@ -132,8 +146,11 @@ def _continue(url: str, part: Path, about: Path, web: requests.Session) -> bool:
         mark = (
             answer.headers.get("Last-Modified") if mark.startswith("W/") else mark
         )  # a weak ETag does not prove equality
+        free = shutil.disk_usage(part.parent).free
+        if total is not None and total - start > free:
+            raise FetchProblem(f"{url}: has {total:,} bytes, {part.parent} has room for {free:,}")
         with new_file(about) as temporary:
-            temporary.write_text(json.dumps({url: mark}))
+            temporary.write_text(json.dumps({url: mark}), encoding="utf-8")
         with (
             part.open("r+b" if start else "wb") as file,
             tqdm(
@@ -153,12 +170,23 @@ def _continue(url: str, part: Path, about: Path, web: requests.Session) -> bool:
             return total is None or file.tell() == total
 
 
+def _mark(about: Path, url: str) -> str | None:
+    """What a part that was begun is known by to the server; None where that is not known, or not readable."""
+    try:
+        mark = json.loads(about.read_text(encoding="utf-8")).get(url)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return mark if isinstance(mark, str) else None
+
+
 def _extent(url: str, answer: requests.Response, start: int) -> tuple[int, int | None]:
     """The offset of a response's body in the file, and the length of the file if the server states it."""
     if answer.status_code == 206:
-        given = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        given = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", answer.headers.get("Content-Range", "")
+        )
         if not given or int(given[1]) != start:
             raise FetchProblem(f"{url}: requested bytes from {start}, got {answer.headers.get('Content-Range')!r}")
         return start, None if given[2] == "*" else int(given[2])
-    length = answer.headers.get("Content-Length")
-    return 0, int(length) if length else None
+    length = answer.headers.get("Content-Length", "")
+    return 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
