@@ -116,7 +116,7 @@ def test_training_starts_from_the_image_tower_and_the_unet_of_others(foundations
 
 
 def test_the_figures_of_foundations_that_learnt_nothing_fail_their_gates(foundations, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(figures, "SIZES", {"pairs": 20, "fitted": 40, "read": 24, "drawn": 12})
+    monkeypatch.setattr(figures, "SIZES", {"asked": 12, "pairs": 20, "fitted": 40, "read": 24, "drawn": 12})
     monkeypatch.setattr(figures, "TUNING", SdRecipe(steps=1, batch_size=4, learning_rate=1e-3, pictures=64))
     flags = argparse.Namespace(config=Path(EXPERIMENT), foundations=foundations, parts=[*figures.MEASURES])
     with pytest.raises(gates.GateProblem, match=r"clip has retrieval_caption 0\.\d+, below its gate"):

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutput
 
 from dreamllm.config.foundations import LanguageModelRecipe
-from dreamllm.emoji.foundations import language, language_figures, text
+from dreamllm.emoji.foundations import gates, language, language_figures, text
 from dreamllm.emoji.scenes import NAMES
 
 RECIPE = LanguageModelRecipe(steps=32, batch_size=8, learning_rate=4e-3, hidden=64, layers=2, heads=2, first_steps=16)
@@ -99,7 +99,7 @@ class Oracle(torch.nn.Module):
 
 def test_the_figures_of_a_model_that_is_always_right_are_one(tokenizer):
     figures = language_figures.figures(Oracle(len(tokenizer), {}), tokenizer, count=12)
-    assert figures.keys() >= language_figures.GATE.keys()
+    assert figures.keys() >= gates.GATES["llm"].keys()
     assert figures.pop("examples_gain") == 0
     assert set(figures.values()) == {1.0}
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 KINDS = ["single", "pair", "group"]
-SIZES = {"pairs": 600, "fitted": 3000, "read": 1200, "drawn": 240}
-"""Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by Stable Diffusion in each way."""
+SIZES = {"asked": 400, "pairs": 600, "fitted": 3000, "read": 1200, "drawn": 240}
+"""Questions of a kind to the language model. Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by Stable Diffusion in each way."""
 TUNING = SdRecipe(steps=80, batch_size=64, learning_rate=5e-4, pictures=5120)
 """How the UNet is tuned on clean captions before its ceiling is measured."""
 
@@ -39,6 +39,21 @@ def unseen(count: int, seed: int, kinds: Sequence[str], names: Names = NAMES) ->
     """Scenes of the split dev: kinds alternate, every fourth has a held-out combination. Few singles are different."""
     rng = random.Random(seed)
     return [sample_split(rng, "dev", kinds[n // 4 % len(kinds)], n % 4 == 3, names) for n in range(count)]
+
+
+# ---- language model --------------------------------------------------------------------------------------------------
+
+
+def llm_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """Shares of right answers about unseen scenes told in words: `language_figures.figures`."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from dreamllm.emoji.foundations import language_figures
+    from dreamllm.model.weights import load_weights
+
+    model = load_weights(LlamaForCausalLM, foundations / "llm").float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(foundations / "llm")
+    return language_figures.figures(model, tokenizer, names_of(experiment.world.pictograms), SIZES["asked"])
 
 
 # ---- CLIP ------------------------------------------------------------------------------------------------------------
@@ -185,6 +200,7 @@ def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
 
 
 MEASURES: dict[str, Callable[[Path, Experiment], dict[str, float]]] = {
+    "llm": llm_figures,
     "clip": clip_figures,
     "sd": sd_figures,
     "judge": partial(judge_figures, "judge"),

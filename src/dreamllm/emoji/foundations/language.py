@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from dreamllm.config.foundations import LanguageModelRecipe
+from dreamllm.config.world import Registers
 from dreamllm.data.document import Document, Text
 from dreamllm.emoji import corpus
 from dreamllm.emoji.foundations.text import llama_tokenizer
@@ -23,11 +24,11 @@ from dreamllm.train.optimise import half_precision, optimise
 GROUP = 16  # batches that are sampled together and sorted by length
 
 
-def sentences(count: int, seed: int, names: Names = NAMES) -> Iterator[str]:
+def sentences(count: int, seed: int, names: Names = NAMES, shares: Registers = corpus.REGISTERS) -> Iterator[str]:
     """Text of the corpus to train the tokenizer on, with the words of the conversation template."""
     rng = random.Random(seed)
     for i in range(count):
-        for part in corpus.sample(str(i), rng, names).parts:
+        for part in corpus.sample(str(i), rng, names, shares).parts:
             assert isinstance(part, Text)
             yield f"USER: {part.text}" if part.role == "user" else f"ASSISTANT: {part.text}"
 
@@ -111,7 +112,11 @@ def attend_to_same_token(attention: LlamaAttention, logit: float = 8.0) -> None:
 
 
 def batches(
-    recipe: LanguageModelRecipe, seed: int, names: Names, tokenizer: PreTrainedTokenizerFast
+    recipe: LanguageModelRecipe,
+    seed: int,
+    names: Names,
+    tokenizer: PreTrainedTokenizerFast,
+    shares: Registers = corpus.REGISTERS,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless ids and labels, (B, T) each, of documents of similar length, so that few tokens are padding.
 
@@ -120,7 +125,9 @@ def batches(
     rng = random.Random(seed)
     for group in itertools.count():
         forms = corpus.FIRST_FORMS if group * GROUP < recipe.first_steps else corpus.FORMS
-        rows = [encode(corpus.sample("", rng, names, forms=forms), tokenizer) for _ in range(GROUP * recipe.batch_size)]
+        rows = [
+            encode(corpus.sample("", rng, names, shares, forms), tokenizer) for _ in range(GROUP * recipe.batch_size)
+        ]
         rows.sort(key=lambda row: len(row[0]))
         for batch in rng.sample(range(GROUP), GROUP):
             chosen = rows[batch * recipe.batch_size : (batch + 1) * recipe.batch_size]
@@ -130,13 +137,16 @@ def batches(
 
 
 def train(
-    recipe: LanguageModelRecipe, seed: int, names: Names = NAMES
+    recipe: LanguageModelRecipe, seed: int, names: Names = NAMES, shares: Registers = corpus.REGISTERS
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """Next-token prediction on documents sampled during training; no loss on the user's turns."""
-    tokenizer = llama_tokenizer(sentences(4000, seed, names), recipe.vocabulary)
+    """Next-token prediction on documents sampled during training; no loss on the user's turns.
+
+    shares: of the registers of language in the corpus
+    """
+    tokenizer = llama_tokenizer(sentences(4000, seed, names, shares), recipe.vocabulary)
     device = default_device()
     model = untrained(recipe, tokenizer, seed).to(device).train()
-    stream = batches(recipe, seed, names, tokenizer)
+    stream = batches(recipe, seed, names, tokenizer, shares)
 
     def loss_of_step(step: int) -> torch.Tensor:
         ids, labels = (tensor.to(device) for tensor in next(stream))

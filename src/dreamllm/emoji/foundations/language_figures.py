@@ -1,6 +1,6 @@
 """Measures what the foundation language model understands: greedy answers about unseen scenes told in words.
 
-`GATE` has the least share of right answers for every figure. All questions are about pairs of objects, in which the
+`gates.py` has the least share of right answers. All questions are about pairs of objects, in which the
 model has to keep apart which colour and which place belong to which object.
 """
 
@@ -24,8 +24,6 @@ KINDS = ("colour", "presence_coloured", "relation", "relation_yes_no")
 """Questions that need colour or place of one of two objects. `nothing` is among the answers of relation."""
 EXAMPLES = 4
 
-GATE = {f"caption_{kind}": 0.95 for kind in KINDS} | {f"human_{kind}": 0.9 for kind in KINDS} | {"examples_gain": 0.0}
-
 
 Turn = tuple[str, str]  # a text with a question at its end, and the answer
 
@@ -34,7 +32,7 @@ Turn = tuple[str, str]  # a text with a question at its end, and the answer
 def figures(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, names: Names = NAMES, count: int = 300
 ) -> dict[str, float]:
-    """Shares of right answers to `count` questions each, by the names of `GATE`; the same for the same model.
+    """Shares of right answers to `count` questions each, the same ones for every model.
 
     caption_KIND: after a clean caption.  human_KIND: after a human sentence, with synonyms, reversed relations and
     coreference.  narrative_KIND: after a human narrative.  examples_KIND: the questions of caption_KIND, after four

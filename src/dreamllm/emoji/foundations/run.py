@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
     with new_folder(args.out) as folder:
         if args.part == "llm":
-            model, tokenizer = language.train(recipe, seed, names)
+            model, tokenizer = language.train(recipe, seed, names, experiment.world.registers)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         elif args.part == "clip":
