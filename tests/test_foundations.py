@@ -119,7 +119,7 @@ def test_the_figures_of_foundations_that_learnt_nothing_fail_their_gates(foundat
     monkeypatch.setattr(figures, "SIZES", {"asked": 12, "pairs": 20, "fitted": 40, "read": 24, "drawn": 12})
     monkeypatch.setattr(figures, "TUNING", SdRecipe(steps=1, batch_size=4, learning_rate=1e-3, pictures=64))
     flags = argparse.Namespace(config=Path(EXPERIMENT), foundations=foundations, parts=[*figures.MEASURES])
-    with pytest.raises(gates.GateProblem, match=r"clip has retrieval_caption 0\.\d+, below its gate"):
+    with pytest.raises(gates.GateProblem, match=r"llm has caption_colour 0\.\d+, below its gate"):
         figures.main(argparse.Namespace(**vars(flags), out=tmp_path / "card.json"))
     assert not (tmp_path / "card.json").exists()
     found = {line.split()[0]: json.loads(line.split(maxsplit=1)[1]) for line in capsys.readouterr().out.splitlines()}

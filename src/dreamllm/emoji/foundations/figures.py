@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 KINDS = ["single", "pair", "group"]
 SIZES = {"asked": 400, "pairs": 600, "fitted": 3000, "read": 1200, "drawn": 240}
-"""Questions of a kind to the language model. Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by Stable Diffusion in each way."""
+"""Questions of each kind to the language model.
+Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by Stable Diffusion in each way."""
 TUNING = SdRecipe(steps=80, batch_size=64, learning_rate=5e-4, pictures=5120)
 """How the UNet is tuned on clean captions before its ceiling is measured."""
 
