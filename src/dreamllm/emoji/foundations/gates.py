@@ -33,7 +33,7 @@ GATES: dict[str, dict[str, float]] = {
     "judge": {"exact": 0.99},
     "judge2": {"exact": 0.99},
 }
-"""Figures that a foundation must reach, shares of 1 (`figures.py` and `language_figures.py` say of what). Retrieval: the
+"""Figures that a foundation must reach, shares of 1: `figures.py` and `language_figures.py` say of what. Retrieval: the
 lower end of the 95 % interval of 120 of 120, which a CLIP trained on clean captions with hard negatives reached."""
 
 
