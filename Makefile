@@ -37,8 +37,8 @@ tables: setup ## from nothing to results/tables and results/figures
 report: setup ## results/report/index.html with all that the tables show and where it is from, RO-Crate, CODECHECK manifest
 	snakemake --cores $(CORES) report
 
-foundations: setup ## train the foundation models from nothing instead of fetching them
-	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations
+foundations: setup ## train the foundation models from nothing instead of fetching them, and measure them
+	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations data/foundations/card.json
 
 test: lint ## the tests, with a miniature run of the whole DAG; test-all has the slow ones, too
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(LINTED)

@@ -79,7 +79,7 @@ def build(folder: Path) -> Path:
     repository.commit(folder)
     run = Run.at(folder, Path(CONFIG))
     world.main(argparse.Namespace(config=folder / CONFIG, out=folder / run.experiment.world.folder))
-    for part in ("llm", "clip", "sd", "judge"):
+    for part in ("llm", "clip", "sd", "judge", "judge2"):
         (folder / "data/foundations_small" / part).mkdir(parents=True)
         (folder / "data/foundations_small" / part / "model.safetensors").write_text(part)
     for stage in run.experiment.stages:

@@ -29,7 +29,7 @@ def write(root: Path) -> Path:
     for name in ("Snakefile", "CITATION.cff", "requirements.lock", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
     _write_text(root / SET / "pairs-00000.tar", "shard")
-    for part in ("llm", "clip", "sd", "judge"):
+    for part in ("llm", "clip", "sd", "judge", "judge2"):
         _write_text(root / "data/foundations_smoke" / part / "model.safetensors", part)
     folder = root / "data/emoji_smoke/benchmarks"
     folder.mkdir(parents=True)

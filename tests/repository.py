@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+import foundation_card
+
 ROOT = Path(__file__).parent.parent
 CHECKED_OUT = ("Snakefile", "workflow", "profiles", "config", "paper", "src", "dvc.yaml", ".dvcignore", ".gitignore")
 CHECKED_OUT += ("environment.yml", "pyproject.toml", "requirements.lock", "data/sources.yaml", "data/made.yaml")
@@ -36,9 +38,10 @@ def copy_with_stub_verbs(folder: Path) -> Path:
     """Copy the repository with the verbs of stub_verbs.py, and with stub foundations in its store and configuration."""
     copy(folder)
     shutil.copy(Path(__file__).parent / "stub_verbs.py", folder / "src/dreamllm/__main__.py")
-    for part in ("llm", "clip", "sd/unet", "judge"):
+    for part in ("llm", "clip", "sd/unet", "judge", "judge2"):
         (folder / "data/foundations" / part).mkdir(parents=True)
         (folder / "data/foundations" / part / "model.safetensors").write_text(part)
+    foundation_card.write(folder / "data/foundations")
     described = run(folder, "python", "-m", "dreamllm", "fetch-foundations", "--describe", "data/foundations").stdout
     digests = yaml.safe_load(described)
     config = folder / "config/embedded.yaml"

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 EXPERIMENT = load(ROOT / "config/paper.yaml")
 TABLES = read_tables(ROOT / "paper/tables.yaml")
 SCENES = "( (single|pair|group)(/(seen|held_out))?| seen| held_out)?"
-JUDGED = "object|colour|bind|all"
+JUDGED = "object|colour|bind|all|all_judge2"
 POPE = "(accuracy|precision|recall|f1|yes)( random| popular| adversarial)?"
 WORLD = {  # what a metrics file of the emoji world holds: METRIC, or METRIC GROUP
     "captions": f"(cider|exact){SCENES}",

@@ -230,7 +230,8 @@ def test_scores_are_by_kind_and_a_picture_of_another_scene_is_wrong(folder, tmp_
     header = {"model": "sft", "benchmark": "in_context", "split": "test"}
     predictions.write(tmp_path / "p.tar", header, records, images)
     monkeypatch.setattr(scene_classifier, "load", lambda path: PerfectClassifier(seen))
-    (tmp_path / "judge").mkdir()
+    for part in ("judge", "judge2"):
+        (tmp_path / part).mkdir()
     result = score.score(predictions.read(tmp_path / "p.tar"), "in_context", folder, tmp_path)
     assert result["groups"]["subject"]["all"]["value"] == result["groups"]["compose/held_out"]["bind"]["value"] == 1
     right = scene_attributes.compare_each(seen[:4], wanted[:4])["all"]

@@ -13,7 +13,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+import foundation_card
 import tiny
+from dreamllm.config.world import World
 from dreamllm.digests import digest, md5
 from dreamllm.emoji.foundations import scene_classifier
 from dreamllm.emoji.foundations.fetch import StoreProblem, fetch
@@ -73,7 +75,7 @@ def test_a_listing_of_a_store_writes_nothing_outside(tmp_path, name):
     put(tmp_path / "store", json.dumps([{"md5": one, "relpath": name}]).encode(), "a" * 32 + ".dir")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreProblem, match="listing"):
-        fetch(tmp_path / "store", "a" * 32 + ".dir", "0" * 64, tmp_path / "deep/out")
+        fetch(tmp_path / "store", "a" * 32 + ".dir", "0" * 64, World(), tmp_path / "deep/out")
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == [
         tmp_path / "deep",
         tmp_path / "deep/out",
@@ -86,14 +88,14 @@ def test_a_listing_of_a_store_reads_nothing_outside(tmp_path):
     put(tmp_path / "store", json.dumps(listing).encode(), "a" * 32 + ".dir")
     (tmp_path / "store/files/md5/..").mkdir(exist_ok=True)
     with pytest.raises(StoreProblem, match="is no MD5 of 32 hex digits"):
-        fetch(tmp_path / "store", "a" * 32 + ".dir", "0" * 64, tmp_path / "out")
+        fetch(tmp_path / "store", "a" * 32 + ".dir", "0" * 64, World(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("listing", [b"{", b"{}", b"[1]", b'[{"md5": 1, "relpath": "x"}]', b'[{"md5": "a"}]'])
 def test_a_listing_that_is_none_is_told(tmp_path, listing):
     put(tmp_path / "store", listing, "a" * 32 + ".dir")
     with pytest.raises(StoreProblem, match="no listing of a folder"):
-        fetch(tmp_path / "store", "a" * 32 + ".dir", "0" * 64, tmp_path / "out")
+        fetch(tmp_path / "store", "a" * 32 + ".dir", "0" * 64, World(), tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "n" * 300])
@@ -319,12 +321,14 @@ def test_digests_do_not_depend_on_this_module(tmp_path):
     folder = tmp_path / "made"
     (folder / "llm").mkdir(parents=True)
     (folder / "llm/a").write_text("bytes")
+    foundation_card.write(folder)
     for path in folder.rglob("*"):
         if path.is_file():
             put(tmp_path / "store", path.read_bytes(), md5(path))
-    listing = json.dumps([{"md5": md5(folder / "llm/a"), "relpath": "llm/a"}], sort_keys=True)
+    files = [{"md5": md5(folder / name), "relpath": name} for name in ("card.json", "llm/a")]
+    listing = json.dumps(files, sort_keys=True)
     put(tmp_path / "store", listing.encode(), md5(folder))
-    fetch(tmp_path / "store", md5(folder), digest(folder), tmp_path / "out")
+    fetch(tmp_path / "store", md5(folder), digest(folder), World(), tmp_path / "out")
     assert digest(tmp_path / "out") == digest(folder)
 
 

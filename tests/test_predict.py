@@ -46,7 +46,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_benchmarks(load(folder / "config.yaml").world, "test", folder / "benchmarks")
     foundations = tiny.foundations(folder / "foundations")
     torch.manual_seed(0)
-    scene_classifier.save(scene_classifier.SceneClassifier(16, 2), foundations / "judge")
+    for part in ("judge", "judge2"):
+        scene_classifier.save(scene_classifier.SceneClassifier(16, 2), foundations / part)
     sd = foundations / "sd"
     text_config = transformers.CLIPTextConfig(
         vocab_size=400, hidden_size=20, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import foundation_card
 import loopback
 import released
 import repository
@@ -225,7 +226,9 @@ def test_a_tiny_release_is_imported_and_scored(tmp_path):
         shutil.copytree(release / part, checkout / "data/released" / name)
     instruments = tiny.foundations(tmp_path / "instruments")
     torch.manual_seed(0)
-    scene_classifier.save(scene_classifier.SceneClassifier(48, 4), instruments / "judge")
+    for part in ("judge", "judge2"):
+        scene_classifier.save(scene_classifier.SceneClassifier(48, 4), instruments / part)
+    foundation_card.write(instruments)
     content["foundations"]["instruments"] |= put_in_store(instruments, checkout / "data/store")
     content |= {
         "name": "tiny_release",

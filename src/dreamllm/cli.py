@@ -35,6 +35,10 @@ VERBS = {  # verb: (module, what it does)
     "place-benchmark": ("dreamllm.evaluate.placing", "put a fetched evaluation set where its reader looks for it"),
     "fetch-foundations": ("dreamllm.emoji.foundations.fetch", "fetch the foundation models by digest"),
     "train-foundation": ("dreamllm.emoji.foundations.run", "train one foundation model from nothing"),
+    "measure-foundations": (
+        "dreamllm.emoji.foundations.figures",
+        "measure the foundation models against their gates",
+    ),
     "train": ("dreamllm.verbs.train", "train one stage of DreamLLM"),
     "finetune-sd": ("dreamllm.train.finetune_sd", "fine-tune Stable Diffusion, a baseline, on the same pairs"),
     "predict": ("dreamllm.evaluate.predict", "write a model's raw answers to a benchmark"),
@@ -77,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="dreamllm",
         description="DreamLLM, a language model that reads and generates images, as a reproducible experiment.",
-        epilog="verbs:\n" + "\n".join(f"  {verb:<18} {does}" for verb, (_, does) in VERBS.items()),
+        epilog="verbs:\n" + "\n".join(f"  {verb:<19} {does}" for verb, (_, does) in VERBS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=dreamllm.__version__)

@@ -47,7 +47,7 @@ WORLD = {part: PATHS.world(part) for part in ("train", "benchmarks")}
 IMPORTED = EXPERIMENT.foundations.source == "import"
 OWN = EXPERIMENT.foundations.source in ("fetch", "train")  # foundations of the emoji world; they also measure
 FETCHED = EXPERIMENT.instruments  # fetched or trained, same folders
-MEASURING = {part: PATHS.instrument(part) for part in ("llm", "clip", "sd", "judge")}
+MEASURING = {part: PATHS.instrument(part) for part in ("llm", "clip", "sd", "judge", "judge2")}
 FOUNDATIONS = MEASURING if OWN else {part: PATHS.foundation(part) for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"

@@ -51,6 +51,7 @@ rule score:
         benchmarks=benchmark_files,
         clip=MEASURING["clip"],
         judge=MEASURING["judge"],
+        judge2=MEASURING["judge2"],
     output:
         metrics=PATHS.metrics("{model}", "{benchmark}"),
         item_scores=PATHS.items("{model}", "{benchmark}"),

@@ -6,6 +6,7 @@ if FETCHED.source == "fetch":
 
     rule fetch_foundations:
         output:
+            PATHS.instrument("card.json"),
             **{part: directory(folder) for part, folder in MEASURING.items()},
         log:
             f"logs/{NAME}/fetch_foundations.log",
@@ -13,25 +14,32 @@ if FETCHED.source == "fetch":
             **CPU_JOB,
         params:
             out=subpath(output.llm, parent=True),
-            store=lambda wildcards, output: FETCHED.store,  # a function of the output: moving it runs nothing again
-            md5=FETCHED.md5,
-            sha256=FETCHED.sha256,
+            experiment=configfile,
+            config=digest(FETCHED.md5, FETCHED.sha256, EXPERIMENT.world.pictograms, EXPERIMENT.world.registers),
         shell:
-            "python -m dreamllm --job {log:q} fetch-foundations --store {params.store:q} --md5 {params.md5} --sha256 {params.sha256}"
-            " --out {params.out:q} > {log:q} 2>&1"
+            "python -m dreamllm --job {log:q} fetch-foundations --config {params.experiment:q} --out {params.out:q}"
+            " > {log:q} 2>&1"
 
 else:
-    # Folder and module of each part. The autoencoder (vae) is trained before Stable Diffusion and copied into sd/. Its
-    # own folder is among the checkpoints, so this is one rule per part instead of one with a wildcard.
+    # Folder and module of each part. The autoencoder (vae) is trained before Stable Diffusion and copied into sd/, as is
+    # CLIP's text tower. The autoencoder's own folder is among the checkpoints, so this is one rule per part instead of
+    # one with a wildcard.
     FOLDERS = {**FOUNDATIONS, "vae": PATHS.checkpoint("vae")}
-    MODULES = {"llm": "language", "clip": "clip", "vae": "vae", "sd": "diffusion", "judge": "scene_classifier"}
+    MODULES = {
+        "llm": "language",
+        "clip": "clip",
+        "vae": "vae",
+        "sd": "diffusion",
+        "judge": "scene_classifier",
+        "judge2": "scene_classifier",
+    }
     for PART in FOLDERS:
 
         rule:
             name:
                 f"train_foundation_{PART}"
             input:
-                parts=[FOLDERS["vae"]] if PART == "sd" else [],
+                parts=[FOLDERS["vae"], FOLDERS["clip"]] if PART == "sd" else [],
             output:
                 folder=directory(FOLDERS[PART]),
             log:
@@ -49,8 +57,29 @@ else:
                     EXPERIMENT.seed,
                     EXPERIMENT.world.picture_side,
                     EXPERIMENT.world.pictograms,
+                    EXPERIMENT.world.registers,
                     getattr(EXPERIMENT.foundations, PART),
                 ),
             shell:
                 "{params.launch} --job {log:q} train-foundation --part {params.part} --config {params.experiment:q}"
                 " {params.parts:q} --out {output.folder:q} > {log:q} 2>&1"
+
+    rule measure_foundations:
+        input:
+            **MEASURING,
+        output:
+            card=PATHS.instrument("card.json"),
+        log:
+            f"logs/{NAME}/measure_foundations.log",
+        threads: MACHINE.threads
+        resources:
+            **GPU_JOB,
+        params:
+            launch=launch_one,
+            experiment=configfile,
+            foundations=subpath(output.card, parent=True),
+            code=code_digest("dreamllm.emoji.foundations.figures"),
+            config=digest(EXPERIMENT.world, EXPERIMENT.evaluation.drawing),
+        shell:
+            "{params.launch} --job {log:q} measure-foundations --config {params.experiment:q}"
+            " --foundations {params.foundations:q} --out {output.card:q} > {log:q} 2>&1"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Folder, OwnFolder, Positive, Release, Section, Share
+from dreamllm.config.base import Count, Folder, Number, OwnFolder, Positive, Release, Section, Share
 
 
 class Recipe(Section):
@@ -21,13 +21,16 @@ class Recipe(Section):
 
 
 class LanguageModelRecipe(Recipe):
-    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer)."""
+    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer). Its matrices are trained with Muon at the same rate."""
 
+    first_steps: Number = 0
+    """The first so many steps read short lists with questions about colours alone, from which a model learns soonest
+    which colour belongs to which object."""
     vocabulary: Count = 600
     """Maximum size of the tokenizer's vocabulary, without byte pieces."""
     hidden: Count = 256
     layers: Count = 4
-    heads: Count = 8
+    heads: Count = 4
     context: Count = 512
     """Maximum sequence length in tokens."""
 
@@ -54,16 +57,10 @@ class VaeRecipe(Recipe):
 
 
 class SdRecipe(Recipe):
-    """Mini `UNet2DConditionModel` of Stable Diffusion, and the text encoder that is trained with it."""
+    """Mini `UNet2DConditionModel` of Stable Diffusion; its text encoder is CLIP's text tower, frozen."""
 
     channels: Annotated[list[Count], Field(min_length=2, max_length=2)] = [64, 192]
     """Channels of the fine level, and of the coarse level, which has cross-attention to the text."""
-    text_hidden: Count = 192
-    """Width of the text encoder, the UNet's cross_attention_dim."""
-    text_layers: Count = 3
-    text_heads: Count = 4
-    text_length: Count = 24
-    """Length of captions in tokens; shorter ones are padded, as in Stable Diffusion."""
     pictures: Count = 60000
     """Number of training pictures; the VAE encodes each of them once."""
     condition_dropout: Share = 0.1
@@ -73,6 +70,8 @@ class SdRecipe(Recipe):
 class SceneClassifierRecipe(Recipe):
     """The scene classifier, which scores generated pictures; trained independently of all other models."""
 
+    architecture: Literal["plain", "residual"] = "plain"
+    """Convolutions one after the other, or transformers' `ResNetModel`."""
     width: Count = 24
     """Channels of the first layer."""
 
@@ -82,8 +81,8 @@ class FetchedFoundations(Section):
 
     source: Literal["fetch"]
     folder: OwnFolder = "data/foundations"
-    """Folder below data/ to fetch to: llm/, clip/, sd/ and judge/ (scene classifier) in the Hugging Face and diffusers
-    layouts."""
+    """Folder below data/ to fetch to: llm/, clip/, sd/, judge/ and judge2/ (scene classifiers) in the Hugging Face and
+    diffusers layouts, and their card.json."""
     store: Folder = "data/store"
     """Folder below data/ that is a DVC remote."""
     md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}\.dir$")]
@@ -104,6 +103,9 @@ class TrainedFoundations(Section):
     vae: VaeRecipe
     sd: SdRecipe
     judge: SceneClassifierRecipe
+    judge2: SceneClassifierRecipe
+    """A second scene classifier, of another architecture and with another seed, so that no model is chosen by the
+    judge that scores it."""
 
 
 class HubFoundations(Section):

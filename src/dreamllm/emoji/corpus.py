@@ -17,7 +17,7 @@ from dreamllm.config.world import AltText, Register, Registers
 from dreamllm.data.document import Document, Text
 from dreamllm.emoji import grammar, human, registers
 from dreamllm.emoji.questions import Question, ask, kinds
-from dreamllm.emoji.scenes import COLOUR_NAMES, HELD_OUT, NAMES, Names, Scene, sample_split
+from dreamllm.emoji.scenes import BACKGROUND_NAMES, COLOUR_NAMES, HELD_OUT, NAMES, Names, Scene, sample_split
 
 # Objects without a picture. All have regular plurals and no synonym.
 _NOUNS = """
@@ -43,18 +43,26 @@ QUESTION_WEIGHTS = {
     "relation_yes_no": 2,
 }
 
-Form = Literal["text", "facts", "reading", "list", "statements", "few_shot", "tracking", "story"]
+Form = Literal[
+    "text", "facts", "reading", "list", "statements", "few_shot", "tracking", "story", "colours", "relations"
+]
 FORMS: Mapping[Form, float] = {
     "text": 10,  # a description
     "facts": 10,  # a scene as data, then its caption and questions
     "reading": 28,  # a description, then its caption or questions
-    "list": 14,  # two to eight objects in their colours: questions, or the list once more
+    "list": 8,  # two to eight objects in their colours: questions, or the list once more
     "statements": 10,  # a description, then its single facts, in words of the same order
-    "few_shot": 8,  # four descriptions with question and answer, then a fifth
+    "few_shot": 14,  # four descriptions with question and answer, then a fifth
     "tracking": 12,  # a story, then questions about its last scene
     "story": 8,
 }
 """Shares of the kinds of document."""
+
+FIRST_FORMS: Mapping[Form, float] = {
+    "colours": 1,  # two to four objects in their colours, then questions about these alone
+    "relations": 1,  # a caption of a pair, then questions about places alone
+}
+"""Documents to begin with. They ask for nothing else than which colour and place belong to which object, many times."""
 
 
 def facts(scene: Scene, rng: random.Random) -> str:
@@ -145,6 +153,10 @@ def _sample_about_pictograms(
     form = registers.pick(forms, rng)
     if form == "list":
         return _list(id, rng, names)
+    if form == "colours":
+        return _colours(id, rng, names)
+    if form == "relations":
+        return _relations(id, rng, names)
     scene = _scene(rng, names)
     if form == "text":
         return Document(id, "text", (Text(_describe(scene, rng, shares.text, shares.alt_text)),))
@@ -194,10 +206,12 @@ def _describe(
 
 def _few_shot(id: str, rng: random.Random, names: Names, shares: Mapping[Register, float]) -> Document:
     """Four worked examples and a question, each about a description of its own; in half of them all of one kind."""
-    kind = rng.choice(["colour", "count", "presence", "presence_coloured", "which", "background"])
+    kind = registers.pick(QUESTION_WEIGHTS, rng)
     same, turns = rng.random() < 0.5, []
     for _ in range(5):
         scene = _scene(rng, names)
+        while kind not in kinds(scene):
+            scene = _scene(rng, names)
         asked = ask(scene, kind, rng, names) if same else questions(scene, rng, 1, names)[0]
         turns.append((f"{registers.describe(scene, registers.pick(shares, rng), rng)} {asked.question}", asked.answer))
     return _chat(id, "", turns)
@@ -205,9 +219,7 @@ def _few_shot(id: str, rng: random.Random, names: Names, shares: Mapping[Registe
 
 def _list(id: str, rng: random.Random, names: Names) -> Document:
     """Two to eight objects in colours, `a red cat, a blue car, a green bell.`, then the list again or questions."""
-    things = []
-    for name in rng.sample(names, min(rng.randint(2, 8), len(names) - 1)):
-        things.append((name, rng.choice([colour for colour in COLOUR_NAMES if (name, colour) not in HELD_OUT])))
+    things = _things(rng, min(rng.randint(2, 8), len(names) - 1), names)
     told = f"{', '.join(grammar.noun_phrase(*thing) for thing in things)}."
     if rng.random() < 0.3:
         again = " ".join(
@@ -216,6 +228,31 @@ def _list(id: str, rng: random.Random, names: Names) -> Document:
         return Document(id, "text", (Text(f"{told} {rng.choice([told, again])}"),))
     turns = [_about_list(things, rng, names) for _ in range(rng.choice([4, 6, 8]))]
     return _chat(id, told, list(dict(turns).items()))
+
+
+def _things(rng: random.Random, count: int, names: Names) -> list[tuple[str, str]]:
+    """Different objects, each in a colour; no held-out combinations."""
+    return [
+        (name, rng.choice([colour for colour in COLOUR_NAMES if (name, colour) not in HELD_OUT]))
+        for name in rng.sample(names, count)
+    ]
+
+
+def _colours(id: str, rng: random.Random, names: Names) -> Document:
+    """Two to four objects in colours, and questions about their colours, the same ones more than once."""
+    things = _things(rng, rng.randint(2, 4), names)
+    between = rng.choice([", ", ". ", " and ", " left of ", " above "])
+    told = between.join(grammar.noun_phrase(*thing) for thing in things)
+    ground = rng.choice(["", f" on {rng.choice(BACKGROUND_NAMES)}"])
+    asked = rng.choices(things, k=rng.randint(4, 8))
+    return _chat(id, f"{told}{ground}.", [(f"what colour is the {name}?", colour) for name, colour in asked])
+
+
+def _relations(id: str, rng: random.Random, names: Names) -> Document:
+    """A caption of a pair, and questions about its places."""
+    scene = sample_split(rng, "train", "pair", names=names)
+    asked = [ask(scene, rng.choice(["relation", "relation_yes_no"]), rng, names) for _ in range(8)]
+    return _chat(id, grammar.sample_caption(scene, rng), list({one.question: one.answer for one in asked}.items()))
 
 
 def _about_list(things: list[tuple[str, str]], rng: random.Random, names: Names) -> tuple[str, str]:

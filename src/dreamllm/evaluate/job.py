@@ -106,11 +106,14 @@ class ScoringJob:
         """The images of the split."""
         return pictures_of(self.folder, self.header["split"])
 
-    def scene_classifier(self, expected: Sequence[Scene]) -> SceneClassifier:
-        """Load the scene classifier. Raises BenchmarkProblem when an expected object is not among its classes."""
+    def scene_classifier(self, expected: Sequence[Scene], part: str = "judge") -> SceneClassifier:
+        """Load a scene classifier. Raises BenchmarkProblem when an expected object is not among its classes.
+
+        part: "judge", or "judge2", the independent second one
+        """
         from dreamllm.emoji.foundations import scene_classifier
 
-        folder = self.foundations / "judge"
+        folder = self.foundations / part
         classifier = scene_classifier.load(folder)
         if unknown := sorted({name for scene in expected for name, _ in scene.objects} - set(classifier.names)):
             what = (

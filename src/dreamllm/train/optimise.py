@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,15 +41,21 @@ def optimise(
     betas: tuple[float, float] = (0.9, 0.99),
     schedule: Literal["cosine", "constant"] = "cosine",
     accumulation: int = 1,
+    matrices: Sequence[torch.nn.Parameter] = (),
 ) -> list[float]:
     """Minimise with AdamW and gradient norm 1; returns the loss of every step.
 
+    matrices: more parameters, trained with Muon (Jordan et al. 2024) at the same rate and a weight decay of 0.1
     loss_of_step: the loss of batch number n; a step averages the gradients of `accumulation` batches.
     schedule: "cosine" has 5 % linear warm-up and decays to zero, "constant" has no warm-up.
     Raises NonFiniteValues when the loss is not finite.
     """
     fused = default_device().type == "cuda" or None  # on a CPU torch's default, which recorded results used
-    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
+    optimisers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=fused)
+    ]
+    if matrices:  # `match_rms_adamw` makes a learning rate of AdamW one of Muon (Liu et al. 2025, arXiv 2502.16982)
+        optimisers.append(torch.optim.Muon(matrices, lr=learning_rate, adjust_lr_fn="match_rms_adamw"))
     warmup = max(1, steps // 20)
 
     def factor(step: int) -> float:
@@ -57,7 +63,7 @@ def optimise(
             return 1.0
         return min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
-    rates = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    rates = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in optimisers]
     losses: list[float] = []
     for step in (bar := tqdm(range(steps), desc=title, mininterval=5)):
         value = 0.0
@@ -67,10 +73,11 @@ def optimise(
             if not math.isfinite(value):
                 raise NonFiniteValues(f"{title}: the loss is {value} at step {step}; lower the learning rate")
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        rates.step()
-        optimiser.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_([*parameters, *matrices], 1.0)
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            optimiser.step()
+            rate.step()
+            optimiser.zero_grad(set_to_none=True)
         after_step(step)
         losses.append(value)
         if step % 20 == 0:

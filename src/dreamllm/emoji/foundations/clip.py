@@ -1,11 +1,14 @@
-"""Trains the mini CLIP, transformers' `CLIPModel` with both towers, contrastively with hard negatives."""
+"""Trains the mini CLIP, transformers' `CLIPModel` with both towers, contrastively on alt texts.
+
+As in the training of the real one there are no hard negatives: texts of a batch are about scenes sampled independently.
+"""
 
 from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,27 +16,14 @@ import torch.nn.functional as F
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from dreamllm.config.foundations import ClipRecipe
+from dreamllm.config.world import AltText
 from dreamllm.emoji.foundations.scene_batches import Batch, make_batch, prefetch
 from dreamllm.emoji.foundations.text import caption_tokenizer
-from dreamllm.emoji.grammar import sample_caption, step
-from dreamllm.emoji.scenes import NAMES, Names, Scene, sample_split, split_of
+from dreamllm.emoji.registers import ALT_TEXT, describe
+from dreamllm.emoji.scenes import NAMES, Names, sample_split
 from dreamllm.model.precision import default_device
+from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
-
-
-def hard_negative(scene: Scene, rng: random.Random, names: Names = NAMES) -> Scene:
-    """A training scene that differs in one respect: places or colours are swapped, or one step of a story was made.
-
-    Such negatives teach which colour and place belong to which object; random batches can be told apart without that.
-    """
-    while True:
-        other = step(scene, rng, names)[1]
-        if scene.kind == "pair" and rng.random() < 0.6:
-            (name_1, colour_1), (name_2, colour_2) = scene.objects
-            swapped = ((name_2, colour_2), (name_1, colour_1)), ((name_1, colour_2), (name_2, colour_1))
-            other = replace(scene, objects=rng.choice(swapped))
-        if other != scene and not other.held_out and split_of(other) == "train":
-            return other
 
 
 @functools.lru_cache(maxsize=1)
@@ -49,11 +39,20 @@ def prepare(batch_and_captions: tuple[Batch, list[str]]) -> tuple[np.ndarray, li
 
 
 def train(
-    recipe: ClipRecipe, side: int, seed: int, names: Names = NAMES, workers: int = 0
+    recipe: ClipRecipe,
+    side: int,
+    seed: int,
+    names: Names = NAMES,
+    workers: int = 0,
+    forms: Mapping[AltText, float] = ALT_TEXT,
+    start: Path | None = None,
 ) -> tuple[CLIPModel, PreTrainedTokenizerFast]:
-    """Symmetric contrastive loss over batches of scenes, half of them hard negatives of the other half."""
+    """Symmetric contrastive loss over batches of training scenes and their alt texts.
+
+    forms: shares of the forms of alt texts.  start: folder of a CLIP whose image tower is where training starts
+    """
     torch.manual_seed(seed)
-    tokenizer = caption_tokenizer(recipe.text_length, seed, names)
+    tokenizer = caption_tokenizer(recipe.text_length, seed, names, forms)
     tower = {
         "hidden_size": recipe.hidden,
         "intermediate_size": 4 * recipe.hidden,
@@ -75,14 +74,18 @@ def train(
         attn_implementation="eager",
     )
     device = default_device()
-    model = CLIPModel(config).to(device).train()
+    model = CLIPModel(config)
+    if start:
+        trained = load_weights(CLIPModel, start).float()
+        model.vision_model.load_state_dict(trained.vision_model.state_dict())
+        model.visual_projection.load_state_dict(trained.visual_projection.state_dict())
+    model = model.to(device).train()
     rng = random.Random(seed)
 
     def batches() -> Iterator[tuple[Batch, list[str]]]:
         while True:
-            scenes = [sample_split(rng, "train", names=names) for _ in range(recipe.batch_size // 2)]
-            scenes += [hard_negative(scene, rng, names) for scene in scenes]
-            yield make_batch(scenes, side, rng), [sample_caption(scene, rng) for scene in scenes]
+            scenes = [sample_split(rng, "train", names=names) for _ in range(recipe.batch_size)]
+            yield make_batch(scenes, side, rng), [describe(scene, "alt_text", rng, forms) for scene in scenes]
 
     prepared = prefetch(batches(), prepare, workers)
 

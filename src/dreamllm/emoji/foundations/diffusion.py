@@ -1,60 +1,58 @@
-"""Trains the mini Stable Diffusion: a UNet over the VAE's latents and the text encoder that conditions it."""
+"""Trains the mini Stable Diffusion: a UNet over the VAE's latents, conditioned by CLIP's frozen text tower."""
 
 from __future__ import annotations
 
-import copy
 import random
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, CLIPTextModel
 
 from dreamllm.config.foundations import SdRecipe
+from dreamllm.config.world import AltText
 from dreamllm.emoji.foundations.scene_batches import scene_batches
-from dreamllm.emoji.foundations.text import caption_tokenizer
-from dreamllm.emoji.grammar import sample_caption
+from dreamllm.emoji.registers import ALT_TEXT, describe
 from dreamllm.emoji.scenes import NAMES, Names, Scene
 from dreamllm.model.precision import default_device
+from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
 
 
-def build(recipe: SdRecipe, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast) -> StableDiffusionPipeline:
-    """An untrained pipeline: a two-level UNet with cross-attention at the coarse level, and a text encoder."""
-    unet = UNet2DConditionModel(
-        sample_size=vae.config.sample_size // 2 ** (len(vae.config.block_out_channels) - 1),
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=tuple(recipe.channels),
-        layers_per_block=1,
-        attention_head_dim=tuple(
-            max(1, size // 64) for size in recipe.channels
-        ),  # diffusers' name for the number of heads
-        norm_num_groups=16,
-        cross_attention_dim=recipe.text_hidden,
-        use_linear_projection=True,
-    )
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.text_hidden,
-        intermediate_size=4 * recipe.text_hidden,
-        num_hidden_layers=recipe.text_layers,
-        num_attention_heads=recipe.text_heads,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+def build(recipe: SdRecipe, vae: Path, clip: Path, start: Path | None = None) -> StableDiffusionPipeline:
+    """A pipeline of a trained VAE, the text tower of a trained CLIP, and a UNet to be trained.
+
+    The UNet has two levels, with cross-attention at the coarse level.
+    start: folder of a Stable Diffusion whose UNet is where training starts; an untrained one if None
+    """
+    autoencoder = load_weights(AutoencoderKL, vae).float()
+    text_encoder, tokenizer = load_weights(CLIPTextModel, clip).float(), AutoTokenizer.from_pretrained(clip)
+    if start:
+        unet = load_weights(UNet2DConditionModel, start, subfolder="unet").float()
+    else:
+        unet = UNet2DConditionModel(
+            sample_size=autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1),
+            in_channels=autoencoder.config.latent_channels,
+            out_channels=autoencoder.config.latent_channels,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=tuple(recipe.channels),
+            layers_per_block=1,
+            attention_head_dim=tuple(max(1, size // 64) for size in recipe.channels),  # the number of heads
+            norm_num_groups=16,
+            cross_attention_dim=text_encoder.config.hidden_size,
+            use_linear_projection=True,
+        )
     # A cosine schedule ends in pure noise, where sampling starts; v-prediction is stable there.
     scheduler = DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False, steps_offset=1
     )
     return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
+        vae=autoencoder.eval(),
+        text_encoder=text_encoder.eval(),
         tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,
@@ -83,42 +81,50 @@ def encode_pictures(
 
 
 def train(
-    recipe: SdRecipe, vae: AutoencoderKL, seed: int, names: Names = NAMES, workers: int = 0
-) -> StableDiffusionPipeline:
-    """Train UNet and text encoder with the diffusion loss, on latents of a trained VAE.
+    pipeline: StableDiffusionPipeline,
+    recipe: SdRecipe,
+    seed: int,
+    names: Names = NAMES,
+    workers: int = 0,
+    forms: Mapping[AltText, float] = ALT_TEXT,
+) -> None:
+    """Train the UNet of a pipeline with the diffusion loss on alt texts; VAE and text encoder stay as they are.
 
-    Returns the exponential moving average of the weights (decay 0.999), as in the training of Stable Diffusion.
+    The UNet becomes the exponential moving average of its weights (decay 0.999), as in the training of Stable
+    Diffusion.
+    forms: shares of the forms of alt texts, or of captions and human sentences alone
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     device = default_device()
-    pipeline = build(recipe, vae, caption_tokenizer(recipe.text_length, seed, names)).to(device)
-    unet, text_encoder, tokenizer = pipeline.unet, pipeline.text_encoder, pipeline.tokenizer
+    pipeline.to(device)
+    unet, text_encoder, tokenizer = pipeline.unet.train(), pipeline.text_encoder, pipeline.tokenizer
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA at 36 positions on a CPU
-    latents, scenes = encode_pictures(vae.eval(), recipe.pictures, seed, names, workers)
-    model = torch.nn.ModuleList([unet.train(), text_encoder.train()])
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    means: list[torch.Tensor] = list(average.parameters())
-    weights = [parameter.detach() for parameter in model.parameters()]
+    latents, scenes = encode_pictures(pipeline.vae, recipe.pictures, seed, names, workers)
+    weights = [parameter.detach() for parameter in unet.parameters()]
+    means = [weight.clone() for weight in weights]
 
     def loss_of_step(step: int) -> torch.Tensor:
         chosen = torch.randint(len(scenes), (recipe.batch_size,))
-        captions = ["" if rng.random() < recipe.condition_dropout else sample_caption(scenes[i], rng) for i in chosen]
+        captions = [
+            "" if rng.random() < recipe.condition_dropout else describe(scenes[i], "alt_text", rng, forms)
+            for i in chosen
+        ]
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         clean = latents[chosen]  # (B, C, h, w)
         noise = torch.randn_like(clean)
         times = torch.randint(pipeline.scheduler.config.num_train_timesteps, (recipe.batch_size,), device=device)
         noisy = pipeline.scheduler.add_noise(clean, noise, times)
         with half_precision():
-            predicted = unet(noisy, times, text_encoder(ids).last_hidden_state).sample
+            with torch.no_grad():
+                condition = text_encoder(ids).last_hidden_state  # (B, L, D)
+            predicted = unet(noisy, times, condition).sample
         return F.mse_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, times))
 
     def average_weights(step: int) -> None:
         decay = min(0.999, (1 + step) / (10 + step))
         torch._foreach_lerp_(means, weights, 1 - decay)
 
-    optimise("sd", list(model.parameters()), loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
-    pipeline.unet.load_state_dict(average[0].state_dict())
-    pipeline.text_encoder.load_state_dict(average[1].state_dict())
-    pipeline.unet.eval(), pipeline.text_encoder.eval()
-    return pipeline
+    optimise("sd", list(unet.parameters()), loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
+    torch._foreach_copy_(weights, means)
+    unet.eval()

@@ -4,7 +4,7 @@ Such a remote is content-addressed: a file with MD5 `abcd...` is at `files/md5/a
 {md5, relpath}, whose own name ends in `.dir`. It is read directly instead of by `dvc get`, so that fetching works
 inside `dvc repro` (which holds DVC's lock) and in a copy without git history, and depends on the configuration alone.
 
-    dreamllm fetch-foundations --store data/store --md5 MD5.dir --sha256 SHA256 --out data/foundations
+    dreamllm fetch-foundations --config config/embedded.yaml --out data/foundations
     dreamllm fetch-foundations --describe data/foundations        prints the two digests for a configuration
 """
 
@@ -18,6 +18,9 @@ import tempfile
 from pathlib import Path
 
 from dreamllm import digests
+from dreamllm.config.reading import load
+from dreamllm.config.world import World
+from dreamllm.emoji.foundations import gates
 from dreamllm.safe_join import NameProblem, safe_join
 
 
@@ -25,11 +28,12 @@ class StoreProblem(ValueError):
     """Foundations that are not in the store, or whose digest is not that of the configuration."""
 
 
-def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
+def fetch(store: Path, md5: str, sha256: str, world: World, out: Path) -> None:
     """Copy the folder called `md5` (`<hex>.dir`) from `store` to `out` and check it against `sha256`.
 
     Each entry of the folder replaces the one of that name in `out`, after all of them have been checked.
-    Raises StoreProblem, naming what is missing or different.
+    Raises StoreProblem, naming what is missing or different, and GateProblem for foundations whose card lacks a gate or
+    that were trained on another language than the world's.
     """
     files = listing(store, md5)
     out.mkdir(parents=True, exist_ok=True)
@@ -48,6 +52,7 @@ def fetch(store: Path, md5: str, sha256: str, out: Path) -> None:
                 f"the folder {md5} in {store} has sha256 {found}, the configuration says {sha256}: "
                 "take both digests from `dreamllm fetch-foundations --describe FOLDER`"
             )
+        gates.check_card(staging / gates.CARD, world, f"the folder {md5} in {store}")
         for entry in sorted(staging.iterdir()):
             target = out / entry.name
             if target.is_dir():
@@ -84,9 +89,7 @@ def listing(store: Path, md5: str) -> list[dict[str, str]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm fetch-foundations`."""
     parser.add_argument("--describe", type=Path, metavar="FOLDER", help="print a folder's digests and do nothing else")
-    parser.add_argument("--store", type=Path, help="DVC remote that is a folder")
-    parser.add_argument("--md5", help="DVC's name of the content, <hex>.dir")
-    parser.add_argument("--sha256", help="digest of all files")
+    parser.add_argument("--config", type=Path, help="experiment that names store, digests and world")
     parser.add_argument("--out", type=Path, help="where to put them")
 
 
@@ -94,7 +97,11 @@ def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm fetch-foundations`."""
     if args.describe:
         print(f"md5: {digests.md5(args.describe)}\nsha256: {digests.digest(args.describe)}")
-    elif all((args.store, args.md5, args.sha256, args.out)):
-        fetch(args.store, args.md5, args.sha256, args.out)
+    elif args.config and args.out:
+        experiment = load(args.config)
+        wanted = experiment.instruments
+        if wanted.source != "fetch":
+            raise StoreProblem(f"{args.config}: its foundations are trained, not fetched: run `make foundations`")
+        fetch(Path(wanted.store), wanted.md5, wanted.sha256, experiment.world, args.out)
     else:
-        raise StoreProblem("--store, --md5, --sha256 and --out are needed together, or --describe alone")
+        raise StoreProblem("--config and --out are needed together, or --describe alone")

@@ -3,39 +3,45 @@
     python -m dreamllm train-foundation --part clip --config config/foundations.yaml --out data/foundations/clip
 
 Scenes are sampled during training, from the training scenes of the experiment's world; the documents are not read. `sd`
-needs the trained VAE and includes it. `judge` is the scene classifier.
+needs the trained VAE and CLIP, and includes the VAE and CLIP's text tower. `judge` is the scene classifier, `judge2` an
+independent one. `training.json` in the folder records recipe, seed, language, CPU time and processor; the foundations'
+card (`gates.py`) repeats it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
 
-PARTS = ("llm", "clip", "vae", "sd", "judge")
+PARTS = ("llm", "clip", "vae", "sd", "judge", "judge2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm train-foundation`."""
     parser.add_argument("--part", choices=PARTS, required=True, help="which foundation model to train")
     parser.add_argument("--config", type=Path, required=True, help="experiment with the recipe foundations.PART")
-    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folder of the trained vae")
+    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folders vae and clip")
+    parser.add_argument("--start", type=Path, help="for clip and sd: folder whose image tower or UNet to start from")
     parser.add_argument("--out", type=Path, required=True, help="folder to save to, replaced when it exists")
 
 
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm train-foundation`."""
     import torch
-    from diffusers import AutoencoderKL
 
+    from dreamllm import provenance
     from dreamllm.config.reading import load
-    from dreamllm.emoji.foundations import clip, diffusion, language, scene_classifier, vae
+    from dreamllm.digests import digest
+    from dreamllm.emoji.foundations import clip, diffusion, gates, language, scene_classifier, vae
     from dreamllm.emoji.scenes import names_of
-    from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
 
     experiment = load(args.config)
+    forms = experiment.world.registers.alt_text
     side, seed = experiment.world.picture_side, seed_of(experiment.seed, "foundation", args.part) % 2**32
     names, workers = names_of(experiment.world.pictograms), experiment.machine.threads - 1
     recipe = getattr(experiment.foundations, args.part, None)
@@ -43,20 +49,33 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
     with new_folder(args.out) as folder:
         if args.part == "llm":
-            model, tokenizer = language.train(recipe, seed, names)
+            model, tokenizer = language.train(recipe, seed, names, experiment.world.registers)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         elif args.part == "clip":
-            model, tokenizer = clip.train(recipe, side, seed, names, workers)
+            model, tokenizer = clip.train(recipe, side, seed, names, workers, forms, args.start)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             clip.image_processor(side).save_pretrained(folder)
         elif args.part == "vae":
             vae.train(recipe, side, seed, names, workers).half().save_pretrained(folder)
         elif args.part == "sd":
-            if len(args.inputs) != 1:
-                raise SystemExit("train-foundation --part sd needs --inputs with the folder of the trained vae")
-            trained = load_weights(AutoencoderKL, args.inputs[0]).float()
-            diffusion.train(recipe, trained, seed, names, workers).to(dtype=torch.float16).save_pretrained(folder)
+            inputs = {folder.name: folder for folder in args.inputs}
+            if inputs.keys() != {"vae", "clip"}:
+                raise SystemExit("train-foundation --part sd needs --inputs with the folders vae and clip")
+            pipeline = diffusion.build(recipe, inputs["vae"], inputs["clip"], args.start)
+            diffusion.train(pipeline, recipe, seed, names, workers, forms)
+            pipeline.to(dtype=torch.float16).save_pretrained(folder)
         else:
             scene_classifier.save(scene_classifier.train(recipe, side, seed, names, workers).half(), folder)
+        record = {
+            "recipe": recipe.model_dump(mode="json"),
+            "seed": experiment.seed,
+            "language": gates.language_of(args.part, experiment.world),
+            "started_from": digest(args.start) if args.start else None,
+            "inputs": {folder.name: digest(folder) for folder in args.inputs},
+            "cpu_seconds": round(time.process_time()),
+            "processor": provenance.machine(),
+            "code": provenance.code_digest(__name__),
+        }
+        (folder / gates.TRAINING).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

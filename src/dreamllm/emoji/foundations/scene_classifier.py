@@ -1,15 +1,18 @@
 """The scene classifier: a small CNN that predicts the Scene of a picture, to score generated pictures.
 
 It is trained independently of the models that it scores, on all object-colour combinations, because it has to recognise
-those that are held out from them. Its folder and its key in the configuration are called `judge`.
+those that are held out from them. Its folder and its key in the configuration are called `judge`;
+`judge2` is a second one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import ResNetConfig, ResNetModel
 
 from dreamllm.config.foundations import SceneClassifierRecipe
 from dreamllm.data.images import upright_rgb
@@ -46,23 +50,41 @@ ARRANGEMENTS: list[tuple[Layout, int]] = [
 
 
 class SceneClassifier(nn.Module):
-    """A CNN with six heads: arrangement, background, and object and colour of the first and the second place."""
+    """A CNN with six heads: arrangement, background, and object and colour of the first and the second place.
 
-    def __init__(self, side: int, width: int, names: Names = NAMES):
+    architecture: "plain" convolutions, or "residual", transformers' `ResNetModel`, for an independent second judge
+    """
+
+    def __init__(
+        self, side: int, width: int, names: Names = NAMES, architecture: Literal["plain", "residual"] = "plain"
+    ):
         super().__init__()
-        self.side, self.width, self.names = side, width, tuple(names)
+        self.side, self.width, self.names, self.architecture = side, width, tuple(names), architecture
         things = [len(names), len(COLOUR_NAMES)]
         self.sizes = [len(ARRANGEMENTS), len(BACKGROUND_NAMES), *things, *things]
-        layers: list[nn.Module] = []
-        for inputs, outputs in [(3, width), (width, 2 * width), (2 * width, 4 * width)]:
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)]
-        layers += [nn.Conv2d(4 * width, 4 * width, 3, padding=1), nn.BatchNorm2d(4 * width), nn.ReLU()]
-        self.features = nn.Sequential(*layers)
-        self.heads = nn.Linear(4 * width * (side // 8) ** 2, sum(self.sizes))
+        if architecture == "residual":
+            widths = [width, 2 * width, 4 * width]  # after the first layer a quarter of the side, then halved twice
+            config = ResNetConfig(
+                embedding_size=width, hidden_sizes=widths, depths=[1, 2, 2], layer_type="basic", return_dict=False
+            )
+            self.features: nn.Module = ResNetModel(config)
+            places = math.ceil(side / 16) ** 2
+        else:
+            layers: list[nn.Module] = []
+            for inputs, outputs in [(3, width), (width, 2 * width), (2 * width, 4 * width)]:
+                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+                layers += [nn.MaxPool2d(2)]
+            layers += [nn.Conv2d(4 * width, 4 * width, 3, padding=1), nn.BatchNorm2d(4 * width), nn.ReLU()]
+            self.features = nn.Sequential(*layers)
+            places = (side // 8) ** 2
+        self.heads = nn.Linear(4 * width * places, sum(self.sizes))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits of the six heads for pictures (N, 3, H, W) in [-1, 1]."""
-        return self.heads(self.features(pixels).flatten(1)).split(self.sizes, dim=1)
+        found = self.features(pixels)
+        if self.architecture == "residual":
+            found = found[0]  # before the mean over all places
+        return self.heads(found.flatten(1)).split(self.sizes, dim=1)
 
     @torch.no_grad()
     def predict(self, pictures: list[Image.Image], names: Sequence[str] | None = None) -> list[Scene]:
@@ -107,7 +129,7 @@ def train(
     """Train on scenes of all splits with noise and blur, for robustness to the blur of VAE decoders."""
     torch.manual_seed(seed)
     device = default_device()
-    classifier = SceneClassifier(side, recipe.width, names).to(device).train()
+    classifier = SceneClassifier(side, recipe.width, names, recipe.architecture).to(device).train()
     batch = recipe.batch_size
     rng = random.Random(seed)
 
@@ -137,10 +159,12 @@ def train(
 
 
 def save(classifier: SceneClassifier, folder: Path) -> None:
-    """Write model.safetensors and config.json, which has the names of the objects unless they are `scenes.NAMES`."""
+    """Write model.safetensors and config.json: the arguments of `SceneClassifier`, without those at their default."""
     folder.mkdir(parents=True, exist_ok=True)
-    named = {"names": classifier.names} if classifier.names != NAMES else {}
-    (folder / "config.json").write_text(json.dumps({"side": classifier.side, "width": classifier.width} | named) + "\n")
+    config: dict[str, Any] = {"side": classifier.side, "width": classifier.width}
+    config |= {"names": classifier.names} if classifier.names != NAMES else {}
+    config |= {"architecture": classifier.architecture} if classifier.architecture != "plain" else {}
+    (folder / "config.json").write_text(json.dumps(config) + "\n")
     save_file(
         {name: tensor.contiguous() for name, tensor in classifier.state_dict().items()}, folder / "model.safetensors"
     )

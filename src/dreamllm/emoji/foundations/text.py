@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dreamllm.emoji.registers import describe
+from dreamllm.config.world import AltText
+from dreamllm.emoji.registers import ALT_TEXT, describe
 from dreamllm.emoji.scenes import NAMES, Names, sample_split
 
 
@@ -45,10 +46,12 @@ def clip_tokenizer(sentences: Iterable[str], vocabulary: int, length: int) -> Pr
     )
 
 
-def caption_tokenizer(length: int, seed: int, names: Names = NAMES) -> PreTrainedTokenizerFast:
-    """The tokenizer of the mini CLIP and of the mini Stable Diffusion's text encoder, trained on alt texts."""
+def caption_tokenizer(
+    length: int, seed: int, names: Names = NAMES, forms: Mapping[AltText, float] = ALT_TEXT
+) -> PreTrainedTokenizerFast:
+    """The tokenizer of the mini CLIP's text tower, which also conditions Stable Diffusion; trained on alt texts."""
     rng = random.Random(seed)
-    sentences = [describe(sample_split(rng, "train", names=names), "alt_text", rng) for _ in range(15000)]
+    sentences = [describe(sample_split(rng, "train", names=names), "alt_text", rng, forms) for _ in range(15000)]
     return clip_tokenizer(sentences, vocabulary=400, length=length)
 
 

@@ -25,7 +25,7 @@ TASK = Task(
     predictions="tar",
     settings=("drawing",),
     foundations=("sd", "sd_finetuned"),
-    instruments=("judge", "clip"),
+    instruments=("judge", "judge2", "clip"),
     image_metrics=True,
 )
 
@@ -84,7 +84,7 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
     from dreamllm.evaluate import features, networks
     from dreamllm.evaluate.metrics import fid
     from dreamllm.evaluate.metrics.intervals import mean_share, undefined
-    from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare_each
+    from dreamllm.evaluate.metrics.scene_attributes import compare_each
 
     if job.public:
         return {"metrics": {"fid": undefined(MEASURED_APART)}, "groups": {}}
@@ -96,10 +96,12 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
         classifier = job.scene_classifier(expected)
         shown = [predictions.image(*place) for place in places]
         right = compare_each(classifier.predict(shown, [item.id for item in items]), expected)
+        second = job.scene_classifier(expected, "judge2").predict(shown, [item.id for item in items])
+        right["all_judge2"] = compare_each(second, expected)["all"]  # by the second scene classifier
         right_on_real = compare_each(classifier.predict([real.read(item.picture) for item in items]), expected)
 
         def measure(chosen: Sequence[int]) -> Metrics:
-            return {name: mean_share([right[name][i] for i in chosen]) for name in ATTRIBUTES}
+            return {name: mean_share([of_image[i] for i in chosen]) for name, of_image in right.items()}
 
         result = by_group(measure, items)
         result["metrics"]["judge_on_real"] = mean_share(right_on_real["all"])  # what a perfect model could reach

@@ -29,7 +29,7 @@ TASK = Task(
     settings=("drawing",),
     in_public_sets=False,
     foundations=("sd", "sd_finetuned"),
-    instruments=("judge",),
+    instruments=("judge", "judge2"),
 )
 
 
@@ -99,17 +99,19 @@ def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predicti
     """What the classifier sees of the wanted scenes, by kind. judge_on_real: what a perfect model could reach."""
     from dreamllm.emoji.scenes import Scene
     from dreamllm.evaluate.metrics.intervals import mean_share
-    from dreamllm.evaluate.metrics.scene_attributes import ATTRIBUTES, compare_each
+    from dreamllm.evaluate.metrics.scene_attributes import compare_each
 
     shown = context_pictures(job.folder, job.header["split"])
     expected = [Scene.from_json(item.scene.scene) for item in items]
     classifier = job.scene_classifier(expected)
     drawn = [predictions.image(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     right = compare_each(classifier.predict(drawn, [item.id for item in items]), expected)
+    second = job.scene_classifier(expected, "judge2").predict(drawn, [item.id for item in items])
+    right["all_judge2"] = compare_each(second, expected)["all"]  # by the second scene classifier
     real = compare_each(classifier.predict([shown.read(item.picture) for item in items]), expected)["all"]
 
     def measure(chosen: Sequence[int]) -> Metrics:
-        metrics = {name: mean_share([right[name][i] for i in chosen]) for name in ATTRIBUTES}
+        metrics = {name: mean_share([of_image[i] for i in chosen]) for name, of_image in right.items()}
         return metrics | {"judge_on_real": mean_share([real[i] for i in chosen])}
 
     return by_group(measure, items)

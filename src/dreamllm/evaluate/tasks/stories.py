@@ -24,7 +24,7 @@ TASK = Task(
     predictions="tar",
     settings=("text", "drawing", "stories"),
     in_public_sets=False,
-    instruments=("judge",),
+    instruments=("judge", "judge2"),
 )
 
 
@@ -110,9 +110,11 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     placed = [well_placed(item.opening, parts[item.id]) for item in items]
     expected = [list(expected_scenes(Scene.from_json(item.scenes[0]), parts[item.id])) for item in items]
     names = [(item.id, part["image"]) for item in items for part in parts[item.id] if "image" in part]
-    classifier = job.scene_classifier([Scene.from_json(scene) for item in items for scene in item.scenes])
+    known = [Scene.from_json(scene) for item in items for scene in item.scenes]
     drawn = [predictions.image(name, f"item {id_}") for id_, name in names]
-    seen = classifier.predict(drawn, [id_ for id_, _ in names])
+    seen, second = (
+        job.scene_classifier(known, part).predict(drawn, [id_ for id_, _ in names]) for part in ("judge", "judge2")
+    )
     followed = [scene for scenes in expected for scene in scenes]
     right = [compare(found, scene) if scene else {} for found, scene in zip(seen, followed, strict=True)]
     metrics = {
@@ -122,4 +124,6 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     }
     for name in ATTRIBUTES:  # an image in a story that cannot be followed is wrong
         metrics[name] = mean_share([of_image.get(name, False) for of_image in right], "no picture was drawn")
+    agreed = [found == scene for found, scene in zip(second, followed, strict=True)]
+    metrics["all_judge2"] = mean_share(agreed, "no picture was drawn")
     return {"metrics": metrics, "groups": {}}

@@ -1,0 +1,230 @@
+"""Measures the miniature foundations on unseen scenes, for their gates and their card (`gates.py`).
+
+    dreamllm measure-foundations --config config/foundations.yaml --foundations data/foundations \
+        --out data/foundations/card.json
+
+Prints the figures, shares of 1, and writes the card when all of them reach their gates; else it says which do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.foundations import SdRecipe
+from dreamllm.config.reading import load
+from dreamllm.emoji import grammar, human, registers
+from dreamllm.emoji.foundations import gates
+from dreamllm.emoji.scenes import NAMES, Names, Scene, names_of, render, sample_split
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ["single", "pair", "group"]
+SIZES = {"asked": 400, "pairs": 600, "fitted": 3000, "read": 1200, "drawn": 240}
+"""Questions of each kind to the language model.
+Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by Stable Diffusion in each way."""
+TUNING = SdRecipe(steps=80, batch_size=64, learning_rate=5e-4, pictures=5120)
+"""How the UNet is tuned on clean captions before its ceiling is measured."""
+
+
+def unseen(count: int, seed: int, kinds: Sequence[str], names: Names = NAMES) -> list[Scene]:
+    """Scenes of the split dev: kinds alternate, every fourth has a held-out combination. Few singles are different."""
+    rng = random.Random(seed)
+    return [sample_split(rng, "dev", kinds[n // 4 % len(kinds)], n % 4 == 3, names) for n in range(count)]
+
+
+# ---- language model --------------------------------------------------------------------------------------------------
+
+
+def llm_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """Shares of right answers about unseen scenes told in words: `language_figures.figures`."""
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from dreamllm.emoji.foundations import language_figures
+    from dreamllm.model.weights import load_weights
+
+    model = load_weights(LlamaForCausalLM, foundations / "llm").float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(foundations / "llm")
+    return language_figures.figures(model, tokenizer, names_of(experiment.world.pictograms), SIZES["asked"])
+
+
+# ---- CLIP ------------------------------------------------------------------------------------------------------------
+
+
+def clip_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """Retrieval, and linear probes of what DreamLLM reads: the patches of the last layer but one.
+
+    retrieval_caption, retrieval_alt_text: share of texts about different unseen pairs of objects, a fifth of
+    `SIZES["pairs"]`, that are nearest to their own picture.  probe_name, probe_colour: share of objects and colours of
+    unseen pairs, at both places, that ridge regression finds, fitted to training pairs.  probe_position: row or column
+    """
+    import torch
+    from transformers import AutoTokenizer, CLIPModel
+
+    from dreamllm.emoji.foundations.clip import image_processor
+    from dreamllm.model.weights import load_weights
+
+    world, names = experiment.world, names_of(experiment.world.pictograms)
+    model = load_weights(CLIPModel, foundations / "clip").float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(foundations / "clip")
+    rng = random.Random(0)
+
+    @torch.no_grad()
+    def look(scenes: Sequence[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Patches of the last layer but one (N, P * D), and embeddings (N, E)."""
+        patches, embedded = [], []
+        for start in range(0, len(scenes), 200):
+            pictures = [render(scene, world.picture_side, rng) for scene in scenes[start : start + 200]]
+            pixels = image_processor(world.picture_side)(pictures, return_tensors="pt").pixel_values
+            seen = model.vision_model(pixels, output_hidden_states=True)
+            patches.append(seen.hidden_states[-2][:, 1:].flatten(1))
+            embedded.append(model.visual_projection(seen.pooler_output))
+        return torch.cat(patches), torch.cat(embedded)
+
+    figures = {}
+    scenes = list(dict.fromkeys(unseen(SIZES["pairs"] // 4, 0, ["pair"], names)))[: SIZES["pairs"] // 5]
+    pictures = torch.nn.functional.normalize(look(scenes)[1], dim=1)
+    for register in ("caption", "alt_text"):
+        texts = [registers.describe(scene, register, rng, world.registers.alt_text) for scene in scenes]
+        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            embedded = model.text_projection(model.text_model(tokens).pooler_output)
+        nearest = (embedded @ pictures.T).argmax(1)
+        figures[f"retrieval_{register}"] = float((nearest == torch.arange(len(scenes))).float().mean())
+
+    known = [sample_split(rng, "train", "pair", names=names) for _ in range(SIZES["fitted"])]
+    asked = unseen(SIZES["pairs"], 1, ["pair"], names)
+    (fitted, _), (tested, _) = look(known), look(asked)
+    of_scene: dict[str, list[Callable[[Scene], str]]] = {
+        "name": [lambda scene: scene.objects[0][0], lambda scene: scene.objects[1][0]],
+        "colour": [lambda scene: scene.objects[0][1], lambda scene: scene.objects[1][1]],
+        "position": [lambda scene: scene.layout],
+    }
+    for what, facts in of_scene.items():
+        right = [probe(fitted, [*map(fact, known)], tested, [*map(fact, asked)]) for fact in facts]
+        figures[f"probe_{what}"] = sum(right) / len(right)
+    return figures
+
+
+def probe(fitted: torch.Tensor, known: Sequence[str], tested: torch.Tensor, wanted: Sequence[str]) -> float:
+    """Share of right classes of ridge regression to one-hot classes, fitted to features (N, F), tested on (M, F)."""
+    import torch
+
+    classes = sorted({*known, *wanted})
+    targets = torch.eye(len(classes), dtype=torch.float64)[[classes.index(one) for one in known]]
+    mean, scale = fitted.mean(0), fitted.std(0) + 1e-6
+    x, y = ((features - mean).div(scale).double() for features in (fitted, tested))
+    weights = torch.linalg.solve(x.T @ x + 100 * torch.eye(x.shape[1]), x.T @ (targets - targets.mean(0)))
+    found = (y @ weights + targets.mean(0)).argmax(1).tolist()
+    return sum(classes[best] == one for best, one in zip(found, wanted, strict=True)) / len(wanted)
+
+
+# ---- scene classifiers -----------------------------------------------------------------------------------------------
+
+
+def judge_figures(part: str, foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """exact: share of real pictures of unseen scenes that a scene classifier reads without a mistake.
+
+    agreement_real, of judge2: share of which both classifiers say the same, right or wrong.
+    """
+    from dreamllm.emoji.foundations import scene_classifier
+
+    scenes = unseen(SIZES["read"], 2, KINDS, names_of(experiment.world.pictograms))
+    rng = random.Random(2)
+    pictures = [render(scene, experiment.world.picture_side, rng) for scene in scenes]
+    found = scene_classifier.load(foundations / part).predict(pictures)
+    figures = {"exact": share(found, scenes)}
+    if part == "judge2":
+        figures["agreement_real"] = share(found, scene_classifier.load(foundations / "judge").predict(pictures))
+    return figures
+
+
+def share(found: Sequence[Scene], wanted: Sequence[Scene]) -> float:
+    """Share of scenes that are the same in every respect."""
+    return sum(one == other for one, other in zip(found, wanted, strict=True)) / len(wanted)
+
+
+# ---- Stable Diffusion ------------------------------------------------------------------------------------------------
+
+
+def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """What Stable Diffusion makes of each way to tell unseen scenes; shares that are right in every respect.
+
+    caption_pair, human_pair, narrative_other, ...: by the way and the kind of scene, as the first scene classifier sees
+    it; other: single objects and groups.  ceiling_pair, ceiling_other: told in captions after its UNet was tuned on
+    captions (`TUNING`).  ..._judge2: of all kinds, by the second.  agreement_drawn: both classifiers say the same
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from dreamllm.emoji.foundations import diffusion, scene_classifier
+    from dreamllm.evaluate.drawing import draw_with_sd, plan
+    from dreamllm.model.weights import load_weights
+
+    names = names_of(experiment.world.pictograms)
+    scenes = unseen(SIZES["drawn"], 3, KINDS, names)
+    judges = [scene_classifier.load(foundations / part) for part in ("judge", "judge2")]
+    figures: dict[str, float] = {}
+    agreed: list[bool] = []
+
+    def measure(way: str, tell: Callable[[Scene], str], unet: Path | None = None) -> None:
+        items = [SimpleNamespace(id=str(n), prompt=tell(scene)) for n, scene in enumerate(scenes)]
+        drawn = draw_with_sd(foundations / "sd", unet, plan(items, 0, 0), experiment.evaluation.drawing)
+        pictures = [picture for _, picture in drawn]
+        found, found2 = (judge.predict(pictures) for judge in judges)
+        for kind in ("pair", "other"):
+            chosen = [n for n, scene in enumerate(scenes) if (scene.kind == "pair") == (kind == "pair")]
+            figures[f"{way}_{kind}"] = share([found[n] for n in chosen], [scenes[n] for n in chosen])
+        figures[f"{way}_judge2"] = share(found2, scenes)
+        agreed.extend(one == other for one, other in zip(found, found2, strict=True))
+
+    rng = random.Random(3)
+    measure("caption", grammar.caption)
+    measure("human", lambda scene: human.sentence(scene, rng))
+    measure("narrative", lambda scene: human.narrative(scene, rng))
+    pipeline = load_weights(StableDiffusionPipeline, foundations / "sd").to(dtype=torch.float32)
+    diffusion.train(pipeline, TUNING, 0, names, forms={"caption": 1})
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline.unet.save_pretrained(folder)
+        measure("ceiling", grammar.caption, Path(folder))
+    figures["agreement_drawn"] = sum(agreed) / len(agreed)
+    return figures
+
+
+MEASURES: dict[str, Callable[[Path, Experiment], dict[str, float]]] = {
+    "llm": llm_figures,
+    "clip": clip_figures,
+    "sd": sd_figures,
+    "judge": partial(judge_figures, "judge"),
+    "judge2": partial(judge_figures, "judge2"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `dreamllm measure-foundations`."""
+    parser.add_argument("--config", type=Path, required=True, help="experiment whose world the foundations are of")
+    parser.add_argument("--foundations", type=Path, required=True, help="folder with the foundations")
+    parser.add_argument("--parts", choices=MEASURES, nargs="+", default=[*MEASURES], help="which ones; all by default")
+    parser.add_argument("--out", type=Path, help="card to write, of all parts; without it the figures are printed only")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Entry point of `dreamllm measure-foundations`."""
+    experiment = load(args.config)
+    figures = {}
+    for part in args.parts:
+        figures[part] = MEASURES[part](args.foundations, experiment)
+        print(part, json.dumps(figures[part]), flush=True)
+    for part in args.parts:
+        gates.check(part, figures[part])
+    if args.out:
+        gates.write_card(args.out, args.foundations, figures)
