@@ -167,7 +167,7 @@ def test_models_that_cannot_take_a_benchmark(
     world: Path, tmp_path: Path, model: str, benchmark: str, checkpoints: list[str], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        predicted(world, tmp_path / "x", model, benchmark, checkpoints)
+        predicted(world, tmp_path / f"x.{tasks.about(benchmark).predictions}", model, benchmark, checkpoints)
 
 
 # ---- log-likelihoods -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -135,22 +136,18 @@ def commit(package: Path = PACKAGE) -> dict[str, str | None]:
     Where the code belongs to no commit that git shows, {"commit": None, "no_commit": the reason}. The commit of another
     repository, inside of which this code lies untracked, is not recorded.
     """
-    elsewhere = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # set in hooks of other repositories
-    environment = {key: value for key, value in os.environ.items() if key not in elsewhere} | {"LC_ALL": "C"}
+    elsewhere = ["-u", "GIT_DIR", "-u", "GIT_WORK_TREE", "-u", "GIT_INDEX_FILE"]  # set in hooks of other repositories
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["git", "-C", str(package), *arguments]
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
-        )
+        command = ["env", *elsewhere, "LC_ALL=C", "git", "-C", str(package), *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
 
     def none(reason: str) -> dict[str, str | None]:
         return {"commit": None, "no_commit": reason}
 
-    try:
-        inside = git("rev-parse", "--is-inside-work-tree")
-    except FileNotFoundError:
+    if not shutil.which("git"):
         return none("git is not installed")
+    inside = git("rev-parse", "--is-inside-work-tree")
     if "dubious ownership" in inside.stderr:
         return none("git refuses to read the repository, because it belongs to another user (safe.directory)")
     if inside.returncode:

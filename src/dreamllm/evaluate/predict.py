@@ -57,8 +57,6 @@ def main(args: argparse.Namespace) -> None:
         raise ConfigProblem(f"{args.config}: no benchmark {args.benchmark!r}{hint}")
     use = experiment.benchmark(args.benchmark)
     task = tasks.module(use.task)
-    if args.out.suffix != f".{task.TASK.predictions}":
-        raise BenchmarkProblem("--out", str(args.out), f"should end in .{task.TASK.predictions}")
     if args.model in FOUNDATION_MODELS and args.model not in task.TASK.foundations:
         able = [name for name in tasks.NAMES if args.model in tasks.about(name).foundations]
         raise BenchmarkProblem(
@@ -67,6 +65,8 @@ def main(args: argparse.Namespace) -> None:
     if (args.model in ("llm", "sd")) == bool(args.checkpoints):
         problem = "is a foundation model, give no" if args.checkpoints else "give its"
         raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints")
+    if args.out.suffix != f".{task.TASK.predictions}":
+        raise BenchmarkProblem("--out", str(args.out), f"should end in .{task.TASK.predictions}")
     settings = experiment.evaluation
     limit = task.limit(settings) if hasattr(task, "limit") else settings.limit
     job = PredictionJob(
