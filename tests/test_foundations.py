@@ -228,7 +228,7 @@ def test_the_language_corpus_is_laid_out_with_the_users_words_masked():
 
 @pytest.mark.parametrize("architecture", ["plain", "residual"])
 def test_the_scene_classifier_learns_to_read_scenes(architecture):
-    recipe = SceneClassifierRecipe(steps=60, batch_size=64, learning_rate=4e-3, width=8, architecture=architecture)
+    recipe = SceneClassifierRecipe(steps=90, batch_size=64, learning_rate=4e-3, width=8, architecture=architecture)
     trained = scene_classifier.train(recipe, side=48, seed=0)
     rng = random.Random(1)
     scenes = [sample_scene(rng) for _ in range(100)]
