@@ -178,7 +178,8 @@ def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
 
     def measure(way: str, tell: Callable[[Scene], str], unet: Path | None = None) -> None:
         items = [SimpleNamespace(id=str(n), prompt=tell(scene)) for n, scene in enumerate(scenes)]
-        drawn = draw_with_sd(foundations / "sd", unet, plan(items, 0, 0), experiment.evaluation.drawing)
+        requests = plan(items, 0, 0)
+        drawn = draw_with_sd(foundations / "sd", unet, torch.float32, requests, experiment.evaluation.drawing)
         pictures = [picture for _, picture in drawn]
         found, found2 = (judge.predict(pictures) for judge in judges)
         for kind in ("pair", "other"):
