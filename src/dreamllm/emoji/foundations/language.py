@@ -6,10 +6,11 @@ import itertools
 import math
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from dreamllm.config.foundations import LanguageModelRecipe
@@ -19,6 +20,7 @@ from dreamllm.emoji import corpus
 from dreamllm.emoji.foundations.text import llama_tokenizer
 from dreamllm.emoji.scenes import NAMES, Names
 from dreamllm.model.precision import default_device
+from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
 
 GROUP = 16  # batches that are sampled together and sorted by length
@@ -137,15 +139,25 @@ def batches(
 
 
 def train(
-    recipe: LanguageModelRecipe, seed: int, names: Names = NAMES, shares: Registers = corpus.REGISTERS
+    recipe: LanguageModelRecipe,
+    seed: int,
+    names: Names = NAMES,
+    shares: Registers = corpus.REGISTERS,
+    start: Path | None = None,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """Next-token prediction on documents sampled during training; no loss on the user's turns.
 
-    shares: of the registers of language in the corpus
+    shares: of the registers of language in the corpus.  start: folder of a language model to train further, with its
+    tokenizer
     """
-    tokenizer = llama_tokenizer(sentences(4000, seed, names, shares), recipe.vocabulary)
     device = default_device()
-    model = untrained(recipe, tokenizer, seed).to(device).train()
+    if start is None:
+        tokenizer = llama_tokenizer(sentences(4000, seed, names, shares), recipe.vocabulary)
+        model = untrained(recipe, tokenizer, seed)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(start)
+        model = load_weights(LlamaForCausalLM, start, attn_implementation="eager").float()
+    model = model.to(device).train()
     stream = batches(recipe, seed, names, tokenizer, shares)
 
     def loss_of_step(step: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, required=True, help="which foundation model to train")
     parser.add_argument("--config", type=Path, required=True, help="experiment with the recipe foundations.PART")
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folders vae and clip")
-    parser.add_argument("--start", type=Path, help="for clip and sd: folder whose image tower or UNet to start from")
+    parser.add_argument("--start", type=Path, help="for llm, clip and sd: folder whose language model, image tower or UNet to start from")
     parser.add_argument("--out", type=Path, required=True, help="folder to save to, replaced when it exists")
 
 
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
     with new_folder(args.out) as folder:
         if args.part == "llm":
-            model, tokenizer = language.train(recipe, seed, names, experiment.world.registers)
+            model, tokenizer = language.train(recipe, seed, names, experiment.world.registers, args.start)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         elif args.part == "clip":
