@@ -64,8 +64,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         with _disk_errors(temporary):
             temporary.mkdir(parents=True)
             yield temporary
-            folders = [folder for folder in temporary.rglob("*") if folder.is_dir() and not folder.is_symlink()]
-            files = [file for file in temporary.rglob("*") if _is_own(file)]
+            inside = list(temporary.rglob("*"))
+            folders = [path for path in inside if path.is_dir() and not path.is_symlink()]
+            files = [path for path in inside if _is_own(path)]
             mode = temporary.stat().st_mode & 0o666
             for file in files:
                 file.chmod(mode)

@@ -177,7 +177,7 @@ def draw_with_sd(
 
     from dreamllm.model import precision
     from dreamllm.model.finite import check_finite
-    from dreamllm.model.sampling import latent_size, scheduler_with_steps
+    from dreamllm.model.sampling import initial_noise, latent_size, scheduler_with_steps
     from dreamllm.model.weights import load_weights
 
     parts = {"unet": load_weights(UNet2DConditionModel, unet, dtype=torch.float32)} if unet else {}
@@ -191,9 +191,8 @@ def draw_with_sd(
     pipeline.scheduler = scheduler_with_steps(sampling, schedule)
     height, width = latent_size(sampling, pipeline.unet.config.sample_size, scale)
     for batch in batches(requests, settings.batch_size, "pictures"):
-        generators = [torch.Generator().manual_seed(request.seed) for request in batch]
-        shape = (pipeline.unet.config.in_channels, height, width)
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (B, C, h, w)
+        seeds = [request.seed for request in batch]
+        noise, generators = initial_noise(seeds, pipeline.unet.config.in_channels, height, width)
         latents = pipeline(
             prompt=[request.prompt for request in batch],
             num_inference_steps=settings.steps,

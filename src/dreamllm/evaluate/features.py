@@ -130,9 +130,10 @@ def generated_features(
             arrays["captions"].append(cosines[1:].max(keepdims=True))
     whole = {name: np.concatenate(values) for name, values in arrays.items()}
     for name, values in whole.items():
-        if not np.isfinite(values).all():
-            item = items[int(np.argwhere(~np.isfinite(values))[0][0])]
-            raise BenchmarkProblem(predictions.path, f"item {item.id}", f"its features for {name} are not finite")
+        if (number := _first_not_finite(values)) is not None:
+            raise BenchmarkProblem(
+                predictions.path, f"item {items[number].id}", f"its features for {name} are not finite"
+            )
     about = {
         **{key: predictions.header.get(key) for key in ("model", "benchmark", "split", "limit", "sample")},
         "ids": [item.id for item in items],
@@ -156,9 +157,8 @@ def real_statistics(
     names = list(dict.fromkeys(item.picture for item in items))  # several prompts may share a picture
     statistics = {}
     for name, values in extract(lambda number: pictures.read(names[number]), len(names), extractors, threads).items():
-        if not np.isfinite(values).all():
-            name_of = names[int(np.argwhere(~np.isfinite(values))[0][0])]
-            raise BenchmarkProblem(pictures.path, f"picture {name_of}", f"its features for {name} are not finite")
+        if (number := _first_not_finite(values)) is not None:
+            raise BenchmarkProblem(pictures.path, f"picture {names[number]}", f"its features for {name} are not finite")
         try:
             statistics[f"{name}.mean"], statistics[f"{name}.covariance"] = fid.gaussian(values)
         except ValueError as error:
@@ -175,6 +175,12 @@ def extract(
         for name, values in found.items():
             arrays[name].append(values)
     return {name: np.concatenate(values) for name, values in arrays.items()}
+
+
+def _first_not_finite(values: np.ndarray) -> int | None:
+    """Number of the first picture whose values (N, ...) hold NaN or infinity; None when all are finite."""
+    bad = np.argwhere(~np.isfinite(values))
+    return int(bad[0][0]) if len(bad) else None
 
 
 def _captions(item: Any) -> Sequence[str]:

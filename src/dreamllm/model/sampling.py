@@ -107,11 +107,26 @@ def scheduler_with_steps(
     return scheduler
 
 
-def check_fit(model: DreamLLMForConditionalGeneration, sampling: PictureSampling) -> tuple[int, int]:
-    """Height and width of the latents. Raises SamplingProblem for settings that are wrong or do not fit the model."""
+def check_fit(
+    model: DreamLLMForConditionalGeneration, sampling: PictureSampling
+) -> tuple[SchedulerMixin, tuple[int, int]]:
+    """The scheduler, its timesteps set, and height and width of the latents.
+
+    Raises SamplingProblem for settings that are wrong or do not fit the model.
+    """
     check_sampling(sampling)
-    scheduler_with_steps(sampling, model.config.scheduler_config)
-    return latent_size(sampling, model.unet.config.sample_size, 2 ** (len(model.vae.config.block_out_channels) - 1))
+    scheduler = scheduler_with_steps(sampling, model.config.scheduler_config, model.device)
+    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
+    return scheduler, latent_size(sampling, model.unet.config.sample_size, scale)
+
+
+def initial_noise(
+    seeds: Sequence[int], channels: int, height: int, width: int
+) -> tuple[torch.Tensor, list[torch.Generator]]:
+    """Standard normal noise (M, C, h, w), each picture's from its own seed, and the generators, for further noise."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = [torch.randn((channels, height, width), generator=generator) for generator in generators]
+    return torch.stack(noise), generators
 
 
 def draw_from_states(
@@ -128,14 +143,11 @@ def draw_from_states(
     Raises NonFiniteValues where the states, the UNet or the VAE give NaN or infinity, SamplingProblem for settings that
     do not fit the model.
     """
-    height, width = check_fit(model, sampling)
+    scheduler, size = check_fit(model, sampling)
     names = [f"picture {number}" for number in range(len(seeds))] if names is None else names
     check_finite(null_states, ["the null condition"], "hidden states of the dream queries")
     check_finite(states, names, "hidden states of the dream queries")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = (model.unet.config.in_channels, height, width)
-    noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])  # (M, C, h, w)
-    scheduler = scheduler_with_steps(sampling, model.config.scheduler_config, model.device)
+    noise, generators = initial_noise(seeds, model.unet.config.in_channels, *size)
     latents = sample_latents(
         model,
         states,

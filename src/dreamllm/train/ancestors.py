@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+OBJECTS = ("config", "data", "foundations", "model", "totals", "versions")  # keys of checkpoint.json with objects
+
 
 class CheckpointProblem(ValueError):
     """A checkpoint that is damaged or does not fit the model or its foundations: names the folder and the mismatch."""

@@ -29,11 +29,10 @@ from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.weights import not_finite
 from dreamllm.train import ancestors, lora
-from dreamllm.train.ancestors import CheckpointProblem
+from dreamllm.train.ancestors import OBJECTS, CheckpointProblem
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
-OBJECTS = ("config", "data", "foundations", "model", "totals", "versions")  # keys of checkpoint.json with objects
 LARGEST_METADATA = 50_000_000  # bytes; one of many thousand shards takes a hundredth of it
 MOST_QUERIES = 100_000  # the paper has 64; more than this is no model, but an attack on the memory
 KEYWORD = inspect.Parameter.KEYWORD_ONLY

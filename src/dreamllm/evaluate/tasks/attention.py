@@ -79,7 +79,7 @@ def measure(
     from dreamllm.model.finite import check_finite
     from dreamllm.model.sampling import check_fit
 
-    size = check_fit(model, drawing.picture_sampling(settings))
+    _, size = check_fit(model, drawing.picture_sampling(settings))
     maps, pictures = [], []
     batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     for batch in batches:

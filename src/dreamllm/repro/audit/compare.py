@@ -37,11 +37,11 @@ from dreamllm.evaluate import tasks
 from dreamllm.evaluate.predictions import open_tensors
 from dreamllm.repro.audit.check_numbers import SAME_NUMBER, flat
 from dreamllm.repro.audit.findings import AuditProblem
+from dreamllm.repro.audit.study import STUDY
 from dreamllm.results.csv_files import csv_text
 
 Level = Literal["same bytes", "same number", "within tolerance", "time", "not"]
 LEVELS: tuple[Level, ...] = ("same bytes", "same number", "within tolerance", "time", "not")
-SEEDS = Path("results/study")
 NEAR_ZERO = 1e-9
 COLUMNS = ["number", "level", "a", "a_low", "a_high", "b", "b_low", "b_high", "difference", "bound", "by", "n_a", "n_b"]
 COLUMNS += ["predictions", "note"]
@@ -309,7 +309,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", type=Path, metavar="A", help="results/ of one machine or commit, or results/metrics/NAME")
     parser.add_argument("b", type=Path, metavar="B", help="the same of the other side")
     words = "results with several seeds, from which the scatter between seeds is known (%(default)s)"
-    parser.add_argument("--seeds", type=Path, default=SEEDS, metavar="FOLDER", help=words)
+    parser.add_argument("--seeds", type=Path, default=STUDY, metavar="FOLDER", help=words)
     parser.add_argument("--out", type=Path, help="folder for levels.csv and levels.md; an old one is replaced")
 
 

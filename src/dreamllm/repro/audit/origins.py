@@ -112,6 +112,6 @@ def _level(audited: AuditedRun, same: dict[str, bool]) -> str:
     metrics = audited.root / audited.run.paths.results("metrics")
     if not (recorded.is_dir() and metrics.is_dir()):
         return words
-    scatter = compare.seed_scatter(audited.root / compare.SEEDS)
+    scatter = compare.seed_scatter(audited.root / study.STUDY)
     levels = Counter(one.level for one in compare.compare(compare.read(recorded), compare.read(metrics), scatter))
     return words + ", numbers: " + ", ".join(f"{levels[name]} {name}" for name in compare.LEVELS if levels[name])

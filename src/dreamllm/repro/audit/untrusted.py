@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.safe_join import NameProblem, checked
-
-OBJECTS = ("config", "data", "foundations", "model", "totals", "versions")  # keys of checkpoint.json with objects
+from dreamllm.train.ancestors import OBJECTS
 
 
 def read_json_or_none(path: Path) -> Any:
