@@ -46,9 +46,9 @@ foundations:
   llm: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, hidden: 32, layers: 2, heads: 2}
   clip: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, hidden: 32, layers: 3, text_layers: 1, heads: 2, patch: 16}
   vae: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, channels: [8, 16, 16], latent_channels: 4}
-  sd:
-    {steps: 4, batch_size: 4, learning_rate: 1.0e-3, channels: [16, 32], text_hidden: 32, text_layers: 1, text_heads: 2}
+  sd: {steps: 4, batch_size: 4, learning_rate: 1.0e-3, channels: [16, 32], pictures: 64}
   judge: {steps: 4, batch_size: 32, learning_rate: 1.0e-3, width: 4}
+  judge2: {steps: 4, batch_size: 32, learning_rate: 1.0e-3, width: 4, architecture: residual}
 model: {num_dream_queries: 2, template: plain}
 stages:
   align: &stage

@@ -102,8 +102,8 @@ def record_attention(unet: UNet2DConditionModel, pictures: int, size: tuple[int,
     calls: list[torch.Tensor] = []
 
     def record(layer: Any, arguments: tuple, options: dict[str, Any]) -> None:
-        query = layer.head_to_batch_dim(layer.to_q(arguments[0]))
-        key = layer.head_to_batch_dim(layer.to_k(options["encoder_hidden_states"]))
+        query = layer.head_to_batch_dim(layer.to_q(arguments[0])).float()  # bf16 shares would not sum to 1
+        key = layer.head_to_batch_dim(layer.to_k(options["encoder_hidden_states"])).float()
         shares = layer.get_attention_scores(query, key)  # (B * heads, h * w, Q)
         shares = shares.float().unflatten(0, (-1, layer.heads)).mean(dim=1)[-pictures:]  # (M, h * w, Q)
         places = shares.shape[1]
