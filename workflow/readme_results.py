@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 RUN = "embedded"
 MODELS = {  # column: models, of which the first with a number is shown
     "foundation alone": ("sd", "llm"),
-    "before I-GPT": ("create", "alignment"),
+    "after alignment": ("alignment",),
     "after I-GPT": ("igpt",),
     "**final**": ("sft",),
     "only reads": ("comprehension_only",),
