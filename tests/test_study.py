@@ -13,7 +13,7 @@ STUDY = ROOT / "results/study"
 
 
 def test_every_seed_of_every_arm_has_a_metric_of_every_benchmark() -> None:
-    experiment = load(ROOT / "config/study.yaml")
+    experiment = load(STUDY / "study.yaml")  # the configuration that the results are from
     wanted = {
         (run, evaluation.model, benchmark)
         for run in experiment.runs()

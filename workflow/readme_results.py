@@ -109,7 +109,7 @@ def _scatter(counts: Collection[int]) -> str:
     if not counts:
         return "No scatter between seeds: results/study lacks these numbers, or has other foundations."
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{min(counts)}"
-    study, default = (load(ROOT / f"config/{name}.yaml").stages for name in ("study", RUN))
+    study, default = (load(one).stages for one in (STUDY / "study.yaml", ROOT / f"config/{RUN}.yaml"))
     shorter: dict[str, list[str]] = {}
     for name in sorted(default.keys() & study.keys()):
         if study[name].steps < default[name].steps:
@@ -119,7 +119,7 @@ def _scatter(counts: Collection[int]) -> str:
         f"±: standard deviation of the same number over {seeds} seeds (of training and of noise) in results/study; it "
         "is not the interval of the cell. Numbers without it are not in the study, or were measured there with other "
         "foundations."
-    ) + (f" config/study.yaml trains for fewer steps than config/{RUN}.yaml: {fewer}." if fewer else "")
+    ) + (f" The study trains for fewer steps than config/{RUN}.yaml: {fewer}." if fewer else "")
 
 
 def _machine(runs: Runs) -> str:

@@ -39,7 +39,7 @@ KINDS = ["single", "pair", "group"]
 
 
 def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
-    """A training scene: 45 % are pairs, which are the most difficult to draw, 30 % groups, the most difficult to read."""
+    """A training scene: 45 % are pairs, the most difficult to draw, and 30 % groups, the most difficult to read."""
     return sample_split(rng, "train", rng.choices(KINDS, [25, 45, 30])[0], names=names)
 
 
