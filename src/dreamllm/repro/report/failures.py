@@ -15,7 +15,7 @@ from PIL import Image
 
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.few_shot import most_common_answer
-from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, pictures_of
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
 from dreamllm.evaluate.tasks.captions import CaptionItem
 from dreamllm.evaluate.tasks.in_context import context_pictures
@@ -35,9 +35,8 @@ BENCHMARKS = {  # what the model makes, and the metric in which a wrong item has
     "stories": ("Stories", "placement"),
     "captions": ("Captions", "exact"),
     "vqa": ("Answers to questions", "accuracy"),
-    "pope": ("Answers to: is it in the image?", "accuracy"),
+    "pope": ("Answers to POPE", "accuracy"),
 }
-ATTRIBUTES = {"object": "objects", "colour": "colours", "bind": "colour of each object"}  # metrics of images
 
 Scores = Mapping[str, Mapping[str, float]]  # metric -> id of an item, or of a story's image -> score
 
@@ -84,7 +83,7 @@ def failures(report: Report, out: Path) -> list[Failures]:
     found = []
     for benchmark, (_, metric) in BENCHMARKS.items():
         scores = report.items.get((run.name, name, benchmark), {}).get("items", {})
-        if metric in scores and (path := run.predictions(name, benchmark)):
+        if scores.get(metric) and (path := run.predictions(name, benchmark)):
             folder = run.root / run.paths.benchmark_files(benchmark)
             found.append(_of_benchmark(benchmark, read(run.root / path), scores, folder, out))
     return found
@@ -94,12 +93,14 @@ def _of_benchmark(benchmark: str, model: Predictions, scores: Scores, folder: Pa
     split = model.header["split"]
     items = tasks.load(benchmark, folder, split, model.header.get("limit"))
     check_complete(model, [item.id for item in items])
-    ids = {item.id: _ids(benchmark, model, item.id) for item in items}
-    for name in {name for of_item in ids.values() for name, _ in of_item}:
-        if scores.get(name, {}).keys() != {id_ for of_item in ids.values() for of, id_ in of_item if of == name}:
-            what = f"results/items has scores of other items ({name}); score these predictions again"
+    images = {item.id: _image_ids(item, model) for item in items}
+    known = (images.keys(), {id_ for ids in images.values() for id_ in ids})
+    for name in scores:
+        if field(scores, name, dict, model.path, "item scores").keys() not in known:
+            what = f"results/items has {name} of other items; score these predictions again"
             raise BenchmarkProblem(model.path, "", what)
-    wrong = [item for item in items if not all(scores[name][id_] for name, id_ in ids[item.id])]
+    metric = BENCHMARKS[benchmark][1]
+    wrong = [i for i in items if not scores[metric][i.id] or not all(scores["all"][id_] for id_ in images[i.id])]
     real = context_pictures(folder, split) if benchmark == "in_context" else pictures_of(folder, split)
     shown = []
     for number, item in enumerate(wrong[:SHOWN]):
@@ -112,14 +113,10 @@ def _of_benchmark(benchmark: str, model: Predictions, scores: Scores, folder: Pa
     return Failures(benchmark, BENCHMARKS[benchmark][0], len(wrong), len(items), shown)
 
 
-def _ids(benchmark: str, model: Predictions, id_: str) -> list[tuple[str, str]]:
-    """Metrics and ids of the scores of an item: its own, and for a story those of its images."""
-    own = [(BENCHMARKS[benchmark][1], id_)]
-    if benchmark != "stories":
-        return own
-    return own + [
-        ("all", f"{id_}-{number}") for number in range(sum(bool(image) for _, image in story_panels(model, id_)))
-    ]
+def _image_ids(item: Any, model: Predictions) -> list[str]:
+    """Ids of the scores of a story's images; none of another item."""
+    panels = story_panels(model, item.id) if isinstance(item, StoryItem) else []
+    return [f"{item.id}-{number}" for number in range(sum(bool(image) for _, image in panels))]
 
 
 def _images(item: Any, model: Predictions, scores: Scores, real: Pictures) -> Iterator[tuple[str, Image.Image, bool]]:
@@ -160,11 +157,15 @@ def _note(item: Any, scores: Scores) -> str:
     """Kind of scene, and of generated images the attributes that the scene classifier finds wrong."""
     scene = getattr(item, "scene", None)
     notes = [scene.kind, "held-out combination" if scene.held_out else ""] if scene else []
-    if "bind" in scores and item.id in scores["bind"]:
-        wrong = [word for metric, word in ATTRIBUTES.items() if not scores[metric].get(item.id)]
-        notes.append(f"wrong: {', '.join(wrong) or 'background, places or number'}")
+    if scene and {"object", "colour", "bind"} <= scores.keys():
+        names = {"object": "objects", "colour": "colours"}
+        wrong = [word for metric, word in names.items() if not scores[metric].get(item.id)]
+        wrong = wrong or [
+            "background, places or number" if scores["bind"].get(item.id) else "which object has which colour"
+        ]
+        notes.append(f"wrong: {', '.join(wrong)}")
         if scores.get("all_judge2", {}).get(item.id):
             notes.append("right by the second scene classifier")
-    elif "placement" in scores and not scores["placement"].get(item.id):
+    elif "placement" in scores and not scores["placement"][item.id]:
         notes.append("an image is missing, doubled or misplaced")
     return " · ".join(filter(None, notes))
