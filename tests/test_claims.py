@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dreamllm.config.reading import ConfigProblem
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.results import claims, metrics_store, table_spec, tables
+from dreamllm.results import claims, claims_page, metrics_store, table_spec, tables
 from dreamllm.results.claims import Claim, ClaimResult, ClaimTest, Numbers, TestResult
 
 TestResult.__test__ = False  # not a test class of pytest
@@ -111,6 +111,40 @@ def test_an_interval_holds_only_where_all_of_it_does(direction, tolerance, low, 
 def test_lower_is_higher_of_the_opposite(low: float, width: float, tolerance: float) -> None:
     higher, lower = (ClaimTest(plus=["a"], direction=name, tolerance=tolerance) for name in ("higher", "lower"))
     assert higher.outcome(low, low + width) == lower.outcome(-low - width, -low)
+
+
+finite = st.floats(-9, 9)
+
+
+@given(st.sampled_from(["higher", "lower", "equal"]), finite, finite, st.floats(0, 9), st.floats(0, 9))
+def test_a_test_holds_when_the_sum_is_beyond_its_bound_by_more_than_the_smallest_detectable_effect(
+    direction, tolerance, value, below, above
+) -> None:
+    test = ClaimTest(plus=["a"], direction=direction, tolerance=abs(tolerance) if direction == "equal" else tolerance)
+    interval = (value, value - below, value + above)
+    result = TestResult(test, None, "missing", test.outcome(*interval[1:]), measured=interval)
+    assume(abs(test.margin(value) - result.smallest_detectable) > 1e-9)
+    assert (result.outcome == "holds") == (test.margin(value) > result.smallest_detectable)
+
+
+@pytest.mark.parametrize(
+    ("direction", "tolerance", "paper", "interval", "smallest", "expected", "detectable"),
+    [
+        ("higher", 0, 3.7, (-20, -47, 7), 27, 3.7, "no"),
+        ("lower", -0.5, 0.19, (0.6, 0.4, 0.7), 0.1, 0.31, "yes"),
+        ("higher", -1, 1.5, (-7, -9, -3), 2, 2.5, "yes"),
+        ("equal", 2, 0.5, (4, 3, 6), 2, 1.5, "no"),
+        ("higher", 10, None, (-1, -3, 1), 2, 10, "yes"),
+        ("higher", 0, None, (-1, -3, 1), 2, None, ""),
+        ("higher", 0, -0.8, (-1, -3, 1), 2, None, ""),
+        ("higher", 0, 3.7, None, None, 3.7, ""),
+    ],
+)
+def test_the_power_of_a_test(direction, tolerance, paper, interval, smallest, expected, detectable) -> None:
+    test = ClaimTest(plus=["a"], direction=direction, tolerance=tolerance)
+    result = TestResult(test, paper, "missing", "open", measured=interval)
+    assert result.smallest_detectable == pytest.approx(smallest) and result.expected_effect == pytest.approx(expected)
+    assert result.detectable == detectable
 
 
 @pytest.mark.parametrize(
@@ -240,3 +274,18 @@ def test_the_claims_page_has_every_claim_and_its_numbers(tmp_path: Path) -> None
     vqa = next(line for line in lines if line["ours"])
     assert (vqa["claim"], vqa["seeds"], vqa["outcome"], vqa["paper_outcome"]) == ("C12", "1", "holds", "holds")
     assert all(line["outcome"] in ("holds", "open", "opposite") or line["reason"] for line in lines)
+
+
+def test_the_claims_page_says_whether_what_does_not_hold_could_have_been_detected(tmp_path: Path) -> None:
+    files = [
+        write_run(tmp_path, "one", "sft", "vqa", "accuracy", answers(0, 0.57)),
+        write_run(tmp_path, "one", "comprehension_only", "vqa", "accuracy", answers(0, 0.57)),
+    ]
+    [result] = claims.evaluate_claims([claim for claim in CLAIMS if claim.id == "C12"], numbers(*files, items=False))
+    spread = 100 * np.hypot(0.05, 0.05)
+    page = claims_page.to_markdown([result], {})
+    assert f"- Test 2: No. Smallest detectable is {spread:.3g}; the paper's sum is 2.3 beyond the bound." in page
+    assert page.count("- Test") == 1, "tests without numbers have no power"
+    line = list(csv.DictReader(claims_page.to_csv([result]).splitlines()))[1]
+    assert float(line["smallest_detectable"]) == pytest.approx(spread, abs=1e-4)
+    assert (line["expected_effect"], line["detectable"]) == ("2.3", "no")

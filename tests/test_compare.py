@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -185,6 +186,20 @@ def test_experiments_of_other_names_are_compared_by_their_folders_of_metrics(tmp
     b = results(tmp_path / "b", "two", accuracy=number(0.5))
     assert run(a, b) == 1, "under their names neither has the other's number"
     assert run(a / "metrics/one", b / "metrics/two") == 0
+
+
+def test_a_clone_compares_its_run_with_the_recorded_one(tmp_path):
+    recorded = Path(__file__).parents[1] / "results/recorded/metrics/embedded"
+    own = tmp_path / "metrics/embedded"
+    shutil.copytree(recorded, own)
+    assert run(recorded, own) == 0
+    file = own / "sft/vqa.json"
+    content = json.loads(file.read_text())
+    content["metrics"]["accuracy"] |= {"value": 0.2, "low": 0.19, "high": 0.21}
+    file.write_text(json.dumps(content))
+    assert run(recorded, own, tmp_path / "levels", seeds=recorded.parents[2] / "study") == 1
+    lines = csv.DictReader((tmp_path / "levels/levels.csv").read_text().splitlines())
+    assert [line["number"] for line in lines if line["level"] == "not"] == ["sft/vqa accuracy"]
 
 
 def test_a_folder_without_metrics_and_a_malformed_file_are_refused(tmp_path):

@@ -186,7 +186,8 @@ def predicted(world: Path, folder: Path, out: Path, model: str, benchmark: str) 
     predict.add_arguments(parser)
     config = out.with_suffix(".yaml")
     text = (world / "config.yaml").read_text()
-    config.write_text(text.replace("evaluation:\n", "evaluation:\n  attention: {prompts: 4}\n"))
+    text = text.replace("evaluation:\n", "evaluation:\n  attention: {prompts: 4}\n")
+    config.write_text(f"{text}precision: fp32\n")  # in bf16 a picture depends on how many are drawn with it
     flags = f"--config {config} --model {model} --benchmark {benchmark} --split test --out {out}"
     flags += f" --benchmarks {folder} --foundations {world}/foundations"
     stages = [] if model == "sd" else ["--checkpoints", str(world / "stage")]

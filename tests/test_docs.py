@@ -11,16 +11,20 @@ import ast
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from functools import cache
 from importlib import import_module, util
 from pathlib import Path
+from statistics import stdev
 from types import ModuleType
 
 import pytest
 
 from dreamllm.cli import VERBS
+from dreamllm.config.reading import load
 from dreamllm.evaluate import tasks
+from dreamllm.results.table_spec import read_tables
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -270,15 +274,74 @@ def test_the_number_of_checks_is_that_of_the_audit() -> None:
 @pytest.mark.parametrize("page", readme_results.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_numbers_of_the_pages_are_those_of_the_results(page: Path) -> None:
     name, content = readme_results.PAGES[page]
-    if name == "results" and not (ROOT / "results/metrics" / readme_results.RUN).is_dir():
-        pytest.skip("the default run is not here")
     assert readme_results.between_markers(text_of(page), name) == content(), "python workflow/readme_results.py"
 
 
-def test_the_block_of_the_readme_can_be_written_of_any_run() -> None:
+def of_study(seed: int, model: str, benchmark: str) -> dict:
+    return json.loads(text_of(ROOT / f"results/study/metrics/study_{seed}/{model}/{benchmark}.json"))
+
+
+def copy_of_recorded(folder: Path, **protocol: object) -> Path:
+    """The recorded run, with these entries in the protocol of every metric."""
+    recorded = Path(shutil.copytree(ROOT / "results/recorded", folder / "recorded"))
+    for file in (recorded / "metrics").rglob("*.json"):
+        content = json.loads(text_of(file))
+        content["protocol"] |= protocol
+        file.write_text(json.dumps(content))
+    return recorded
+
+
+def test_the_readme_has_every_number_with_its_scatter_over_the_studys_seeds() -> None:
     block = readme_results.default_run(ROOT / "results/study", "study_0")
-    metric = json.loads(text_of(ROOT / "results/study/metrics/study_0/sft/captions.json"))["metrics"]["exact"]
-    assert f"| captions exactly right | {metric['n']} |" in block and f"**{metric['value'] * 100:.1f}**" in block
+    exact = [of_study(seed, "sft", "captions")["metrics"]["exact"] for seed in range(3)]
+    scatter = stdev(one["value"] * 100 for one in exact)
+    assert f"| captions exactly right | {exact[0]['n']} |" in block
+    assert f"| **{exact[0]['value'] * 100:.1f}** ± {scatter:.1f} |" in block
+    assert "over 3 seeds" in block
+    narratives = [of_study(seed, "sft", "narratives")["metrics"]["all"]["value"] * 100 for seed in range(3)]
+    assert re.search(rf"from narratives .*\*\*{narratives[0]:.1f}\*\* ± {stdev(narratives):.1f}", block)
+
+
+def test_scatter_of_other_foundations_and_of_what_the_study_lacks_is_not_shown(tmp_path: Path) -> None:
+    other = readme_results.default_run(copy_of_recorded(tmp_path, foundations={"llm": "another"}))
+    assert " ± " not in other and "No scatter between seeds" in other
+    (tmp_path / "study/metrics").mkdir(parents=True)
+    assert " ± " not in readme_results.default_run(study=tmp_path / "study")
+
+
+def test_the_readme_says_the_machine_of_the_run_and_what_it_did_not_measure(tmp_path: Path) -> None:
+    recorded = copy_of_recorded(tmp_path, machine="Some CPU, 1 of 8 cores", precision="bf16")
+    for file in (recorded / "metrics").rglob("pope.json"):
+        file.unlink()
+    block = " ".join(readme_results.default_run(recorded).split())
+    assert "Some CPU, 1 of 8 cores, precision bf16." in block and "AMD" not in block
+    assert "POPE accuracy, adversarial objects (no run on benchmark pope)" in block
+    assert "| POPE accuracy" not in block
+
+
+def test_every_row_of_the_readme_is_measured_by_the_default_run_and_shown_where_it_is(tmp_path: Path) -> None:
+    final = next(one for one in load(ROOT / "config/embedded.yaml").evaluations if one.model == "sft")
+    assert not {benchmark for _, benchmark, *_ in readme_results.ROWS} - set(final.benchmarks)
+    types = {group for *_, group, _ in readme_results.ROWS if group.startswith("type/")}
+    assert types <= {row.group for row in read_tables(ROOT / "paper/tables.yaml")["reading"].rows}
+    recorded = copy_of_recorded(tmp_path)
+    for _, benchmark, metric, group, _ in readme_results.ROWS:
+        file = recorded / f"metrics/embedded/sft/{benchmark}.json"
+        content = json.loads(text_of(file if file.is_file() else file.with_name("draw.json")))
+        numbers = content["groups"].setdefault(group, {}) if group else content["metrics"]
+        numbers[metric] = {"value": 0.25, "low": 0.2, "high": 0.3, "n": 7}
+        file.write_text(json.dumps(content | {"benchmark": benchmark}))
+    shutil.rmtree(recorded / "items/embedded/sft")  # scores of other answers
+    block = readme_results.default_run(recorded)
+    assert "Not measured" not in block
+    for label, *_, scale in readme_results.ROWS:
+        assert re.search(rf"\| {re.escape(label)} \| \d+ \|.* \*\*{0.25 * scale:.1f}\*\*", block), label
+
+
+def test_the_readme_says_which_stages_the_study_trains_for_fewer_steps() -> None:
+    study, default = (load(ROOT / f"config/{name}.yaml").stages for name in ("study", "embedded"))
+    shorter = {name for name in study.keys() & default.keys() if study[name].steps < default[name].steps}
+    assert shorter == set(re.findall(r"`(\w+)`", readme_results._scatter({3})))
 
 
 def test_the_tree_in_the_readme_names_every_package() -> None:

@@ -52,14 +52,14 @@ def test_the_same_seed_gives_the_same_weights_and_batches(tokenizer):
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
 
 
-def test_the_first_batches_ask_for_colours_and_places_alone_and_later_ones_for_all(tokenizer):
+def test_the_first_batches_ask_for_colours_alone_and_later_ones_for_all(tokenizer):
     stream = language.batches(RECIPE, 0, NAMES, tokenizer)
     read = [" ".join(tokenizer.batch_decode(next(stream)[0])) for _ in range(2 * language.GROUP)]
     first, later = (
         set(re.findall("(what colour|what is|is the|is there|how many)[^?.]*[?]", " ".join(part)))
         for part in (read[: language.GROUP], read[language.GROUP :])
     )
-    assert first == {"what colour", "what is", "is the"}
+    assert first == {"what colour"}
     assert later > first
 
 

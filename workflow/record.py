@@ -1,6 +1,7 @@
 """Record in dvc.lock what a finished run has made, and push it. Usage: `make record`.
 
-The metrics are also copied to results/recorded, for git: by them a clone tells how well its run reproduces the numbers.
+Metrics and item scores are also copied to results/recorded, for git: README's table is made of them, and a clone
+compares its own run with them.
 
 The foundations go to the store in this repository (data/store), everything else to your own remote if you named one
 (`dvc remote add --default --local NAME URL`). Without one the files stay here, and dvc.lock has their digests.
@@ -40,9 +41,10 @@ def main() -> None:
     if reason := refusal("dvc.yaml"):
         sys.exit(f"error: {reason}. Not recorded.")
     subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
-    with new_folder(f"{RECORDED}/metrics") as folder:
-        for run in load("config/embedded.yaml").runs():
-            shutil.copytree(f"results/metrics/{run}", folder / run)
+    for part in ("metrics", "items"):
+        with new_folder(f"{RECORDED}/{part}") as folder:
+            for run in load("config/embedded.yaml").runs():
+                shutil.copytree(f"results/{part}/{run}", folder / run)
     subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations"])], check=True)
 
 

@@ -65,6 +65,8 @@ class SdRecipe(Recipe):
     """Number of training pictures; the VAE encodes each of them once."""
     condition_dropout: Share = 0.1
     """Fraction of captions replaced by the empty caption, for classifier-free guidance."""
+    timestep_shift: Positive = 1.0
+    """As in a stage: above 1, more of the timesteps are noisy."""
 
 
 class SceneClassifierRecipe(Recipe):

@@ -43,9 +43,7 @@ QUESTION_WEIGHTS = {
     "relation_yes_no": 2,
 }
 
-Form = Literal[
-    "text", "facts", "reading", "list", "statements", "few_shot", "tracking", "story", "colours", "relations"
-]
+Form = Literal["text", "facts", "reading", "list", "statements", "few_shot", "tracking", "story", "colours"]
 FORMS: Mapping[Form, float] = {
     "text": 10,  # a description
     "facts": 10,  # a scene as data, then its caption and questions
@@ -58,11 +56,8 @@ FORMS: Mapping[Form, float] = {
 }
 """Shares of the kinds of document."""
 
-FIRST_FORMS: Mapping[Form, float] = {
-    "colours": 1,  # two to four objects in their colours, then questions about these alone
-    "relations": 1,  # a caption of a pair, then questions about places alone
-}
-"""Documents to begin with. They ask for nothing else than which colour and place belong to which object, many times."""
+FIRST_FORMS: Mapping[Form, float] = {"colours": 1}  # two to four objects in their colours, then questions about these
+"""Documents to begin with. They ask for nothing else than which colour belongs to which object, many times."""
 
 
 def facts(scene: Scene, rng: random.Random) -> str:
@@ -155,8 +150,6 @@ def _sample_about_pictograms(
         return _list(id, rng, names)
     if form == "colours":
         return _colours(id, rng, names)
-    if form == "relations":
-        return _relations(id, rng, names)
     scene = _scene(rng, names)
     if form == "text":
         return Document(id, "text", (Text(_describe(scene, rng, shares.text, shares.alt_text)),))
@@ -246,13 +239,6 @@ def _colours(id: str, rng: random.Random, names: Names) -> Document:
     ground = rng.choice(["", f" on {rng.choice(BACKGROUND_NAMES)}"])
     asked = rng.choices(things, k=rng.randint(4, 8))
     return _chat(id, f"{told}{ground}.", [(f"what colour is the {name}?", colour) for name, colour in asked])
-
-
-def _relations(id: str, rng: random.Random, names: Names) -> Document:
-    """A caption of a pair, and questions about its places."""
-    scene = sample_split(rng, "train", "pair", names=names)
-    asked = [ask(scene, rng.choice(["relation", "relation_yes_no"]), rng, names) for _ in range(8)]
-    return _chat(id, grammar.sample_caption(scene, rng), list({one.question: one.answer for one in asked}.items()))
 
 
 def _about_list(things: list[tuple[str, str]], rng: random.Random, names: Names) -> tuple[str, str]:

@@ -39,8 +39,8 @@ KINDS = ["single", "pair", "group"]
 
 
 def training_scene(rng: random.Random, names: Names = NAMES) -> Scene:
-    """A training scene: 60 % are pairs, which are the most difficult both to read and to draw."""
-    return sample_split(rng, "train", rng.choices(KINDS, [20, 60, 20])[0], names=names)
+    """A training scene: 45 % are pairs, the most difficult to draw, and 30 % groups, the most difficult to read."""
+    return sample_split(rng, "train", rng.choices(KINDS, [25, 45, 30])[0], names=names)
 
 
 def pair(

@@ -54,15 +54,17 @@ class ClaimTest(Section):
         bound = {"higher": f"> {self.tolerance:g}", "lower": f"< {0 - self.tolerance:g}"}
         return f"{total} {bound.get(self.direction, f'within ±{self.tolerance:g}')}"
 
+    def margin(self, total: float) -> float:
+        """How far a sum lies on the claim's side of its bound; negative on the other side."""
+        sides = {"higher": total, "lower": -total, "equal": -abs(total)}
+        return sides[self.direction] + (self.tolerance if self.direction == "equal" else -self.tolerance)
+
     def outcome(self, low: float, high: float) -> Outcome:
         """The outcome for an interval of the sum."""
-        if self.direction == "equal":
-            if -self.tolerance < low and high < self.tolerance:
-                return "holds"
-            return "opposite" if high < -self.tolerance or low > self.tolerance else "open"
-        if self.direction == "lower":
-            low, high = -high, -low
-        return "holds" if low > self.tolerance else "opposite" if high < self.tolerance else "open"
+        margins = [self.margin(low), self.margin(high)]
+        if self.direction == "equal" and low < 0 < high:
+            margins.append(self.margin(0))
+        return "holds" if min(margins) > 0 else "opposite" if max(margins) < 0 else "open"
 
 
 class Claim(Section):
@@ -108,6 +110,33 @@ class TestResult:
     seeds: int = 0
     interval_by: str = ""
     reason: str = ""
+
+    @property
+    def smallest_detectable(self) -> float | None:
+        """How far beyond its bound the sum has to be measured for the test to hold; None without numbers.
+
+        It is the half-width of the sum's 95 % interval on the side of the bound.
+        """
+        if self.measured is None:
+            return None
+        value, *ends = self.measured
+        return self.test.margin(value) - min(self.test.margin(end) for end in ends)
+
+    @property
+    def expected_effect(self) -> float | None:
+        """How far the paper's sum is beyond the bound; where the paper has no number, how far the bound is from 0.
+
+        None where the paper's number contradicts the claim, and where it has none and the bound is 0.
+        """
+        effect = abs(self.test.tolerance) if self.paper is None else self.test.margin(self.paper)
+        return effect if effect > 0 else None
+
+    @property
+    def detectable(self) -> Literal["yes", "no", ""]:
+        """Whether the expected effect is larger than the smallest detectable one; "" where one is not known."""
+        if self.smallest_detectable is None or self.expected_effect is None:
+            return ""
+        return "yes" if self.expected_effect > self.smallest_detectable else "no"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ MODEL_LABELS = {
     "sd": "Stable Diffusion",
     "sd_finetuned": "SD fine-tuned",
     "alignment": "after alignment",
-    "create": "after creation",
     "igpt": "after I-GPT",
     "sft": "DreamLLM, final",
     "sft_contexts": "trained on contexts",
@@ -43,7 +42,6 @@ MODEL_LABELS = {
     "queries_half": "half the queries",
     "queries_double": "twice the queries",
     "rewrite": "rewritten prompt",
-    "frozen_alignment": "the paper's order",
 }
 SEEN_PROMPTS, HELD_OUT_PROMPTS = 2, 1  # shown of each kind of scene
 STORIES, PICTURES_PER_STORY = 5, 4  # shown, at most

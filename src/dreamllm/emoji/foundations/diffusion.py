@@ -17,6 +17,7 @@ from dreamllm.config.world import AltText
 from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.registers import ALT_TEXT, describe
 from dreamllm.emoji.scenes import NAMES, Names, Scene
+from dreamllm.model.diffusion import shift_timesteps
 from dreamllm.model.precision import default_device
 from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
@@ -87,21 +88,25 @@ def train(
     names: Names = NAMES,
     workers: int = 0,
     forms: Mapping[AltText, float] = ALT_TEXT,
+    text_encoder_too: bool = False,
 ) -> None:
     """Train the UNet of a pipeline with the diffusion loss on alt texts; VAE and text encoder stay as they are.
 
-    The UNet becomes the exponential moving average of its weights (decay 0.999), as in the training of Stable
+    What is trained becomes the exponential moving average of its weights (decay 0.999), as in the training of Stable
     Diffusion.
-    forms: shares of the forms of alt texts, or of captions and human sentences alone
+    forms: shares of the forms of alt texts, or of captions and human sentences alone.  text_encoder_too: train it as
+    well
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     device = default_device()
     pipeline.to(device)
     unet, text_encoder, tokenizer = pipeline.unet.train(), pipeline.text_encoder, pipeline.tokenizer
+    num_timesteps = pipeline.scheduler.config.num_train_timesteps
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA at 36 positions on a CPU
     latents, scenes = encode_pictures(pipeline.vae, recipe.pictures, seed, names, workers)
-    weights = [parameter.detach() for parameter in unet.parameters()]
+    trained = [*unet.parameters(), *(text_encoder.parameters() if text_encoder_too else ())]
+    weights = [parameter.detach() for parameter in trained]
     means = [weight.clone() for weight in weights]
 
     def loss_of_step(step: int) -> torch.Tensor:
@@ -113,10 +118,11 @@ def train(
         ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
         clean = latents[chosen]  # (B, C, h, w)
         noise = torch.randn_like(clean)
-        times = torch.randint(pipeline.scheduler.config.num_train_timesteps, (recipe.batch_size,), device=device)
+        times = torch.randint(num_timesteps, (recipe.batch_size,), device=device)
+        times = shift_timesteps(times, num_timesteps, recipe.timestep_shift)
         noisy = pipeline.scheduler.add_noise(clean, noise, times)
         with half_precision():
-            with torch.no_grad():
+            with torch.set_grad_enabled(text_encoder_too):
                 condition = text_encoder(ids).last_hidden_state  # (B, L, D)
             predicted = unet(noisy, times, condition).sample
         return F.mse_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, times))
@@ -125,6 +131,6 @@ def train(
         decay = min(0.999, (1 + step) / (10 + step))
         torch._foreach_lerp_(means, weights, 1 - decay)
 
-    optimise("sd", list(unet.parameters()), loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
+    optimise("sd", trained, loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
     torch._foreach_copy_(weights, means)
     unet.eval()

@@ -25,11 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, required=True, help="which foundation model to train")
     parser.add_argument("--config", type=Path, required=True, help="experiment with the recipe foundations.PART")
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folders vae and clip")
-    parser.add_argument(
-        "--start",
-        type=Path,
-        help="for llm, clip and sd: folder whose language model, image tower or UNet to start from",
-    )
+    start = "for llm, clip and sd: folder whose language model, image tower or UNet to start from"
+    parser.add_argument("--start", type=Path, help=start)
     parser.add_argument("--out", type=Path, required=True, help="folder to save to, replaced when it exists")
 
 

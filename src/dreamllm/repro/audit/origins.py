@@ -18,7 +18,7 @@ from dreamllm.repro.audit.audited_run import AuditedRun, Output
 from dreamllm.repro.audit.findings import Fault
 from dreamllm.snakemake_records import changed_after, differences
 
-RECORDED = "results/recorded"  # metrics of the run in dvc.lock, written by `make record`
+RECORDED = "results/recorded"  # metrics and item scores of the run in dvc.lock, written by `make record`
 
 
 def check(audited: AuditedRun) -> tuple[list[Fault], str]:
