@@ -33,7 +33,7 @@ def write(root: Path) -> Path:
         _write_text(root / "data/foundations_smoke" / part / "model.safetensors", part)
     folder = root / "data/emoji_smoke/benchmarks"
     folder.mkdir(parents=True)
-    world = World(picture_side=48, benchmarks={"pictures": 6, "draw": 6, "stories": 3, "language": 2})
+    world = World(picture_side=48, benchmarks={"pictures": 6, "draw": 6, "stories": 3, "language": 2, "in_context": 4})
     write_benchmarks(world, "test", folder)
     for stage in ("align_comprehension", "sft"):
         _write_checkpoint(root, stage)

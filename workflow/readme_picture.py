@@ -24,7 +24,7 @@ PREDICTIONS, BENCHMARKS = ROOT / "results/predictions/embedded/sft", ROOT / "dat
 OUT = ROOT / "docs/images/readme.png"
 CHOICE = """Items of the split test, mistakes included: the first two stories that begin with one kind of object and
 have three images; the first prompts of each kind of scene (three with one object, three with a group, one with two
-different objects); as many images after those."""
+different objects), as captions and as human sentences; as many images after those."""
 STORIES, STORY_IMAGES = ("2", "3"), 3
 PROMPTS = ("0", "1", "2", "8", "9", "10", "4")
 IMAGES = ("12", "13", "14", "20", "21", "22", "16")
@@ -57,25 +57,26 @@ class Card:
             left += self.draw.textlength(text, face) + (22 if text == words else 8)
         self.top += 54
 
-    def row(self, panels: list[Panel], lines: int, *, apart: int = 0) -> None:
-        """Images side by side with words of at most `lines` lines; behind each `apart` images there is a wider gap."""
-        mask = rounded((SIDE, SIDE), ROUND)
+    def row(self, panels: list[Panel], *, apart: int = 0) -> None:
+        """Images side by side with words below them; behind each `apart` images there is a wider gap."""
+        mask, most = rounded((SIDE, SIDE), ROUND), 0
         for number, (image, words, colour) in enumerate(panels):
             wider = (SIDE + GAP) * (number // apart) // 2 if apart else 0
             left = MARGIN + number * (SIDE + GAP) + wider
             self.image.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, self.top), mask)
             edge = (left, self.top, left + SIDE - 1, self.top + SIDE - 1)
             self.draw.rounded_rectangle(edge, ROUND, outline=LINE, width=2)
-            text = "\n".join(textwrap.wrap(words, 17, break_on_hyphens=False))
-            self.draw.multiline_text((left + 2, self.top + SIDE + 8), text, colour, font(22), spacing=4)
-        self.top += SIDE + 20 + lines * 30
+            lines = textwrap.wrap(words, 17, break_on_hyphens=False)
+            self.draw.multiline_text((left + 2, self.top + SIDE + 8), "\n".join(lines), colour, font(22), spacing=4)
+            most = max(most, len(lines))
+        self.top += SIDE + 20 + most * 30
 
     def finished(self) -> Image.Image:
-        """The card, cut to its content, with round corners, in 128 colours."""
+        """The card, cut to its content, with round corners, in 96 colours."""
         image = self.image.crop((0, 0, WIDTH, self.top + 4))
         ImageDraw.Draw(image).rounded_rectangle((0, 0, WIDTH - 1, image.height - 1), 2 * ROUND, outline=LINE, width=3)
         image.putalpha(rounded(image.size, 2 * ROUND))
-        return image.quantize(128, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        return image.quantize(96, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
 
 
 def rounded(size: tuple[int, int], radius: int) -> Image.Image:
@@ -98,6 +99,13 @@ def story(model: Predictions, id_: str) -> list[Panel]:
     return panels[:STORY_IMAGES]
 
 
+def generated(benchmark: str) -> list[Panel]:
+    """The images that the model generated from PROMPTS."""
+    model = read(PREDICTIONS / f"{benchmark}.tar")
+    records = [model.records[id_] for id_ in PROMPTS]
+    return [(model.image(one["image"], f"item {one['id']}"), one["prompt"], GIVEN) for one in records]
+
+
 def real(id_: str) -> Image.Image:
     """An image of the emoji world's test split."""
     with zipfile.ZipFile(BENCHMARKS / "images_test.zip") as archive:
@@ -106,18 +114,18 @@ def real(id_: str) -> Image.Image:
 
 def picture() -> bytes:
     """The picture as PNG."""
-    stories, drawn, captions = (read(PREDICTIONS / name) for name in ("stories.tar", "draw.tar", "captions.jsonl"))
+    stories, captions = read(PREDICTIONS / "stories.tar"), read(PREDICTIONS / "captions.jsonl")
     card = Card()
     card.title(
         "Interleaved documents", ("given a first sentence,", GIVEN), ("the model continues in text and images", GREY)
     )
-    card.row([panel for id_ in STORIES for panel in story(stories, id_)], 2, apart=STORY_IMAGES)
-    card.title("Text to image", ("given a prompt,", GIVEN), ("the model generates the image", GREY))
-    records = [drawn.records[id_] for id_ in PROMPTS]
-    generated = [(drawn.image(one["image"], f"item {one['id']}"), one["prompt"], GIVEN) for one in records]
-    card.row(generated, 3)
+    card.row([panel for id_ in STORIES for panel in story(stories, id_)], apart=STORY_IMAGES)
+    card.title("Text to image", ("given a caption,", GIVEN), ("the model generates the image", GREY))
+    card.row(generated("draw"))
+    card.title("Text to image, human sentences", ("given the same scenes in other words", GIVEN))
+    card.row(generated("draw_human"))
     card.title("Image to text", ("given an image, the model writes the caption", GREY))
-    card.row([(real(id_), captions.get(id_, "output", str), INK) for id_ in IMAGES], 3)
+    card.row([(real(id_), captions.get(id_, "output", str), INK) for id_ in IMAGES])
     stream = io.BytesIO()
     card.finished().save(stream, "PNG", optimize=True)
     return stream.getvalue()

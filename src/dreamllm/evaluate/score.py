@@ -6,7 +6,7 @@ have n and a 95 % interval.
 
     results/metrics/NAME/MODEL/BENCHMARK.json   {"model", "benchmark", "split", "metrics", "groups", "protocol"}
     results/items/NAME/MODEL/BENCHMARK.json     {"model", "benchmark", "split", "items": {metric: {id: score}},
-                                                 "groups": {group: [id, ...]}}
+                                                 "groups": {group: [id, ...]}}; image k of a story has the id STORY-k
 
 The second file has the scores of single items for metrics that are means of them. With it, two models that answered the
 same items are compared item by item, and an item that is hard for both does not widen the interval of the difference.
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -98,12 +99,12 @@ def score_items(
     job = ScoringJob(header, folder, foundations, chat, judgings)
     result = task.score(job, items, predictions)
     scores = {
-        metric: {item.id: float(one) for item, one in zip(items, of_items, strict=True)}
+        metric: {id_: float(one) for id_, one in _with_ids(of_items, items)}
         for metric, of_items in result.pop("items", {}).items()
     }
     groups: dict[str, list[str]] = {}
     for item in items if scores else []:
-        for group in item.groups:
+        for group in getattr(item, "groups", []):
             groups.setdefault(group, []).append(item.id)
     inputs = {file.name: sha256_of_file(file) for file in tasks.files(name, folder, header["split"])}
     protocol = header.get("protocol", {}) | {
@@ -119,3 +120,10 @@ def score_items(
         protocol["judge"] = asked | {"judgings": judgings, "cost": chat.cost()}
     about = {"model": header["model"], "benchmark": benchmark, "split": header["split"]}
     return {**about, **result, "protocol": protocol}, {**about, "items": scores, "groups": groups}
+
+
+def _with_ids(scores: Sequence[float] | Mapping[str, float], items: Sequence[Any]) -> Iterable[tuple[str, float]]:
+    """Scores with their ids: a benchmark gives one for each item, or names the parts of items that it scores."""
+    if isinstance(scores, Mapping):
+        return scores.items()
+    return zip((item.id for item in items), scores, strict=True)

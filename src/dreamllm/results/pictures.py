@@ -108,7 +108,7 @@ def stories(model: Predictions | None) -> Figure:
     """The first stories that have pictures, a row each, with the text above the picture that follows it."""
     if model is None:
         raise NoData("no model ran the benchmark stories")
-    shown = [_panels(model, id_) for id_ in model.records]
+    shown = [story_panels(model, id_) for id_ in model.records]
     shown = [panels[:PICTURES_PER_STORY] for panels in shown if any(image for _, image in panels)][:STORIES]
     if not shown:
         raise NoData(f"none of the {len(model.records)} stories of model {model.header['model']} has a picture")
@@ -126,7 +126,7 @@ def stories(model: Predictions | None) -> Figure:
     return figure
 
 
-def _panels(model: Predictions, id_: str) -> list[tuple[str, str]]:
+def story_panels(model: Predictions, id_: str) -> list[tuple[str, str]]:
     """A story as pairs of text and the picture that follows it; "" where the story ends without a picture."""
     panels: list[tuple[str, str]] = []
     text = model.get(id_, "prompt", str)

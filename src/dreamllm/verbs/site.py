@@ -1,6 +1,7 @@
 """Write the report of a run as a static site: `dreamllm site`.
 
-    index.html   claims, tables, pictures, stories, costs; click a number to trace it down to the data
+    index.html   generated images first, then claims, tables, stories, costs; click a number to trace it to the data
+    failures.html   the first items of each benchmark that the final model got wrong
     pictures/    the pictures on the page, as PNG
     REPORT.md    the report in the form of the ML Reproducibility Challenge
     cards/       a model card for every checkpoint, a data card for every training set

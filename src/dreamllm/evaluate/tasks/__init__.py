@@ -3,7 +3,8 @@
     TASK                                facts about it (`Task` below)
     read(folder, split)                 its items, as a list for each of its sets, from its native files
     predict(job, items, header)         writes a model's prediction file (`evaluate/job.py`)
-    score(job, items, predictions)      {"metrics", "groups"} and, for paired comparisons, "items": {metric: scores}
+    score(job, items, predictions)      {"metrics", "groups"} and, for paired comparisons, "items": {metric: scores}:
+                                        one score for each item, or {id: score} where parts of items are counted
     first(items, limit)                 optional: which items `evaluation.limit` keeps, if not the first ones
     limit(settings)                     optional: another limit than `evaluation.limit`
     check(use)                          optional: what is wrong with its section in `benchmarks`

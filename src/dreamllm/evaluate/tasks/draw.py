@@ -103,7 +103,7 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
         def measure(chosen: Sequence[int]) -> Metrics:
             return {name: mean_share([of_image[i] for i in chosen]) for name, of_image in right.items()}
 
-        result = by_group(measure, items)
+        result = by_group(measure, items) | {"items": right}
         result["metrics"]["judge_on_real"] = mean_share(right_on_real["all"])  # what a perfect model could reach
     network = networks.clip_network(job.foundations / "clip")
     drawn = features.extract(lambda number: predictions.image(*places[number]), len(places), [network])

@@ -114,4 +114,4 @@ def score(job: ScoringJob, items: Sequence[InContextItem], predictions: Predicti
         metrics = {name: mean_share([of_image[i] for i in chosen]) for name, of_image in right.items()}
         return metrics | {"judge_on_real": mean_share([real[i] for i in chosen])}
 
-    return by_group(measure, items)
+    return by_group(measure, items) | {"items": right}

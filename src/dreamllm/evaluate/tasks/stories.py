@@ -117,13 +117,12 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     )
     followed = [scene for scenes in expected for scene in scenes]
     right = [compare(found, scene) if scene else {} for found, scene in zip(seen, followed, strict=True)]
-    metrics = {
-        "placement": mean_share(placed),
-        "ended": mean_share(ended),
-        "followed": mean_share([None not in scenes for scenes in expected]),
-    }
-    for name in ATTRIBUTES:  # an image in a story that cannot be followed is wrong
-        metrics[name] = mean_share([of_image.get(name, False) for of_image in right], "no picture was drawn")
-    agreed = [found == scene for found, scene in zip(second, followed, strict=True)]
-    metrics["all_judge2"] = mean_share(agreed, "no picture was drawn")
-    return {"metrics": metrics, "groups": {}}
+    of_stories = {"placement": placed, "ended": ended, "followed": [None not in scenes for scenes in expected]}
+    # An image in a story that cannot be followed is wrong.
+    of_images = {name: [of_image.get(name, False) for of_image in right] for name in ATTRIBUTES}
+    of_images["all_judge2"] = [found == scene for found, scene in zip(second, followed, strict=True)]
+    metrics = {name: mean_share(scores) for name, scores in of_stories.items()}
+    metrics |= {name: mean_share(scores, "no picture was drawn") for name, scores in of_images.items()}
+    ids = [f"{item.id}-{number}" for item, scenes in zip(items, expected, strict=True) for number in range(len(scenes))]
+    by_image = {name: dict(zip(ids, scores, strict=True)) for name, scores in of_images.items()}
+    return {"metrics": metrics, "groups": {}, "items": of_stories | by_image}

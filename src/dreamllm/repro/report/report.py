@@ -15,7 +15,7 @@ from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.audited_run import trained_stages
 from dreamllm.repro.report import cost
 from dreamllm.results import claims, tables
-from dreamllm.results.claims import ClaimResult
+from dreamllm.results.claims import ClaimResult, Items
 from dreamllm.results.metrics_store import Runs, read_runs
 from dreamllm.results.render import Block
 from dreamllm.results.table_spec import Table, read_published, read_tables
@@ -27,13 +27,15 @@ STATUSES = ("reproduced", "partly", "not reproduced", "external", "not attempted
 class Report:
     """A run with its results.
 
-    claims: with their computed status.  metrics: the metrics file of MODEL/BENCHMARK in this run, relative to the root
+    claims: with their computed status.  items: scores of single items
+    metrics: the metrics file of MODEL/BENCHMARK in this run, relative to the root
     """
 
     run: lineage.Run
     tables: list[tuple[Table, list[Block]]]
     claims: list[ClaimResult]
     runs: Runs
+    items: Items
     metrics: dict[str, str]
     timings: list[cost.Timing]
 
@@ -66,6 +68,12 @@ class Report:
         """Hardware on which the checkpoints were trained."""
         return sorted({about["machine"] for about in self.checkpoints.values() if about.get("machine")})
 
+    @property
+    def final_model(self) -> str:
+        """The model that the configuration evaluates on most benchmarks, of equals the first; "" without one."""
+        evaluations = self.run.experiment.evaluations
+        return max(evaluations, key=lambda one: len(one.benchmarks)).model if evaluations else ""
+
     def predictions(self, benchmark: str) -> list[Path]:
         """Existing prediction files on a benchmark, in the configuration's order of models."""
         root, evaluations = self.run.root, self.run.experiment.evaluations
@@ -95,7 +103,8 @@ def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items
     run = lineage.Run.at(root, config)
     definitions, published = read_tables(paper / "tables.yaml"), read_published(paper)
     runs = read_runs(metrics)
-    numbers = claims.Numbers(definitions, published, runs, claims.read_items(items))
+    scores = claims.read_items(items)
+    numbers = claims.Numbers(definitions, published, runs, scores)
     here, below = root.resolve(), (root / run.paths.results("metrics")).resolve()
     of_this_run = [path for path in map(Path.resolve, metrics) if below in path.parents]
     return Report(
@@ -103,6 +112,7 @@ def gather(root: Path, config: Path, paper: Path, metrics: Sequence[Path], items
         tables=[(table, tables.fill(table, runs, published)) for table in definitions.values()],
         claims=claims.evaluate_claims(claims.read_claims(paper / "claims.yaml", definitions, published), numbers),
         runs=runs,
+        items=scores,
         metrics={
             f"{content['model']}/{content['benchmark']}": path.relative_to(here).as_posix()
             for path, content in zip(of_this_run, map(read_json, of_this_run), strict=True)

@@ -23,13 +23,14 @@ from dreamllm.atomic import new_folder
 from dreamllm.evaluate.demo_page import STOPPED
 from dreamllm.paths import FIGURES
 from dreamllm.repro.audit.lineage import Link, walk
-from dreamllm.repro.report import cost, documents, gallery
+from dreamllm.repro.report import cost, documents, failures, gallery
 from dreamllm.repro.report.report import Report, gather
 from dreamllm.results import pictures, render
 from dreamllm.results.render import Block, Cell
 from dreamllm.results.table_spec import Table
 
 TEMPLATES = Path(__file__).parent / "templates"
+OPENING = 12  # generated images at the top of the first page, at most
 SHOWN_AS_PICTURES = ("drawings", "stories")  # figures that the gallery replaces
 MARKS = {"reproduced": "●", "partly": "◐", "not reproduced": "○", "external": "↗", "not attempted": "–"}
 STEPS = {  # kinds of links, from the metric down to the environment
@@ -71,14 +72,13 @@ def main(args: argparse.Namespace) -> None:
     """Write the folder, all or nothing."""
     report = gather(args.root, args.config, args.paper, args.metrics, args.items)
     with new_folder(args.out) as folder:
-        (folder / "index.html").write_text(render_page(report, folder), encoding="utf-8")
-        for name, text in documents.documents(report).items():
+        for name, text in (pages(report, folder) | documents.documents(report)).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
 
 
-def render_page(report: Report, folder: Path) -> str:
-    """The page; writes its pictures below `folder`."""
+def pages(report: Report, folder: Path) -> dict[str, str]:
+    """The pages by name, with failures.html if items have scores; writes their pictures below `folder`."""
     run = report.run
     benchmark_files = run.root / run.paths.benchmark_files("draw")
     models, prompts = gallery.drawings(report.predictions("draw"), benchmark_files, folder)
@@ -99,7 +99,8 @@ def render_page(report: Report, folder: Path) -> str:
         "duration": cost.duration,
     }
     environment.filters |= filters
-    return environment.get_template("site.html").render(
+    final, wrong = report.final_model, failures.failures(report, folder)
+    environment.globals.update(
         report=report,
         name=run.name,
         experiment=run.experiment,
@@ -114,6 +115,11 @@ def render_page(report: Report, folder: Path) -> str:
         tables=[_table_view(table, blocks) for table, blocks in report.tables],
         models=[pictures.MODEL_LABELS.get(model, model.replace("_", " ")) for model in models],
         prompts=prompts,
+        final=final,
+        opening=[(p.text, p.drawn[models.index(final)]) for p in prompts[:OPENING] if final in models],
+        story=next((found[0] for model, found in stories if model == final and found), None),
+        failures=wrong,
+        limit=failures.SHOWN,
         stories=stories,
         labels=pictures.MODEL_LABELS,
         stopped=STOPPED,
@@ -126,6 +132,8 @@ def render_page(report: Report, folder: Path) -> str:
         assumption=cost.ASSUMPTION,
         sets=documents.data_sets(report),
     )
+    templates = {"index.html": "site.html"} | ({"failures.html": "failures.html"} if wrong else {})
+    return {name: environment.get_template(template).render() for name, template in templates.items()}
 
 
 def emphasis(text: str) -> Markup:
