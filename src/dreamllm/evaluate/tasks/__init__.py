@@ -35,6 +35,8 @@ from dreamllm.evaluate.prompts import PromptSet, Wording
 NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 """All benchmarks. The name of a benchmark of the emoji world is also the name of its task."""
 
+REWRITTEN = ("draw", "draw_human", "narratives")
+"""Tasks whose prompts the model may rewrite for Stable Diffusion."""
 EXTERNAL = "external: a server has the answers, submit the file in results/submissions"
 """Reason of an undefined metric where the answers are not public."""
 
@@ -122,8 +124,8 @@ def check(experiment: Experiment, path: str | Path) -> None:
         for name in evaluation.benchmarks:
             if name not in experiment.benchmarks and not (name in NAMES and about(name).in_world):
                 problems.append(f"{where}: no benchmark {name!r}{near(name, [*NAMES, *experiment.benchmarks])}")
-            elif evaluation.rewrite and experiment.benchmark(name).task != "draw":
-                problems.append(f"{where}: rewrite works for benchmarks of the task draw only, {name} is not one")
+            elif evaluation.rewrite and experiment.benchmark(name).task not in REWRITTEN:
+                problems.append(f"{where}: rewrite works for the tasks {', '.join(REWRITTEN)} only, not for {name}")
         if "in_context" in evaluation.benchmarks and not experiment.world.benchmarks.in_context:
             problems.append(f"{where}: there is no in_context, world.benchmarks.in_context is 0")
     if problems:
