@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -21,6 +22,7 @@ from dreamllm.data.document import Document, Picture, Text
 from dreamllm.evaluate import predict, prompts, tasks
 from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
 from dreamllm.evaluate.placing import place
+from dreamllm.repro.audit import check_inputs
 from dreamllm.sources import manifest, own
 from dreamllm.sources.build import Counted, build
 from dreamllm.sources.manifest import Source
@@ -327,3 +329,26 @@ def test_place_benchmark_finds_own_sets_in_the_experiment(tmp_path, monkeypatch)
     flags = ["--source", "drawn", "--config", str(config), "--raw", str(raw), "--out", str(tmp_path / "out")]
     cli.main(["place-benchmark", *flags])
     assert (tmp_path / "out/draw_test.jsonl").is_file()
+
+
+# ---- audit -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_audit_names_licences_and_images_that_are_trained_and_tested_on(tmp_path):
+    root = write(tmp_path, {"data/mine/1.jpg": formats.jpeg(1), "data/mine/2.jpg": formats.jpeg(2)})
+    write(root, {"test/other name.jpg": formats.jpeg(2), "test/3.jpg": formats.jpeg(3)})
+    for name in ("data/sources.yaml", "data/made.yaml"):
+        shutil.copy(repository.ROOT / name, root / name)
+    sets = "{mine: {path: data/mine, format: image_folder, licence: CC BY 4.0}"
+    sets += ", asked: {path: test, format: vqa, licence: private}}"
+    stage = "{trains: [visual_projector], mode: comprehension, mixture: {mine: 1}, steps: 1, rows_per_batch: 1"
+    more = "benchmarks: {asked: {task: vqa, source: asked}}\nevaluations: [{model: s, benchmarks: [asked]}]\n"
+    config = experiment(tmp_path, sets, more + f"stages: {{s: {stage}, context: 64, learning_rate: 1.0e-3}}}}\n")
+    run = SimpleNamespace(experiment=load(config), config="own.yaml")
+    audited = SimpleNamespace(root=root, run=run)
+    licences = check_inputs.licences(audited)
+    assert licences.outcome == "pass" and "own sets: mine (CC BY 4.0), asked (private)" in licences.reason
+    (fault,) = check_inputs.contamination(audited).faults
+    assert fault.what == "1 images of asked are also in the training set mine: other name.jpg is 2.jpg of mine"
+    (root / "test/other name.jpg").unlink()
+    assert check_inputs.contamination(audited).outcome == "pass"

@@ -92,7 +92,8 @@ def kinds(experiment: Experiment, assumptions: Assumptions, path: Path) -> dict[
     """The average document of each set in a mixture. Raises ConfigProblem for a set without assumptions."""
     found = {}
     for name in sorted({name for stage in experiment.stages.values() for name in stage.mixture}):
-        key = name
+        use = experiment.sources.get(name)
+        key = f"own_{use.format}" if use and use.path else name
         if name.startswith("mmc4_core") and not experiment.sources[name].min_similarity:
             key = "mmc4_core_unfiltered"
         if key not in assumptions.documents:
