@@ -22,7 +22,7 @@ from dreamllm.data.document import Document, Picture, Text
 from dreamllm.evaluate import predict, prompts, tasks
 from dreamllm.evaluate.files import BenchmarkProblem, pictures_of
 from dreamllm.evaluate.placing import place
-from dreamllm.repro.audit import check_inputs
+from dreamllm.repro.audit import check_dag, check_inputs
 from dreamllm.sources import manifest, own
 from dreamllm.sources.build import Counted, build
 from dreamllm.sources.manifest import Source
@@ -298,6 +298,8 @@ def test_own_prompts_have_no_images_to_compare_with(tmp_path):
     more = "evaluation: {pictures: {}}\nbenchmarks: {mine: {task: draw, source: drawn}}\n"
     with pytest.raises(ConfigProblem, match=r"benchmarks\.mine: evaluation\.pictures compares with real images"):
         tasks.check(load(experiment(tmp_path, sets, more)), "own.yaml")
+    with pytest.raises(RecordProblem, match=r"p\.txt"):
+        place(source("prompts"), write(tmp_path / "odd", {"p.txt": b"\xff\xfe"}), (), tmp_path / "nothing")
     with pytest.raises(RecordProblem, match="has no prompt; write one on each line"):
         place(source("prompts"), write(tmp_path / "none", {"p.txt": "\n"}), (), tmp_path / "nothing")
 
@@ -352,3 +354,13 @@ def test_the_audit_names_licences_and_images_that_are_trained_and_tested_on(tmp_
     assert fault.what == "1 images of asked are also in the training set mine: other name.jpg is 2.jpg of mine"
     (root / "test/other name.jpg").unlink()
     assert check_inputs.contamination(audited).outcome == "pass"
+
+
+def test_results_of_a_configuration_that_continues_a_run_are_no_orphans(tmp_path):
+    shutil.copytree(repository.ROOT / "config", tmp_path / "config")
+    run = SimpleNamespace(runs=["embedded"])
+    found = check_dag._of_the_same_name(SimpleNamespace(root=tmp_path, run=run))
+    assert (
+        Path("results/checkpoints/embedded/mine") in found and Path("results/metrics/embedded/mine/vqa.json") in found
+    )
+    assert not [path for path in found if "mine" in path.parts and path.parts[2] != "embedded"]

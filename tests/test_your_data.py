@@ -16,7 +16,7 @@ import tiny
 from dreamllm import cli
 from dreamllm.config.reading import load
 from dreamllm.data import shards
-from dreamllm.evaluate import tasks
+from dreamllm.evaluate import predictions, tasks
 from dreamllm.evaluate.placing import place
 from dreamllm.sources import manifest
 
@@ -94,6 +94,54 @@ def test_the_walk_from_ten_images_to_answers(folder: Path, capsys: pytest.Captur
     cli.main([*words, "--max-new-tokens", "4", "--max-pictures", "0"])
     page = Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8")
     assert page.count("<article") == 2 and "what is this?" in page
+
+
+def test_own_questions_and_prompts_are_predicted_and_scored(folder: Path):
+    """With their own wording, and without real images for the prompts."""
+    config = Path("config/mine.yaml")
+    shutil.copy("config/own_data.yaml", config)
+    small(config)
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["sources"] |= {
+        name: {"path": f"test/{name}", "format": format, "licence": "private"}
+        for name, format in (("asked", "vqa"), ("drawn", "prompts"))
+    }
+    wording = {"system": "Look.", "instruction": "One word."}
+    content["benchmarks"] = {
+        "my_questions": {"task": "vqa", "source": "asked", "wording": wording},
+        "my_prompts": {"task": "draw", "source": "drawn"},
+    }
+    content["evaluations"] = [{"model": "sft", "benchmarks": ["my_questions", "my_prompts"]}]
+    content["evaluation"] = {"text": {"max_new_tokens": 3}, "drawing": {"steps": 2}}
+    config.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    for name in ("asked", "drawn"):
+        (folder / "test" / name).mkdir(parents=True)
+    questions, annotations = blocks(PAGE, "json")
+    Path("test/asked/questions.json").write_text(questions)
+    Path("test/asked/annotations.json").write_text(annotations)
+    tiny.picture().save("test/asked/1.jpg")
+    Path("test/drawn/prompts.txt").write_text("a red cat\ntwo dogs\n")
+    common = ["--config", "config/mine.yaml", "--foundations", "data/foundations"]
+    train = ["--data", "data/emoji/train", "--out", SFT, "--work", "scratch/work"]
+    cli.main(["train", "--stage", "sft", *common, *train])
+    for benchmark, source, suffix in (("my_questions", "asked", "jsonl"), ("my_prompts", "drawn", "tar")):
+        placed, out = f"data/benchmarks/{source}", f"out/{benchmark}.{suffix}"
+        flags = ["--config", "config/mine.yaml", "--raw", f"test/{source}", "--out", placed]
+        cli.main(["place-benchmark", "--source", source, *flags])
+        of = ["--benchmark", benchmark, *common, "--benchmarks", placed]
+        cli.main(["predict", "--model", "sft", "--split", "test", *of, "--checkpoints", SFT, "--out", out])
+        flags = ["--predictions", out, "--out", f"out/{benchmark}.json", "--items", f"out/{benchmark}.items.json"]
+        cli.main(["score", *of, *flags, "--judgements", "scratch/judgements"])
+    answered = predictions.read(Path("out/my_questions.jsonl"))
+    assert answered.get("1", "prompt", str) == "Look. <image> what is this? One word."
+    metrics = json.loads(Path("out/my_questions.json").read_text())
+    assert metrics["metrics"]["accuracy"]["n"] == 1
+    assert metrics["protocol"]["benchmark"]["wording"]["system"] == "Look."
+    drawn = predictions.read(Path("out/my_prompts.tar"))
+    assert [drawn.get(id_, "prompt", str) for id_ in ("1", "2")] == ["a red cat", "two dogs"]
+    assert drawn.image(drawn.get("2", "image", str), "item 2").size == (16, 16)
+    fid = json.loads(Path("out/my_prompts.json").read_text())["metrics"]["fid"]
+    assert fid["value"] is None and "no real images to compare with" in fid["reason"]
 
 
 def test_the_examples_of_configuration_are_valid(tmp_path: Path):
