@@ -563,6 +563,11 @@ PLACED: dict[str, dict[str, Any]] = {  # by format: the files of a small set; li
         for subset in pope.SUBSETS
     },
     "mm_vet": {"mm-vet.json": {"v1_0": {"imagename": NAME, "question": "Q", "answer": "A", "capability": ["ocr"]}}},
+    "coco_captions": {"told.json": CAPTIONED},
+    "vqa": {
+        "questions.json": {"questions": [{"question_id": 1, "image": NAME, "question": "What?"}]},
+        "annotations.json": {"annotations": [{"question_id": 1, "answers": ["cat"]}]},
+    },
 }
 PICTURES = {  # where the name is not NAME
     "ln_coco": "000000000010.jpg",
@@ -605,7 +610,7 @@ DELETED = object()
 
 @pytest.mark.parametrize("format", PLACED)
 def test_every_value_of_an_evaluation_file_may_be_wrong_and_none_gives_a_traceback(format, tmp_path):
-    assert {*PLACED, "mmbench"} == {*WRITERS}
+    assert {*PLACED, "mmbench", "prompts"} == {*WRITERS}
     write_set(tmp_path / "raw", format, PLACED[format])
     place(source(format), tmp_path / "raw", (), tmp_path / "out")  # as it is, it can be placed
     named = 0

@@ -35,11 +35,12 @@ class Paths:
         return f"{self.experiment.world.folder}/{part}"
 
     def raw(self, source: str) -> str:
-        """The downloaded files of a public data set."""
-        return f"data/raw/{source}"
+        """The downloaded files of a public data set, or the folder with your own."""
+        use = self.experiment.sources.get(source)
+        return (use and use.path) or f"data/raw/{source}"
 
     def source(self, name: str, part: str) -> str:
-        """What is made from a public data set. part: urls, pictures or shards."""
+        """What is made from a data set. part: urls, pictures or shards."""
         folder = self.experiment.sources.get(name, SourceSettings()).folder or f"data/sources/{name}"
         return f"{folder}/{part}"
 
@@ -48,7 +49,7 @@ class Paths:
         return self.world("train") if name in WORLD_SETS else self.source(name, "shards")
 
     def placed(self, source: str | None) -> str:
-        """The benchmark files of a public data set, or of the emoji world (None)."""
+        """The benchmark files of a public data set or your own, or of the emoji world (None)."""
         return f"data/benchmarks/{source}" if source else self.world("benchmarks")
 
     def benchmark_files(self, benchmark: str) -> str:

@@ -1,9 +1,11 @@
-# The public data sets that an experiment uses (sections `sources` and `benchmarks`), grouped by what is made from them.
-from dreamllm.sources import manifest
+# The data sets that an experiment uses (sections `sources` and `benchmarks`), public ones and people's own, grouped by
+# what is made from them.
+from dreamllm.sources import manifest, own
+from dreamllm.sources.records import RecordProblem
 
 try:
     ASKED = [source for use in EXPERIMENT.benchmarks.values() for source in (use.source, use.shots_from) if source]
-    PUBLIC = manifest.load() if EXPERIMENT.sources or ASKED else {}
+    PUBLIC = manifest.of_experiment(EXPERIMENT) if EXPERIMENT.sources or ASKED else {}
     USED = {name: manifest.named(name, PUBLIC) for name in [*EXPERIMENT.sources, *ASKED]}
 except ConfigProblem as problem:
     raise WorkflowError(f"{CONFIGFILE}: {problem}")
@@ -16,7 +18,10 @@ USED |= {source.written_from: PUBLIC[source.written_from] for source in USED.val
 PLACED = [name for name, source in USED.items() if source.format in manifest.BENCHMARK_FORMATS]
 WRITTEN = [name for name, source in USED.items() if source.format == "instructions"]
 BUILT = [name for name in USED if name not in [*PLACED, *WRITTEN] and USED[name].format != "pictures"]
-DOWNLOADED = sorted({*USED.keys() - {*WRITTEN}, *(other for source in USED.values() for other in source.pictures_from)})
+OWN_SETS = [name for name in USED if USED[name].availability == "own"]
+DOWNLOADED = sorted(
+    {*USED.keys() - {*WRITTEN, *OWN_SETS}, *(other for source in USED.values() for other in source.pictures_from)}
+)
 for STAGE, SETTINGS in EXPERIMENT.stages.items():
     if unfit := [name for name in SETTINGS.mixture if name not in [*WORLD_SETS, *BUILT, *WRITTEN]]:
         raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
@@ -27,9 +32,29 @@ SUBMISSIONS = of_all_runs(
 )
 
 
+for SET in OWN_SETS if workflow.is_main_process else ():
+    MADE = PATHS.placed(SET) if SET in PLACED else PATHS.source(SET, "shards")
+    if not Path(PATHS.raw(SET)).is_dir() and not Path(MADE).exists():
+        raise WorkflowError(f"{CONFIGFILE}: sources.{SET}.path: there is no folder {Path(PATHS.raw(SET)).resolve()}")
+
+
 def use(name):
-    """The settings of a data set. Its folder is left out, so that renaming the folder runs nothing again."""
-    return EXPERIMENT.sources.get(name, SourceSettings()).model_copy(update={"folder": None})
+    """The settings of a data set. Its folders are left out, so that renaming one runs nothing again."""
+    settings = EXPERIMENT.sources.get(name, SourceSettings())
+    return settings.model_copy(update={"folder": None, "path": None, "licence": ""})
+
+
+def raw(name):
+    """The files that a data set is made from. Of people's own the contents count (`files_of`), not the dates."""
+    return ancient(PATHS.raw(name)) if name in OWN_SETS else PATHS.raw(name)
+
+
+def files_of(name):
+    """Digest of people's own files, so that a changed one makes again what was made from it; "" for public sets."""
+    try:
+        return own.digest_of(Path(PATHS.raw(name)), own.KNOWN / f"{name}.json") if name in OWN_SETS else ""
+    except RecordProblem as problem:
+        raise WorkflowError(f"{CONFIGFILE}: sources.{name}.path: {problem}")
 
 
 def pictures_from(name):

@@ -6,7 +6,7 @@ for SET in BUILT:
         name:
             f"build_{SET}"
         input:
-            raw=PATHS.raw(SET),
+            raw=raw(SET),
             others=[PATHS.raw(other) for other in PUBLIC[SET].pictures_from],
             urls=[PATHS.source(SET, "urls")] if PUBLIC[SET].holds_addresses else [],
             pictures=[PATHS.source(SET, "pictures")] if PUBLIC[SET].holds_addresses else [],
@@ -27,6 +27,7 @@ for SET in BUILT:
             others=pictures_from(SET),
             code=code_digest("dreamllm.sources.build", f"dreamllm.sources.readers.{PUBLIC[SET].format}"),
             config=digest(use(SET), PUBLIC[SET].format),
+            files=lambda wildcards, set=SET: files_of(set),
         shell:
             "python -m dreamllm --job {log:q} build-shards --source {params.source} --manifest {params.manifest:q}"
             " --config {params.experiment:q} --raw {input.raw:q} {params.fetched:q} {params.others:q}"
@@ -66,7 +67,7 @@ for SET in WRITTEN:
 
 rule place_benchmark:
     input:
-        raw=PATHS.raw("{source}"),
+        raw=lambda wildcards: raw(wildcards.source),
         others=lambda wildcards: [PATHS.raw(other) for other in PUBLIC[wildcards.source].pictures_from],
     output:
         benchmark=directory(PATHS.placed("{source}")),
@@ -77,13 +78,15 @@ rule place_benchmark:
     resources:
         **CPU_JOB,
     params:
+        experiment=configfile,
         manifest=manifest.MANIFEST,
+        files=lambda wildcards: files_of(wildcards.source),
         others=lambda wildcards: pictures_from(wildcards.source),
         answers_on=lambda wildcards: PUBLIC[wildcards.source].answers_on,
         code=code_digest("dreamllm.evaluate.placing"),
     shell:
         "python -m dreamllm --job {log:q} place-benchmark --source {wildcards.source} --manifest {params.manifest:q}"
-        " --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"
+        " --config {params.experiment:q} --raw {input.raw:q} {params.others:q} --out {output.benchmark:q} > {log:q} 2>&1"
 
 
 if USED:

@@ -39,6 +39,13 @@ def _to_write(folder: str) -> str:
     return folder
 
 
+def _to_read(folder: str) -> str:
+    """The folder in its shortest form. Raises ValueError for "" and for a path that only a shell expands."""
+    if not folder.strip() or folder.startswith("~") or "$" in folder:
+        raise ValueError(f"{folder[:80]!r} is no folder; write its path out, without ~ and $")
+    return _without_braces(PurePosixPath(folder).as_posix())
+
+
 def _unique(values: Sequence[Any]) -> Sequence[Any]:
     """Raises ValueError when a list has a value twice."""
     if twice := [value for index, value in enumerate(values) if value in values[:index]]:
@@ -54,9 +61,10 @@ def _without_secrets(address: str) -> str:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST_NAME)]
-# Path: of an input of a rule, anywhere.  Folder: below data/.  OwnFolder: below data/, written, and perhaps deleted, by
-# rules.
+# Path: of an input of a rule, anywhere.  InputFolder: the same, of a folder.  Folder: below data/.  OwnFolder: below
+# data/, written, and perhaps deleted, by rules.
 Path = Annotated[str, AfterValidator(_without_braces)]
+InputFolder = Annotated[str, Field(max_length=1000), AfterValidator(_to_read)]
 Folder = Annotated[str, Field(max_length=200), AfterValidator(_below_data)]
 OwnFolder = Annotated[Folder, AfterValidator(_to_write)]
 Release = Annotated[str, Field(pattern=r"^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$", max_length=LONGEST_NAME)]

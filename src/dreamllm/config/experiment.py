@@ -71,7 +71,8 @@ class Experiment(Section):
     machine: Machine = Machine()
     world: World = World()
     sources: dict[Name, SourceSettings] = {}
-    """Public data sets by their names in data/sources.yaml, with their settings (docs/sources.md)."""
+    """Public data sets by their names in data/sources.yaml (docs/sources.md), and your own by any other name
+    (docs/your-data.md), with their settings."""
     instruction_writer: InstructionWriter = InstructionWriter()
     foundations: Annotated[
         FetchedFoundations | TrainedFoundations | HubFoundations | ImportedFoundations, Field(discriminator="source")

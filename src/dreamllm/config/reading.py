@@ -93,6 +93,13 @@ def check_folders(experiment: Experiment, root: Path = Path()) -> None:
         with contextlib.suppress(FileNotFoundError):  # no git
             if tracked := subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines():
                 raise ConfigProblem(f"{key}: {folder} has files in git, such as {tracked[0]}; choose another folder")
+    written = {*own_folders(experiment).values(), *(f"data/sources/{name}" for name in experiment.sources)}
+    for name, use in experiment.sources.items():
+        for folder in written if use.path else ():
+            path, out = (root / str(use.path)).resolve(), (root / folder).resolve()
+            if path == out or path in out.parents or out in path.parents:
+                what = f"{use.path} and {folder}, which rules write and may delete, lie in each other"
+                raise ConfigProblem(f"sources.{name}.path: {what}; put your files into a folder of their own")
 
 
 def own_folders(experiment: Experiment) -> dict[str, str]:

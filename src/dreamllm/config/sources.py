@@ -1,17 +1,42 @@
-"""The sections of an experiment file about public data sets (`experiment.py`, docs/sources.md)."""
+"""The sections of an experiment file about data sets, public ones and your own (docs/sources.md, docs/your-data.md)."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from dreamllm.config.base import Address, Count, OwnFolder, Section, Share
+from dreamllm.config.base import Address, Count, InputFolder, OwnFolder, Section, Share
+
+OwnFormat = Literal[
+    "image_folder",
+    "llava",
+    "llava_pairs",
+    "webdataset",
+    "interleaved_jsonl",
+    "documents",
+    "coco_captions",
+    "vqa",
+    "pope",
+    "prompts",
+    "as_is",
+]
+"""Formats of people's own data: the first six of training sets, the others of evaluation sets."""
 
 
 class SourceSettings(Section):
-    """Which part of a public data set becomes documents, and how. Evaluation sets have no settings."""
+    """Which part of a data set becomes documents, and how: a public one, or with `path` your own. Evaluation sets need
+    no settings but `path`, `format` and `licence`."""
 
+    path: InputFolder | None = None
+    """Folder with your own data, absolute or relative to the repository's root; it is read, and nothing is written to
+    it (docs/your-data.md). null = the public set of this name in data/sources.yaml."""
+    format: OwnFormat | None = None
+    """Format of your own data. For mixtures: image_folder (images with captions), llava (conversations), llava_pairs,
+    webdataset (tar shards), interleaved_jsonl, documents (shards of this project). For benchmarks: coco_captions, vqa,
+    pope, prompts, as_is."""
+    licence: Annotated[str, Field(max_length=200)] = ""
+    """Licence of your own data, for the audit and the model card, such as CC BY 4.0 or private."""
     folder: OwnFolder | None = None
     """Folder below data/ for addresses, downloaded pictures and shards/; null = data/sources/NAME. Experiments with the
     same settings of a set may share it."""
@@ -32,6 +57,19 @@ class SourceSettings(Section):
     private_hosts: bool = False
     """Ask for pictures at addresses of this machine and of the local network, too; by default they are left out, since
     anybody may have put them into a public list."""
+
+    @model_validator(mode="after")
+    def _is_described(self) -> SourceSettings:
+        if self.path and not self.format:
+            raise ValueError(f"your own data need a format, one of {', '.join(get_args(OwnFormat))}")
+        if self.path and not self.licence.strip():
+            raise ValueError("your own data need a licence, such as CC BY 4.0 or private")
+        if not self.path and (self.format or self.licence):
+            raise ValueError(
+                "format and licence are of your own data, which need a path, too; data/sources.yaml has "
+                "those of public sets"
+            )
+        return self
 
 
 class Service(Section):

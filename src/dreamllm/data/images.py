@@ -10,6 +10,7 @@ import io
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
 MOST_STRETCHED = 16  # length by width
 
 

@@ -14,12 +14,11 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dreamllm.data.damage import LARGEST_PICTURE, damage_as, is_fork, parse_json
-from dreamllm.data.images import decode
+from dreamllm.data.images import PICTURE_SUFFIXES, decode
 
 Key = TypeVar("Key", str, int)
 
 _NUMBER = re.compile(r"(?:.*[^0-9A-Za-z])?([0-9]{1,18})\.\w+")  # at the end of a file name
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 class BenchmarkProblem(ValueError):

@@ -66,6 +66,8 @@ class PredictionJob:
     @property
     def wording(self) -> Wording:
         """The words around images and questions."""
+        if self.use.wording:
+            return Wording(**self.use.wording.model_dump())
         return self.task.wording_of(self.use.source, self.prompts)
 
     @property

@@ -85,6 +85,7 @@ def _link(path: Path, out: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm place-benchmark`."""
     manifest.add_arguments(parser)
+    parser.add_argument("--config", type=Path, help="experiment, for your own sets in its section `sources`")
     parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
     parser.add_argument(
         "--pictures-from", nargs="*", default=[], metavar="PREFIX=FOLDER", help="sets that hold its pictures"

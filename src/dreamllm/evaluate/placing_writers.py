@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dreamllm.evaluate.files import BenchmarkProblem, field
+from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field
 from dreamllm.evaluate.tasks import mmbench, pope, vqa
 from dreamllm.seeds import seed_of
 from dreamllm.sources.readers.narratives import COCO_ID
 from dreamllm.sources.records import Member, RecordProblem, Rejected, members, one, read_json, read_jsonl
 
 FID_PICTURES = 30_000  # of COCO val2014 (paper Table 2, as all of the literature)
+ANNOTATORS = 10  # of a question of VQAv2
 LARGEST_FIELD = 100_000_000  # characters of a field of MMBench's table, a picture in base64
 VIZWIZ_NAME = re.compile(r".*_([0-9]{1,18})\.[^_]*")
 LONGEST_INDEX = 64  # characters; a shorter "picture" is the index of the row that has it (VLMEvalKit)
@@ -183,13 +184,69 @@ def _textvqa(raw: Path, folder: Path) -> dict[str, str]:
 
 
 def _pope(raw: Path, folder: Path) -> dict[str, str]:
-    """POPE: three files of JSON lines {"question_id", "image", "text", "label"}."""
+    """POPE: three files of JSON lines {"question_id", "image", "text", "label"}; people's own may end in .jsonl."""
     names = set()
+    lines = any(members(raw, f"pope_{subset}.jsonl") for subset in pope.SUBSETS)
     for subset in pope.SUBSETS:
-        records = list(_lines(one(raw, f"coco_pope_{subset}.json")))
+        records = list(_lines(one(raw, f"pope_{subset}.json{'l' if lines else ''}")))
         _jsonl(folder / f"pope_{subset}_test.jsonl", [record for _, record in records])
         names |= {field(record, "image", str, *where) for where, record in records}
     return {name: name for name in sorted(names)}
+
+
+# ---- people's own sets (docs/your-data.md) ---------------------------------------------------------------------------
+
+
+def _coco_captions(raw: Path, folder: Path) -> dict[str, str]:
+    """A COCO captions file under any name: {"images": [{"id", "file_name"}], "annotations": [...]}."""
+    file = one(raw, ".json")
+    content = _object(file)
+    names = {}
+    for where, image in _records(file, "images", content):
+        path = field(image, "file_name", str, *where)
+        image["file_name"] = path.rpartition("/")[2]
+        names[image["file_name"]] = image["file_name"]
+    write_json(folder / "captions_test.json", content)
+    return names
+
+
+def _own_vqa(raw: Path, folder: Path) -> dict[str, str]:
+    """VQAv2's two files under any names that end in questions.json and annotations.json.
+
+    A question names its picture by `image`, the name of a file, or by `image_id`, the number in such a name. One answer
+    alone counts for all ten annotators, since the challenge's rule asks for three equal ones.
+    """
+    asked, answered = one(raw, "questions.json"), one(raw, "annotations.json")
+    shown: Pictures | None = None
+    numbers: dict[str, int] = {}
+    questions = _object(asked)
+    for where, question in _records(asked, "questions", questions):
+        if isinstance(question, dict) and "image" in question:
+            name = field(question, "image", str, *where).rpartition("/")[2]
+        else:
+            shown = shown or Pictures(raw)
+            name = shown.name_of(field(question, "image_id", int, *where), Path(where[0]), where[1])
+        question["image_id"] = numbers.setdefault(name, len(numbers))
+    annotations = _object(answered)
+    for where, annotation in _records(answered, "annotations", annotations):
+        answers = field(annotation, "answers", list, *where)
+        told = [{"answer": answer} if isinstance(answer, str) else answer for answer in answers]
+        annotation["answers"] = told * ANNOTATORS if len(told) == 1 else told
+    write_json(folder / "vqa_test_questions.json", questions)
+    write_json(folder / "vqa_test_annotations.json", annotations)
+    return {f"{number:012d}{Path(name).suffix}": name for name, number in numbers.items()}
+
+
+def _prompts(raw: Path, folder: Path) -> dict[str, str]:
+    """Prompts to generate pictures from, one on each line of a .txt file, without pictures to compare with."""
+    file = one(raw, ".txt")
+    with file.open() as opened, file.damage():
+        lines = opened.read().decode("utf-8-sig").split("\n")
+    told = [(number, " ".join(line.split())) for number, line in enumerate(lines, 1) if line.strip()]
+    if not told:
+        raise RecordProblem(f"{file}: has no prompt; write one on each line")
+    _jsonl(folder / "draw_test.jsonl", [{"id": number, "prompt": prompt} for number, prompt in told])
+    return {}
 
 
 def _mm_vet(raw: Path, folder: Path) -> dict[str, str]:
@@ -275,6 +332,9 @@ WRITERS: dict[str, Callable[[Path, Path], dict[str, str]]] = {
     "pope": _pope,
     "mmbench": _mmbench,
     "mm_vet": _mm_vet,
+    "coco_captions": _coco_captions,
+    "vqa": _own_vqa,
+    "prompts": _prompts,
 }
 
 

@@ -113,4 +113,5 @@ def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]
 
 def _benchmark_settings(use: BenchmarkUse) -> dict[str, Any]:
     """The protocol's entry for a benchmark of a public set or with settings of its own."""
-    return {"benchmark": use.model_dump(mode="json")} if use.source or use.shots or use.picture != "own" else {}
+    special = use.source or use.shots or use.picture != "own" or use.wording
+    return {"benchmark": use.model_dump(mode="json")} if special else {}

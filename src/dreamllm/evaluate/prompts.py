@@ -53,9 +53,9 @@ def about_picture(
     An example is a turn of the conversation before, worded alike; the system sentence stands once. (The official code
     has no examples; this is how its conversations go on.)
     """
-    if prompts == "emoji" and not question and picture:
+    if prompts == "emoji" and wording == Wording() and not question and picture:
         return Document(id_, "interleaved", (Picture(picture),))  # its caption follows, as in a pair
-    glue = " " if prompts == "corrected" and question and wording.instruction else ""
+    glue = " " if prompts != "official" and question and wording.instruction else ""
     parts: list[Part] = [Text(wording.system, "user")]
     for shown_picture, asked, answered in shots:
         asked_glue = glue if asked else ""

@@ -1,4 +1,4 @@
-"""Turn a fetched public data set into Document shards: `dreamllm build-shards`.
+"""Turn a fetched public data set, or your own files, into Document shards: `dreamllm build-shards`.
 
     dreamllm build-shards --source gqa --raw data/raw/gqa --config FILE --out data/shards/gqa
 
@@ -29,7 +29,7 @@ from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document
-from dreamllm.sources import manifest, readers
+from dreamllm.sources import manifest, own, readers
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.picture_files import Folders, folders_of
 from dreamllm.sources.records import BuildProblem, Rejected
@@ -97,12 +97,14 @@ def build(
     pictures_from: Folders = (),
     urls: Path | None = None,
     processes: int = 1,
+    files: str = "",
 ) -> Counted:
     """Write the shards of a set to the folder `out`, which appears when it is complete.
 
     raw: the fetched files.  pictures: shards of img2dataset, for formats that hold addresses.  pictures_from: other
     sets that hold its pictures, as (prefix of their names, folder).  urls: what `list-urls` wrote, for interleaved
-    documents. Raises BuildProblem when no document can be made of the set, RecordProblem for a damaged file.
+    documents.  files: digest of people's own files, for the report. Raises BuildProblem when no document can be made of
+    the set, RecordProblem for a damaged file.
     """
     reader, counted = readers.module(source.format), Counted()
     if settings.candidates and not source.holds_addresses:
@@ -126,6 +128,7 @@ def build(
         for number, path in enumerate(written):
             path.rename(folder / f"{name}-{number:05d}.tar")
         report = {"source": name, "settings": settings.model_dump(mode="json"), **counted.report()}
+        report |= {"files": files} if files else {}
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if not counted.documents:
             raise BuildProblem(f"{name}: no document could be made: {json.dumps(counted.report())}")
@@ -188,6 +191,7 @@ def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm build-shards`."""
     source = manifest.chosen(args)
     sources = load(args.config).sources if args.config else {}
+    known = own.KNOWN / f"{args.source}.json"
     counted = build(
         args.source,
         source,
@@ -198,5 +202,6 @@ def main(args: argparse.Namespace) -> None:
         pictures_from=folders_of(args.pictures_from),
         urls=args.urls,
         processes=args.processes,
+        files=own.remember(args.raw, known) if source.availability == "own" else "",
     )
     print(json.dumps(counted.report(), indent=1))

@@ -82,13 +82,17 @@ def documents(unit: Unit, settings: SourceSettings) -> Iterator[Document | Rejec
                 parts.append(Picture(picture(data, settings.picture_side, settings.smallest_picture, turned)))
             except ValueError as error:
                 yield Rejected(picture_problem(error), f"{where}: {url} {error}", whole=False)
-        parts = _join_texts(parts)
-        if not any(isinstance(part, Picture) for part in parts):
-            yield Rejected("no picture is left", where)
-        elif not any(isinstance(part, Text) for part in parts):
-            yield Rejected("no text", where)
-        else:
-            yield Document(f"{unit.file.name}-{number:08d}", "interleaved", tuple(parts), meta)
+        yield complete(f"{unit.file.name}-{number:08d}", parts, where, meta)
+
+
+def complete(id_: str, parts: Sequence[Part], where: str, meta: dict[str, Any]) -> Document | Rejected:
+    """The document of the parts that are left, or why there is none."""
+    parts = _join_texts(parts)
+    if not any(isinstance(part, Picture) for part in parts):
+        return Rejected("no picture is left", where)
+    if not any(isinstance(part, Text) for part in parts):
+        return Rejected("no text", where)
+    return Document(id_, "interleaved", tuple(parts), meta)
 
 
 def _join_texts(parts: Sequence[Part]) -> list[Part]:

@@ -1,7 +1,8 @@
 """The manifest of public data sets, data/sources.yaml: what each is, where it is fetched from, what reads it.
 
 An experiment refers to sets by their names in the manifest, under `sources` and in the mixtures of its stages. A fact
-that is not known is left empty, and `unknown` says why. Imports neither torch nor transformers.
+that is not known is left empty, and `unknown` says why. People's own sets have their entries in the experiment itself
+(`of_experiment`). Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from dreamllm.config.base import Address, Section, near
+from dreamllm.config.experiment import Experiment
 from dreamllm.config.reading import ConfigProblem, read_yaml, shown
+from dreamllm.config.reading import load as load_experiment
 from dreamllm.sources import readers
 
 MANIFEST = Path("data/sources.yaml")
@@ -30,6 +33,9 @@ TASKS = {
     "mmbench": "mmbench",
     "mm_vet": "mm_vet",
     "harness": "harness",
+    "coco_captions": "captions",
+    "vqa": "vqa",
+    "prompts": "draw",
 }
 """Formats of evaluation sets (`dreamllm.evaluate.placing`), and the task that a set becomes."""
 BENCHMARK_FORMATS = (*TASKS, "as_is")
@@ -68,7 +74,7 @@ class SourceFile(Section):
 
 
 class Source(Section):
-    """One public data set."""
+    """One data set: a public one, or people's own (availability "own")."""
 
     title: str
     """Name in the paper, or else its own."""
@@ -90,8 +96,9 @@ class Source(Section):
     bytes: int | None = None
     """Size of `files` in bytes, as published."""
     licence: str = ""
-    availability: Literal["open", "gated", "request", "gone", "never released"]
-    """gated: an account must accept conditions; request: requested by a form; gone: no longer hosted."""
+    availability: Literal["open", "gated", "request", "gone", "never released", "own"]
+    """gated: an account must accept conditions; request: requested by a form; gone: no longer hosted; own: files of the
+    person who runs the experiment, and no entry of the manifest."""
     obtain: str = ""
     """What a person must do to get it, or before it can be fetched."""
     substitute: str = ""
@@ -158,15 +165,34 @@ def named(name: str, sources: dict[str, Source], path: Path = MANIFEST) -> Sourc
     return sources[name]
 
 
+def of_experiment(experiment: Experiment, path: Path = MANIFEST) -> dict[str, Source]:
+    """All public sets, and the experiment's own ones, by name.
+
+    Raises ConfigProblem as `load`, and for an own set that is called like a public one.
+    """
+    public = load(path)
+    own = {}
+    for name, use in experiment.sources.items():
+        if use.path:
+            if name in public:
+                raise ConfigProblem(f"sources.{name}: {path} has a public set of this name; give your own another one")
+            about = {"title": name, "format": use.format, "licence": use.licence, "source": "own files"}
+            own[name] = Source.model_validate({**about, "availability": "own", "unknown": ""})
+    return public | own
+
+
 # ---- command line: flags of all verbs for one set --------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that `chosen` reads."""
-    parser.add_argument("--source", required=True, help="name of a set in the manifest")
+    parser.add_argument("--source", required=True, help="name of a set in the manifest, or of your own in --config")
     parser.add_argument("--manifest", type=Path, default=MANIFEST, help="default: %(default)s")
 
 
 def chosen(args: argparse.Namespace) -> Source:
-    """The set that --source names. Raises ConfigProblem for a malformed manifest and for an unknown name."""
-    return named(args.source, load(args.manifest), args.manifest)
+    """The set that --source names, of the manifest or of --config where a verb has it. Raises ConfigProblem for a
+    malformed manifest and for an unknown name."""
+    config = getattr(args, "config", None)
+    sources = of_experiment(load_experiment(config), args.manifest) if config else load(args.manifest)
+    return named(args.source, sources, args.manifest)

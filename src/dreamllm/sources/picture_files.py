@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import posixpath
 import zipfile
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class PictureFiles:
 
     def read(self, name: str) -> bytes:
         """The bytes of a picture file. Raises KeyError when there is none, ValueError when it is damaged or huge."""
-        holder, inside = self._where[name]
+        holder, inside = self._where[posixpath.normpath(name)]
         size = holder.stat().st_size if isinstance(holder, Path) else holder.getinfo(inside).file_size
         if size > LARGEST_PICTURE:
             raise ValueError(f"has {size} bytes")
@@ -87,7 +88,11 @@ def picture(data: bytes, side: int, smallest: int, orientation: int = 1) -> Imag
     Of a strip the middle is kept (`data.images.centre`), which is more than models see of it.
     Raises ValueError("cannot be decoded ...") or ValueError("is smaller than ...").
     """
-    image = images.decode(data, orientation)
+    return shrunk(images.decode(data, orientation), side, smallest)
+
+
+def shrunk(image: Image.Image, side: int, smallest: int) -> Image.Image:
+    """`picture` of one that is decoded. Raises ValueError("is smaller than ...")."""
     shorter = min(image.size)
     if shorter < smallest:
         raise ValueError(f"is smaller than {smallest} pixels")

@@ -146,6 +146,9 @@ def _problems_of(name: str, use: BenchmarkUse, experiment: Experiment) -> list[s
     if use.source and experiment.evaluation.split != "test":
         split = experiment.evaluation.split
         problems.append(f"{where}: public sets are placed as split test, evaluation.split is {split}")
+    own = experiment.sources.get(use.source or "")
+    if own and own.format == "prompts" and experiment.evaluation.pictures:
+        problems.append(f"{where}: evaluation.pictures compares with real images, and these prompts have none")
     for key in sorted(use.model_fields_set - {"task", "source", *task.keys}):
         if getattr(use, key) != type(use).model_fields[key].default:
             problems.append(f"{where}.{key}: the task {use.task} takes no {key}")

@@ -20,6 +20,7 @@ from dreamllm.evaluate.tasks import Task
 
 TASK = Task(
     files=("captions_{split}.json",),
+    keys=("wording",),
     wording={
         "": Wording(
             system="Based on the image, give the image caption briefly.",

@@ -1,6 +1,7 @@
 """Text-to-image: one image per prompt, compared with the real image that the prompt describes.
 
-draw_SPLIT.jsonl     {"id", "prompt", "image_id"}; "captions", if there, are all captions of that image
+draw_SPLIT.jsonl     {"id", "prompt", "image_id"}; "captions", if there, are all captions of that image. A set without
+                     images (images_SPLIT) has no "image_id" either
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dreamllm.evaluate.job import PredictionJob, ScoringJob
 from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.tasks import Task
 
+NOT_COMPARED = "these prompts have no real images to compare with"
 MEASURED_APART = "pictures of public sets are measured by evaluation.pictures (docs/pictures.md)"
 
 TASK = Task(
@@ -32,7 +34,7 @@ TASK = Task(
 
 @dataclass(frozen=True)
 class DrawItem:
-    """A prompt, and the real image that it describes."""
+    """A prompt, and the real image that it describes ("" where the set has none)."""
 
     id: str
     prompt: str
@@ -48,12 +50,15 @@ class DrawItem:
 
 def read(folder: Path, split: str, file: str = TASK.files[0]) -> list[list[DrawItem]]:
     """The prompts. file: of the benchmark, for those that have the same form."""
-    path, shown, scenes = folder / file.format(split=split), pictures_of(folder, split), scenes_of(folder, split)
+    path, scenes = folder / file.format(split=split), scenes_of(folder, split)
+    records = read_jsonl(path)
+    compared = any("image_id" in record for _, record in records) or any(folder.glob(f"images_{split}*"))
+    shown = pictures_of(folder, split) if compared else None
     items = []
-    for place, record in read_jsonl(path):
+    for place, record in records:
         id_ = str(field(record, "id", (int, str), path, place))
-        image_id = field(record, "image_id", int, path, place)
-        name = shown.name_of(image_id, path, place)
+        image_id = field(record, "image_id", int, path, place) if shown else 0
+        name = shown.name_of(image_id, path, place) if shown else ""
         prompt = field(record, "prompt", str, path, place)
         captions = tuple(field(record, "captions", list, path, place)) if "captions" in record else ()
         if not all(isinstance(caption, str) and caption.strip() for caption in (prompt, *captions)):
@@ -87,7 +92,8 @@ def score(job: ScoringJob, items: Sequence[Any], predictions: Predictions) -> di
     from dreamllm.evaluate.metrics.scene_attributes import compare_each
 
     if job.public:
-        return {"metrics": {"fid": undefined(MEASURED_APART)}, "groups": {}}
+        reason = MEASURED_APART if all(item.picture for item in items) else NOT_COMPARED
+        return {"metrics": {"fid": undefined(reason)}, "groups": {}}
     places = [(predictions.get(item.id, "image", str), f"item {item.id}") for item in items]
     real = job.pictures
     result: dict[str, Any] = {"metrics": {}, "groups": {}}

@@ -33,6 +33,7 @@ CAPABILITIES = {  # as in the file: as in the tables
 TASK = Task(
     files=("mm_vet_{split}.json",),
     in_world=False,
+    keys=("wording",),
     judged=True,
     wording={
         "": Wording(

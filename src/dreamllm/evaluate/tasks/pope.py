@@ -23,7 +23,7 @@ SUBSETS = ("random", "popular", "adversarial")
 
 TASK = Task(
     files=tuple(f"pope_{subset}_{{split}}.jsonl" for subset in SUBSETS),
-    keys=("picture",),
+    keys=("picture", "wording"),
     wording={
         "": Wording(
             system="Based on the image, please objectively and accurately indicate whether the object exists.",

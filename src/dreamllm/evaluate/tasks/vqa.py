@@ -31,7 +31,7 @@ _ONE_WORD = "Please provide an accurate answer within one word."
 
 TASK = Task(
     files=("vqa_{split}_questions.json", "vqa_{split}_annotations.json"),
-    keys=("shots", "shots_from", "shots_by", "picture"),
+    keys=("shots", "shots_from", "shots_by", "picture", "wording"),
     submission="json",
     wording={
         "": Wording(system=_QUESTION, instruction=_ONE_WORD, answer="The short answer (one word) is:"),

@@ -44,7 +44,7 @@ def commands(audited: AuditedRun) -> CheckResult:
 
 def orphans(audited: AuditedRun) -> CheckResult:
     """A14: every file below results/ is the output of a rule."""
-    others = _other_experiments(audited)
+    others, elsewhere = _other_experiments(audited), _of_the_same_name(audited)
     made = [Path(output.path) for output in audited.outputs]
     made += [Path(path.format(name=name)) for path in NOT_OF_TABLES for name in audited.run.runs]
     folder = audited.root / "results"
@@ -64,7 +64,11 @@ def orphans(audited: AuditedRun) -> CheckResult:
         counted += 1
         if len(path.parts) > 3 and path.parts[2] in others:
             foreign += 1
-        elif not any(one == path or one in path.parents for one in made):
+        elif any(one == path or one in path.parents for one in made):
+            continue
+        elif any(one == path or one in path.parents for one in elsewhere):
+            foreign += 1
+        else:
             what = "is not the output of any rule of the experiment"
             faults.append(Fault(what, path.as_posix(), "remove it, or write the rule that makes it"))
     words = f"{counted - foreign} files below results/ have a rule"
@@ -88,6 +92,22 @@ def _other_experiments(audited: AuditedRun) -> set[str]:
     others = [file for file in files if file != audited.root / audited.run.config]
     names = {name for file in others for name in (load(file).name, *load(file).runs())}
     return names - {audited.run.experiment.name, *audited.run.runs}
+
+
+def _of_the_same_name(audited: AuditedRun) -> set[Path]:
+    """Results of other configurations that continue this experiment under its name (config/own_data.yaml)."""
+    found = set()
+    for file in sorted((audited.root / "config").glob("*.yaml")):
+        one = load(file)
+        for run in set(audited.run.runs) & one.runs().keys():
+            paths = Paths(one, run)
+            found |= {Path(paths.checkpoint(stage)) for stage in one.stages}
+            for model, benchmark in [(e.model, name) for e in one.evaluations for name in e.benchmarks]:
+                found |= {
+                    Path(paths.predictions(model, benchmark, suffix)) for suffix in ("jsonl", "tar", "safetensors")
+                }
+                found |= {Path(path) for path in (paths.metrics(model, benchmark), paths.items(model, benchmark))}
+    return found
 
 
 def costs(audited: AuditedRun) -> CheckResult:

@@ -16,9 +16,11 @@ from packaging.version import Version
 from dreamllm import digests
 from dreamllm.config.reading import ConfigProblem, load, read_yaml
 from dreamllm.config.world import WORLD_SETS
+from dreamllm.data.images import PICTURE_SUFFIXES
 from dreamllm.repro.audit import lineage
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
+from dreamllm.sources import own
 
 MANIFEST, MADE, RELEASES, RECIPE = "data/sources.yaml", "data/made.yaml", "paper/released.yaml", "paper/recipe.yaml"
 RECIPES = {"paper": "config/paper.yaml", "as released": "config/paper-as-released.yaml"}
@@ -159,7 +161,9 @@ def licences(audited: AuditedRun) -> CheckResult:
     used = audited.run.experiment.sources.keys() & set(unlicensed)
     words = f"{len(sources) - len(unlicensed)} public sets and {len(made)} made here have a licence"
     words += f"; {len(unlicensed)} give the reason why theirs is unknown" if unlicensed else ""
-    return pass_or_fail(faults, words + (f", of them used here: {', '.join(sorted(used))}" if used else ""))
+    words += f", of them used here: {', '.join(sorted(used))}" if used else ""
+    own = [f"{name} ({use.licence})" for name, use in audited.run.experiment.sources.items() if use.path]
+    return pass_or_fail(faults, words + (f"; own sets: {', '.join(own)}" if own else ""))
 
 
 def _lines(problem: ConfigProblem) -> list[str]:
@@ -237,7 +241,9 @@ def contamination(audited: AuditedRun) -> CheckResult:
     for name in sorted(trained_on & tested_on):
         what = f"{name} is used for training and for evaluation"
         faults.append(Fault(what, audited.run.config, "remove it from one of them"))
-    words = [f"none of {len(tested_on)} public evaluation sets is trained on"] if tested_on else []
+    words = [f"none of {len(tested_on)} public or own evaluation sets is trained on"] if tested_on else []
+    for what in _files_of_both(audited, trained_on, {name for name in tested_on if name}):
+        faults.append(Fault(what, audited.run.config, "test on files that are not trained on"))
     world = audited.root / experiment.world.folder
     if not trained_on & set(WORLD_SETS):
         words.append("no training on the emoji world")
@@ -260,6 +266,27 @@ def contamination(audited: AuditedRun) -> CheckResult:
             f"{again} of {len(tested) - first} later scenes of test stories are (emoji/grammar.py gives the reason)"
         )
     return pass_or_fail(faults, "; ".join(words))
+
+
+def _files_of_both(audited: AuditedRun, trained_on: set[str], tested_on: set[str]) -> Iterator[str]:
+    """A line for each pair of people's own sets of which one is trained on, the other is tested on, and both have an
+    image of the same bytes."""
+
+    def images(name: str) -> dict[str, str]:
+        use = audited.run.experiment.sources.get(name)
+        folder = audited.root / str(use.path) if use and use.path else None
+        if not folder or not folder.is_dir():
+            return {}
+        found = own.digests(folder, audited.root / own.KNOWN / f"{name}.json")
+        return {sha256: file for file, sha256 in found.items() if Path(file).suffix.lower() in PICTURE_SUFFIXES}
+
+    trained = {name: images(name) for name in sorted(trained_on)}
+    for test in sorted(tested_on - trained_on):
+        tested = images(test)
+        for name, of_training in trained.items():
+            if both := sorted(tested.keys() & of_training.keys()):
+                first = f"{tested[both[0]]} is {of_training[both[0]]} of {name}"
+                yield f"{len(both)} images of {test} are also in the training set {name}: {first}"
 
 
 def _training_scenes(folder: Path) -> set[str]:

@@ -92,7 +92,8 @@ def kinds(experiment: Experiment, assumptions: Assumptions, path: Path) -> dict[
     """The average document of each set in a mixture. Raises ConfigProblem for a set without assumptions."""
     found = {}
     for name in sorted({name for stage in experiment.stages.values() for name in stage.mixture}):
-        key = name
+        use = experiment.sources.get(name)
+        key = f"own_{use.format}" if use and use.path else name
         if name.startswith("mmc4_core") and not experiment.sources[name].min_similarity:
             key = "mmc4_core_unfiltered"
         if key not in assumptions.documents:
@@ -121,7 +122,7 @@ def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, Do
 
 def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumptions: Assumptions) -> dict[str, float]:
     """Bytes on disk by purpose; sets of unknown size count only with their pictures."""
-    public = manifest.load() if experiment.sources else {}
+    public = manifest.of_experiment(experiment) if experiment.sources else {}
     used: dict[str, float] = {}
     for name, use in experiment.sources.items():
         source = public[name]
@@ -196,7 +197,7 @@ def lines(
 
 
 def _stage_lines(experiment: Experiment, plan: StagePlan, sets: dict[str, DocumentKind]) -> list[str]:
-    public = manifest.load() if experiment.sources else {}
+    public = manifest.of_experiment(experiment) if experiment.sources else {}
     text = [
         f"  trained parameters     {sum(plan.trained.values()):,} "
         f"({', '.join(f'{part} {number:,}' for part, number in plan.trained.items())})",

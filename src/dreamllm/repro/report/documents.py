@@ -82,7 +82,8 @@ def data_sets(report: Report) -> list[DataSet]:
         for name, digests in about.get("data", {}).items():
             files.setdefault(name, {}).update(digests)
             users.setdefault(name, []).append(stage)
-    public = manifest.load(report.run.root / manifest.MANIFEST) if set(files) - set(WORLD_SETS) else {}
+    path = report.run.root / manifest.MANIFEST
+    public = manifest.of_experiment(report.run.experiment, path) if set(files) - set(WORLD_SETS) else {}
     found = []
     for name, digests in files.items():
         if name in WORLD_SETS:

@@ -1,4 +1,4 @@
-"""LLaVA's JSON: a list of conversations about at most one picture.
+"""LLaVA's JSON: a list of conversations about at most one picture, or in .jsonl one of them on each line.
 
     {"id": "000000033471", "image": "coco/train2017/000000033471.jpg",
      "conversations": [{"from": "human", "value": "<image>\\nWhat ...?"}, {"from": "gpt", "value": "..."}, ...]}
@@ -17,7 +17,7 @@ from dreamllm.config.sources import SourceSettings
 from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.sources.annotated_pictures import Chunk, chunks, load_picture
 from dreamllm.sources.readers import Inputs
-from dreamllm.sources.records import Rejected, members, read_list
+from dreamllm.sources.records import Rejected, members, read_jsonl, read_list
 
 PLACEHOLDER = "<image>"
 SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}
@@ -25,8 +25,9 @@ SPEAKERS: dict[str, Role] = {"human": "user", "gpt": "assistant"}
 
 def units(inputs: Inputs) -> Iterator[Chunk]:
     """Runs of records of the JSON files."""
-    for file in members(inputs.raw, ".json"):
-        yield from chunks(read_list(file), file.name.removesuffix(".json"), inputs.folders)
+    for file in members(inputs.raw, ".json", ".jsonl"):
+        records = read_jsonl(file) if file.name.endswith(".jsonl") else read_list(file)
+        yield from chunks(records, file.name.rpartition(".")[0], inputs.folders)
 
 
 def documents(unit: Chunk, settings: SourceSettings) -> Iterator[Document | Rejected]:
