@@ -185,19 +185,20 @@ class LiveView:
 
     def picture(self) -> Any:
         """What a terminal shows: the headline, a bar, a line for each running job."""
-        from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
         now = time.monotonic()
-        table = Table.grid(padding=(0, 2))
-        for justify in ("left", "right", "left"):
-            table.add_column(no_wrap=True, overflow="ellipsis", justify=justify)  # type: ignore[arg-type]
-        for job in self.run.jobs(now):
-            table.add_row(*map(Text, job))
-        bar = ProgressBar(self.run.total() or 1, self.run.done(now), width=min(60, self.console.width))
-        return Group(Text(self.run.headline(now)), bar, table)
+        table = Table.grid()
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_row(Text(self.run.headline(now)))
+        table.add_row(ProgressBar(self.run.total() or 1, self.run.done(now), width=min(60, self.console.width)))
+        jobs = self.run.jobs(now)
+        width = max((len(name) for name, _, _ in jobs), default=0)
+        for name, elapsed, progress in jobs:
+            table.add_row(Text(f"  {name:<{width}}  {elapsed}  {progress}"))
+        return table
 
     def line(self) -> str:
         """What a log shows: the headline and the running jobs, in one line."""
@@ -224,5 +225,6 @@ class LiveView:
             self.lines.start()
 
     def _write_lines(self) -> None:
+        print(self.line(), file=sys.stderr, flush=True)
         while not self.closed.wait(EVERY):
             print(self.line(), file=sys.stderr, flush=True)
