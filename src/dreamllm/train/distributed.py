@@ -71,12 +71,12 @@ def start_tracker(accelerator: Accelerator, experiment: Experiment, stage: str, 
     """Start a run of `machine.tracker` for a training that has done some steps. Only the first process does.
 
     TensorBoard's files are in work/tensorboard; steps that an interrupted training logged after its last save are
-    removed. trackio and wandb have the run EXPERIMENT/STAGE of the project `dreamllm`, with the stage's settings.
+    removed. trackio and wandb have the run EXPERIMENT-STAGE of the project `dreamllm`, with the stage's settings.
     """
-    settings = {"name": f"{experiment.name}/{stage}", "config": experiment.stages[stage].model_dump(mode="json")}
+    settings = {"name": f"{experiment.name}-{stage}", "config": experiment.stages[stage].model_dump(mode="json")}
     options = {
         "tensorboard": {"purge_step": done + 1},
-        "trackio": settings,
+        "trackio": settings | {"resume": "allow" if done else "never"},
         "wandb": settings | {"dir": str(work)},
     }
     tracker = experiment.machine.tracker
