@@ -214,6 +214,8 @@ class LiveView:
         self.closed.set()
         if self.live:
             self.live.stop()
+        if self.lines and self.lines.is_alive():
+            self.lines.join()
         if self.run.counts:
             self.console.print(self.run.summary(time.monotonic()), markup=False, highlight=False, soft_wrap=True)
 

@@ -50,6 +50,4 @@ def tracker_problem(machine: Machine) -> str | None:
     """Why the tracker cannot be used here, and what to do; None where it can."""
     if find_spec(machine.tracker):
         return None
-    return (
-        f"machine.tracker: {machine.tracker} is not installed; `pip install {machine.tracker}`, or choose tensorboard"
-    )
+    return f"machine.tracker: {machine.tracker} is not installed here; `pip install {machine.tracker}`, or choose tensorboard"
