@@ -98,9 +98,9 @@ def test_a_value_of_the_wrong_type_is_shown(changed):
 def test_a_scheduler_is_one_of_those_that_draw(changed):
     from diffusers.schedulers import KarrasDiffusionSchedulers
 
-    complaint = changed(("scheduler: DDIMScheduler", "scheduler: DDIM"))
+    complaint = changed(("scheduler: DPMSolverMultistepScheduler", "scheduler: DDIM"))
     assert "evaluation.drawing.scheduler: 'DDIM' is no scheduler of diffusers for Stable Diffusion" in complaint
-    complaint = changed(("scheduler: DDIMScheduler", "scheduler: DPMSolverMultiStepScheduler"))
+    complaint = changed(("scheduler: DPMSolverMultistep", "scheduler: DPMSolverMultiStep"))
     assert "did you mean DPMSolverMultistepScheduler or " in complaint
     assert set(scheduler_names()) == set(KarrasDiffusionSchedulers.__members__)
 

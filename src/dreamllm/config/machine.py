@@ -50,4 +50,5 @@ def tracker_problem(machine: Machine) -> str | None:
     """Why the tracker cannot be used here, and what to do; None where it can."""
     if find_spec(machine.tracker):
         return None
-    return f"machine.tracker: {machine.tracker} is not installed here; `pip install {machine.tracker}`, or choose tensorboard"
+    name = machine.tracker
+    return f"machine.tracker: {name} is not installed here; `pip install {name}`, or choose tensorboard"
