@@ -30,7 +30,7 @@ $(READY):
 tables: setup ## from nothing to results/tables and results/figures; with a live view of the jobs
 	snakemake --logger dreamllm --cores $(CORES) results/tables
 	@echo "Tables and figures:        results/tables/README.md, results/figures/README.md"
-	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\""
+	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\"; --words lists what it knows"
 	@echo "Follow every number:       make report, then open results/report/index.html"
 	@python workflow/changed.py
 
