@@ -72,7 +72,7 @@ class Run:
     def weight(self, job: Job) -> float:
         """The expected CPU seconds of a job: its own of the earlier run, or else the mean of its rule or of all."""
         known = self.expected.get(job.rule, {})
-        return known[job.name] if job.name in known else self._mean(job.rule, ())
+        return known[job.name] if job.name in known else self._mean(job.rule, set())
 
     def total(self) -> float:
         """The expected CPU seconds of the whole run.
@@ -81,11 +81,12 @@ class Run:
         that have not started yet. Where a whole run is repeated, this is exact.
         """
         started = [*self.finished.values(), *self.failed.values(), *self.running.values()]
-        sum_ = sum(map(self.weight, started))
-        for rule, count in self.counts.items():
-            names = [job.name for job in started if job.rule == rule]
-            sum_ += max(0, count - len(names)) * self._mean(rule, names)
-        return sum_
+        names: dict[str, list[str]] = {}
+        for job in started:
+            names.setdefault(job.rule, []).append(job.name)
+        waiting = {rule: count - len(names.get(rule, ())) for rule, count in self.counts.items()}
+        left = (number * self._mean(rule, set(names.get(rule, ()))) for rule, number in waiting.items() if number > 0)
+        return sum(map(self.weight, started)) + sum(left)
 
     def done(self, now: float) -> float:
         """The expected CPU seconds of what is done: finished jobs, and the done part of running ones."""
@@ -127,7 +128,8 @@ class Run:
             text += " Run the same command again to go on: what is done is kept, trainings go on from their last save."
         return text
 
-    def _mean(self, rule: str, without: list[str] | tuple[()]) -> float:
+    def _mean(self, rule: str, without: set[str]) -> float:
+        """The mean of the rule's recorded jobs but these, or else of all of its jobs, or else of all jobs."""
         known = self.expected.get(rule, {})
         values = [value for name, value in known.items() if name not in without] or list(known.values())
         values = values or [value for jobs in self.expected.values() for value in jobs.values()] or [1.0]
