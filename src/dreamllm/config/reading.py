@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from dreamllm.config.base import Section, near
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import tracker_problem
 from dreamllm.masking import mask
 
 LARGEST_FILE = 10_000_000  # bytes of a YAML file
@@ -93,6 +94,12 @@ def check_folders(experiment: Experiment, root: Path = Path()) -> None:
         with contextlib.suppress(FileNotFoundError):  # no git
             if tracked := subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines():
                 raise ConfigProblem(f"{key}: {folder} has files in git, such as {tracked[0]}; choose another folder")
+
+
+def check_tracker(experiment: Experiment, path: str | Path) -> None:
+    """Raises ConfigProblem for a tracker that is not installed. path: of the experiment file, for the message"""
+    if problem := tracker_problem(experiment.machine):
+        raise ConfigProblem(f"{path}: {problem}")
 
 
 def own_folders(experiment: Experiment) -> dict[str, str]:
