@@ -27,18 +27,18 @@ $(READY):
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation -e .
 	@rm -f $(VENV)/ready-*; touch $@
 
-tables: setup ## from nothing to results/tables and results/figures
-	snakemake --cores $(CORES) results/tables
+tables: setup ## from nothing to results/tables and results/figures; with a live view of the jobs
+	snakemake --logger dreamllm --cores $(CORES) results/tables
 	@echo "Tables and figures:        results/tables/README.md, results/figures/README.md"
-	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\""
+	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\"; --words lists what it knows"
 	@echo "Follow every number:       make report, then open results/report/index.html"
 	@python workflow/changed.py
 
 report: setup ## results/report/index.html with all that the tables show and where it is from, RO-Crate, CODECHECK manifest
-	snakemake --cores $(CORES) report
+	snakemake --logger dreamllm --cores $(CORES) report
 
 foundations: setup ## train the foundation models from nothing instead of fetching them, and measure them
-	snakemake --cores $(CORES) --configfile=config/foundations.yaml foundations data/foundations/card.json
+	snakemake --logger dreamllm --cores $(CORES) --configfile=config/foundations.yaml foundations data/foundations/card.json
 
 test: lint ## the tests, with a miniature run of the whole DAG; test-all has the slow ones, too
 	pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(LINTED)

@@ -16,6 +16,7 @@ from PIL import Image
 import tiny
 from dreamllm import cli
 from dreamllm.data.document import Document, Picture, Text
+from dreamllm.emoji import grammar
 from dreamllm.evaluate import demo_page
 from dreamllm.model.generate import Continuation
 from dreamllm.train import checkpoint
@@ -122,6 +123,15 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
         ("figures --losses a --benchmarks {folder} --out {folder}/o", "--losses, a: should be STAGE=FILE"),
         ("tables --items {folder}/none --paper paper --out {folder}/o", "{folder}/none: no such folder"),
         ("fetch-released --manifest {folder} --name a --out {folder}/o", "Is a directory"),
+        (
+            "train --stage sft --config config/smoke.yaml --foundations f --data d --out {file} --work w",
+            "{file}: is a file",
+        ),
+        ("finetune-sd --config config/smoke.yaml --foundations f --data {folder} --out {file}", "{file}: is a file"),
+        (
+            "make-world --config config/smoke.yaml --out {file}",
+            "{file}: is a file, but a folder is to be written there",
+        ),
     ],
 )
 def test_what_was_given_wrongly_is_told_in_one_line(arguments, told, tmp_path, monkeypatch):
@@ -133,6 +143,47 @@ def test_what_was_given_wrongly_is_told_in_one_line(arguments, told, tmp_path, m
         cli.main([word.format(**names) for word in arguments.split()])
     assert told.format(**names) in str(end.value.code) and "\n" not in str(end.value.code)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_fresh_checkout_is_told_to_run_make_tables(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit, match=r"no such file or folder; run `make tables` first: [^\n]*$"):
+        cli.main(["generate", "draw a red cat on grass."])
+    (tmp_path / "data/foundations").mkdir(parents=True)  # other reasons get no such advice
+    with pytest.raises(SystemExit, match=r"data/foundations/llm: no such file or folder$"):
+        cli.main(["generate", "draw a red cat on grass."])
+
+
+def test_the_words_of_the_emoji_world_are_those_of_its_scenes(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["generate", "--words"])
+    assert not end.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert "cat (kitten)" in lines[0] and "red (scarlet)" in lines[1] and "on grass (on the lawn)" in lines[2]
+    prompts = [line.strip().removeprefix("draw ") for line in lines if line.startswith("  draw ")]
+    assert len(prompts) == 3 and all(grammar.caption(grammar.parse_caption(prompt)) == prompt for prompt in prompts)
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_reader_that_has_gone_ends_a_verb_quietly(buffered):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "dreamllm", "generate", "--words"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": buffered}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(write)
+    assert not done.stderr and done.returncode in (0, 141)
+
+
+def test_a_connection_that_breaks_is_no_closed_output(monkeypatch):
+    def main(arguments):
+        raise BrokenPipeError("of a server")
+
+    monkeypatch.setattr(demo_page, "main", main)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(BrokenPipeError, match="of a server"):
+        cli.main(["generate", "hi"])
 
 
 @pytest.mark.parametrize("kind", ["AutoTokenizer", "AutoImageProcessor", "AutoConfig", "AutoModel"])

@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from dreamllm.config.base import Section
+from dreamllm.config.evaluation import scheduler_names
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import Machine, tracker_problem
 from dreamllm.config.reading import ConfigProblem, digest, load
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +94,26 @@ def test_a_value_of_the_wrong_type_is_shown(changed):
     complaint = changed(("learning_rate: 1.0e-2", "learning_rate: fast"))
     assert "stages.align_comprehension.learning_rate" in complaint
     assert "'fast'" in complaint
+
+
+def test_a_scheduler_is_one_of_those_that_draw(changed):
+    from diffusers.schedulers import KarrasDiffusionSchedulers
+
+    complaint = changed(("scheduler: DPMSolverMultistepScheduler", "scheduler: DDIM"))
+    assert "evaluation.drawing.scheduler: 'DDIM' is no scheduler of diffusers for Stable Diffusion" in complaint
+    complaint = changed(("scheduler: DPMSolverMultistep", "scheduler: DPMSolverMultiStep"))
+    assert "did you mean DPMSolverMultistepScheduler or " in complaint
+    assert set(scheduler_names()) == set(KarrasDiffusionSchedulers.__members__)
+
+
+def test_a_tracker_is_one_that_is_installed(changed):
+    assert "machine.tracker: 'wandb2' is none of tensorboard, trackio, wandb" in changed(
+        ("gpus:", "tracker: wandb2\n  gpus:")
+    )
+    assert tracker_problem(Machine()) is None
+    if not importlib.util.find_spec("wandb"):
+        told = "machine.tracker: wandb is not installed here; `pip install wandb`, or choose tensorboard"
+        assert tracker_problem(Machine(tracker="wandb")) == told
 
 
 def test_a_stage_can_only_start_from_earlier_stages(changed):

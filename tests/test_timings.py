@@ -11,7 +11,7 @@ import pytest
 
 from dreamllm import cli
 from dreamllm.emoji import world
-from dreamllm.timings import COLUMNS, Usage, measured, read_usage
+from dreamllm.timings import COLUMNS, TimingProblem, Usage, measured, read_recorded, read_usage, write_recorded
 
 LOG = Path("logs/run/job.name.log")
 BUSY = "import time; block = b'x' * (200 << 20); end = time.process_time() + 1\nwhile time.process_time() < end: pass"
@@ -64,3 +64,20 @@ def test_a_verb_measures_itself_when_it_is_a_job(tmp_path, monkeypatch):
 def test_what_is_not_measured_is_none(tmp_path):
     (tmp_path / "job.tsv").write_text("s\tmax_rss\tcpu_time\n0.4\tNA\tNA\n")
     assert read_usage(tmp_path / "job.tsv") == Usage(0.4, None, None)
+
+
+def test_what_jobs_used_is_recorded_by_rule_and_job(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    header = "\t".join(COLUMNS)
+    for name, cpu in (("train_sft", "61.25"), ("tables", "NA")):
+        file = tmp_path / f"timings/embedded/{name}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{header}\n7.5\t0:00:07\t100\tNA\tNA\tNA\tNA\tNA\t90\t{cpu}\n")
+    rules = {f"logs/embedded/{name}.log": name for name in ("train_sft", "tables", "without_timing")}
+    path = tmp_path / "recorded/timings.csv"
+    write_recorded(path, rules)
+    assert read_recorded(path) == {"tables": {"tables": 7.5}, "train_sft": {"train_sft": 61.2}}
+    assert read_recorded(tmp_path / "none.csv") == {}
+    path.write_text("rule,job,cpu_seconds\ntables,tables,many\n")
+    with pytest.raises(TimingProblem, match=r"timings.csv, line 2: should be rule,job,cpu_seconds"):
+        read_recorded(path)

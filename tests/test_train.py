@@ -4,6 +4,7 @@ Where the golden losses are missing, their test writes them and fails; a change 
 """
 
 import csv
+import importlib.machinery
 import json
 import math
 import os
@@ -11,22 +12,26 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from accelerate import tracking
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import tiny
+from dreamllm.config import machine
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import Machine
 from dreamllm.data import shards
 from dreamllm.data.mixture import Mixture, pair_mode
 from dreamllm.data.stream import Position, Stream, start_position
 from dreamllm.seeds import seed_of
-from dreamllm.train import resume, trainer
+from dreamllm.train import distributed, resume, trainer
 from dreamllm.train.checkpoint import load_model
 from dreamllm.train.log import NonFiniteLoss
 from dreamllm.train.schedule import learning_rate
@@ -200,6 +205,43 @@ def test_logs_can_be_read_by_tensorboard(trained):
     events.Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
     assert events.Scalars("loss")[3].value == pytest.approx(losses(trained)[3]["loss"], rel=1e-4)
+
+
+def test_losses_go_to_the_tracker_of_the_configuration(tmp_path, monkeypatch):
+    """With wandb's interface: its package is not part of this repository."""
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append((values, step))
+
+        def finish(self):
+            calls.append("finished")
+
+    wandb = types.ModuleType("wandb")
+    wandb.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    wandb.init = lambda **options: calls.append(options) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])
+    AcceleratorState._reset_state(True)
+    settings = experiment("fp32").model_copy(update={"machine": Machine(tracker="wandb")})
+    stage = next(iter(settings.stages))
+    accelerator = distributed.start_accelerator(settings.stages[stage], settings.machine, torch.float32, tmp_path)
+    distributed.start_tracker(accelerator, settings, stage, tmp_path, done=0)
+    accelerator.log({"loss": 0.5}, step=1)
+    accelerator.end_training()
+    begun, logged, ended = calls
+    assert begun["project"] == "dreamllm" and begun["name"] == f"{settings.name}-{stage}"
+    assert begun["config"]["steps"] == settings.stages[stage].steps and begun["dir"] == str(tmp_path)
+    assert logged == ({"loss": 0.5}, 1) and ended == "finished"
+
+
+def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    settings = experiment("fp32")
+    [stage, *_] = settings.stages.values()
+    with pytest.raises(distributed.MachineProblem, match=r"machine.tracker: trackio is not installed here; `pip"):
+        distributed.start_accelerator(stage, Machine(tracker="trackio"), torch.float32, tmp_path)
 
 
 # ---- resume --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Record in dvc.lock what a finished run has made, and push it. Usage: `make record`.
 
 Metrics and item scores are also copied to results/recorded, for git: README's table is made of them, and a clone
-compares its own run with them.
+compares its own run with them. results/recorded/timings.csv has the CPU time of each job, by which the live view of a
+run tells the time left.
 
 The foundations go to the store in this repository (data/store), everything else to your own remote if you named one
 (`dvc remote add --default --local NAME URL`). Without one the files stay here, and dvc.lock has their digests.
@@ -21,7 +22,9 @@ from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
 from dreamllm.masking import mask
 from dreamllm.repro.audit.origins import RECORDED
-from dreamllm.snakemake_records import refusal
+from dreamllm.snakemake_records import read_records, refusal
+from dreamllm.timings import RECORDED as TIMINGS
+from dreamllm.timings import write_recorded
 
 
 def main() -> None:
@@ -41,9 +44,12 @@ def main() -> None:
     if reason := refusal("dvc.yaml"):
         sys.exit(f"error: {reason}. Not recorded.")
     subprocess.run(["dvc", "commit", "--quiet", "--force"], check=True)
+    runs = load("config/embedded.yaml").runs()
+    made = {log: record["rule"] for record in read_records().values() for log in record["log"]}
+    write_recorded(TIMINGS, {log: rule for log, rule in made.items() if Path(log).parent.name in runs})
     for part in ("metrics", "items"):
         with new_folder(f"{RECORDED}/{part}") as folder:
-            for run in load("config/embedded.yaml").runs():
+            for run in runs:
                 shutil.copytree(f"results/{part}/{run}", folder / run)
     subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations"])], check=True)
 

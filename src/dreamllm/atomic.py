@@ -55,9 +55,10 @@ def new_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """An empty temporary folder. It replaces `path` when the block succeeds and is removed when it fails.
 
-    Raises OSError where the disk refuses, also for errors of libraries that are none.
+    Raises OSError where the disk refuses, also for errors of libraries that are none, and for a file called `path`.
     """
     path = Path(path)
+    refuse_file(path)
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -77,6 +78,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_file(path: str | Path) -> None:
+    """Raises NotADirectoryError for a file where a folder is to be written, before any work for it is done."""
+    if Path(path).is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, but a folder is to be written there", str(path))
 
 
 def temporary_name(path: Path) -> Path:

@@ -12,6 +12,8 @@ import errno
 import io
 import locale
 import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -74,10 +76,26 @@ NAMED = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOO
 """Of a path that was given: not there, of another kind, there already, too long, a link to itself."""
 
 
+MADE_BY_MAKE = ("data/foundations", "results/checkpoints/embedded")
+"""Defaults of flags that a fresh checkout does not have."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one verb. Exits with one line where the user's input is wrong, or the disk is full or closed."""
+    """Run one verb. Exits with one line where the user's input is wrong, or the disk is full or closed; silently where
+    the reader of its output is gone (`dreamllm plan ... | head`), with the status of a program that SIGPIPE ended."""
     if argv is None:
         _use_utf8()
+    try:
+        _run(argv)
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise  # of another pipe or connection
+        sys.exit(128 + signal.SIGPIPE)
+    finally:
+        _reader_is_gone()  # or Python itself would tell of it at the end
+
+
+def _run(argv: Sequence[str] | None) -> None:
     parser = argparse.ArgumentParser(
         prog="dreamllm",
         description="DreamLLM, a language model that reads and generates images, as a reproducible experiment.",
@@ -104,11 +122,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except ValueError as error:
         if not type(error).__module__.startswith("dreamllm."):
             raise  # only our own ...Problem classes are messages to the user; anything else is a bug
-        sys.exit(mask(f"dreamllm {chosen.verb}: {error}"))
+        sys.exit(mask(f"dreamllm {chosen.verb}: {error}") + _first_step(str(error)))
     except OSError as error:
         if error.errno in NAMED or (isinstance(error, FileNotFoundError) and error.errno is None):
             what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-            sys.exit(mask(f"dreamllm {chosen.verb}: {what}"))
+            sys.exit(mask(f"dreamllm {chosen.verb}: {what}") + _first_step(what))
         if error.errno not in PLACE:
             raise
         sys.exit(
@@ -116,6 +134,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             + " What was finished before is whole, nothing stands half-written under its final name; make room or give "
             "access, and run the same command again"
         )
+
+
+def _first_step(message: str) -> str:
+    """The end of a message about files that a fresh checkout does not have: how to make them."""
+    missing = [path for path in MADE_BY_MAKE if path in message and not Path(path).exists()]
+    return "; run `make tables` first: it fetches the foundation models and trains on them" if missing else ""
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more. If so, what is left to write there is dropped."""
+    try:
+        number = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
 
 
 def _use_utf8() -> None:

@@ -74,9 +74,10 @@ _started: list[subprocess.Popen[bytes]] = []  # a server ends when its standard 
 def start(**variables: str) -> None:
     """Start a server for jobs with this environment and `variables`, and name it in os.environ, unless one is named.
 
-    It imports nothing before the first job comes, and ends with this process, or when `stop` is called.
+    Elsewhere than on Linux it does nothing, and every job is a process of its own. The server imports nothing before
+    the first job comes, and ends with this process, or when `stop` is called.
     """
-    if VARIABLE in os.environ:
+    if VARIABLE in os.environ or sys.platform != "linux":
         return
     folder = tempfile.mkdtemp(prefix="dreamllm-jobs-")  # only its owner may enter
     with socket.socket(socket.AF_UNIX) as listener:

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +24,7 @@ from pathlib import Path
 from dreamllm.atomic import new_file
 
 COLUMNS = ("s", "h:m:s", "max_rss", "max_vms", "max_uss", "max_pss", "io_in", "io_out", "mean_load", "cpu_time")
+RECORDED = Path("results/recorded/timings.csv")  # of the last recorded run; what a run is expected to cost
 KIB = 1 if sys.platform == "linux" else 1024  # units of ru_maxrss in a KiB; macOS counts bytes
 
 
@@ -88,6 +89,40 @@ def read_usage(path: Path) -> Usage:
         return Usage(float(line["s"]), *(None if n is None or not math.isfinite(n) else n for n in numbers))
     except (TypeError, ValueError) as error:
         raise TimingProblem(f"{path}, line 2: {error}") from None
+
+
+def write_recorded(path: Path, rules: Mapping[str, str]) -> None:
+    """Write the CPU times of the jobs of a run, for `read_recorded`. rules: the rule of each job by the path of its log
+
+    Jobs without a timing file are left out.
+    """
+    lines = ["rule,job,cpu_seconds"]
+    for log, rule in sorted(rules.items(), key=lambda item: (item[1], item[0])):
+        timing = Path("timings", Path(log).parent.name, f"{Path(log).stem}.tsv")
+        if timing.exists():
+            usage = read_usage(timing)
+            seconds = usage.seconds if usage.cpu_seconds is None else usage.cpu_seconds
+            lines.append(f"{rule},{Path(log).stem},{seconds:.1f}")
+    with new_file(path) as file:
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_recorded(path: Path) -> dict[str, dict[str, float]]:
+    """CPU seconds by rule and job, as `write_recorded` wrote them; {} without the file.
+
+    Raises TimingProblem for a file of another form.
+    """
+    found: dict[str, dict[str, float]] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), 2):
+                try:
+                    found.setdefault(row["rule"], {})[row["job"]] = float(row["cpu_seconds"])
+                except (KeyError, TypeError, ValueError):
+                    raise TimingProblem(f"{path}, line {number}: should be rule,job,cpu_seconds") from None
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import yaml
 
 from dreamllm.config.experiment import RELEASED
-from dreamllm.config.reading import ConfigProblem, check_folders, digest, load
+from dreamllm.config.reading import ConfigProblem, check_folders, check_tracker, digest, load
 from dreamllm.config.sources import SourceSettings
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.evaluate import tasks
@@ -28,6 +28,7 @@ try:
     tasks.check(EXPERIMENT, CONFIGFILE)
     if workflow.is_main_process:
         check_folders(EXPERIMENT)
+        check_tracker(EXPERIMENT, CONFIGFILE)
 except ConfigProblem as problem:
     raise WorkflowError(str(problem))
 config.update(EXPERIMENT.model_dump(mode="json"), captions=CAPTIONS)  # with all defaults; workflow/report reads it

@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from dreamllm.config.base import Count, Name, Section, Seed, Share, Unique
+from dreamllm.config.base import Count, Name, Section, Seed, Share, Unique, near
 from dreamllm.config.pictures import Attention, Latency, PictureProtocol
+
+
+@cache
+def scheduler_names() -> list[str]:
+    """The schedulers of diffusers that Stable Diffusion's pipeline takes: the enum KarrasDiffusionSchedulers.
+
+    Read from its source, because importing it takes seconds.
+    """
+    spec = find_spec("diffusers")
+    assert spec and spec.origin
+    source = Path(spec.origin).with_name("schedulers") / "scheduling_utils.py"
+    return sorted(re.findall(r"^    (\w+Scheduler) = \d+$", source.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _is_scheduler(name: str) -> str:
+    """Raises ValueError for a scheduler that diffusers does not have."""
+    if name not in (known := scheduler_names()):
+        raise ValueError(f"{name[:80]!r} is no scheduler of diffusers for Stable Diffusion{near(name, known)}")
+    return name
 
 
 class TextSampling(Section):
@@ -24,7 +47,7 @@ class TextSampling(Section):
 class Drawing(Section):
     """Sampling of pictures."""
 
-    scheduler: Annotated[str, Field(pattern=r"Scheduler$")] = "DDIMScheduler"
+    scheduler: Annotated[str, AfterValidator(_is_scheduler)] = "DDIMScheduler"
     """Class of the sampler in diffusers; the noise schedule is that of the foundation."""
     steps: Count = 25
     """Denoising steps per picture (official code: 150 for COCO FID)."""

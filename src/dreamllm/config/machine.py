@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Literal
 
 from dreamllm.config.base import Count, Number, Section
@@ -32,6 +33,9 @@ class Machine(Section):
     compile: bool = False
     """Compile the language model's layers with torch.compile in training: faster on a GPU, after some minutes of
     compiling; not for a CPU."""
+    tracker: Literal["tensorboard", "trackio", "wandb"] = "tensorboard"
+    """Where a training writes its losses of every step, through accelerate: TensorBoard's files in its work folder, or
+    the project `dreamllm` of trackio or Weights & Biases, which have to be installed (docs/training.md)."""
     threads: Count = 1
     """CPU threads per job. On a laptop use 1: two jobs with one thread are faster than one job with two."""
     memory_mb: Count = 4000
@@ -40,3 +44,11 @@ class Machine(Section):
     """Time limit per job in minutes, requested from a cluster scheduler."""
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
     """How img2dataset distributes its downloads: over the cores of one machine, or over a Spark or Ray cluster."""
+
+
+def tracker_problem(machine: Machine) -> str | None:
+    """Why the tracker cannot be used here, and what to do; None where it can."""
+    if find_spec(machine.tracker):
+        return None
+    name = machine.tracker
+    return f"machine.tracker: {name} is not installed here; `pip install {name}`, or choose tensorboard"

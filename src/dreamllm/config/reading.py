@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from dreamllm.config.base import Section, near
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import tracker_problem
 from dreamllm.masking import mask
 
 LARGEST_FILE = 10_000_000  # bytes of a YAML file
@@ -100,6 +101,12 @@ def check_folders(experiment: Experiment, root: Path = Path()) -> None:
             if path == out or path in out.parents or out in path.parents:
                 what = f"{use.path} and {folder}, which rules write and may delete, lie in each other"
                 raise ConfigProblem(f"sources.{name}.path: {what}; put your files into a folder of their own")
+
+
+def check_tracker(experiment: Experiment, path: str | Path) -> None:
+    """Raises ConfigProblem for a tracker that is not installed. path: of the experiment file, for the message"""
+    if problem := tracker_problem(experiment.machine):
+        raise ConfigProblem(f"{path}: {problem}")
 
 
 def own_folders(experiment: Experiment) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from dreamllm.atomic import new_file
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import decode, encode_png
+from dreamllm.emoji.words import PrintWords
 
 if TYPE_CHECKING:
     from dreamllm.model.generate import Continuation
@@ -82,6 +83,7 @@ def _write(path: Path, data: bytes) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm generate`."""
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to say to the model, or how a story begins")
+    parser.add_argument("--words", action=PrintWords, nargs=0, help="list the words of the emoji world, and exit")
     image = "file for an <image> in the prompts; once for each"  # nargs would take the prompts for files
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=image)
     parser.add_argument("--as", dest="kind", choices=["conversation", "story"], default="conversation")

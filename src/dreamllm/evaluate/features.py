@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, pictures_of
 from dreamllm.evaluate.metrics import fid
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.progress import counted
 
 if TYPE_CHECKING:
     from dreamllm.evaluate.networks import Clip, Network
@@ -192,10 +194,9 @@ def _feature_batches(
     load_picture: Callable[[int], Image.Image], count: int, extractors: Sequence[Network], threads: int
 ) -> Iterator[tuple[int, list[Image.Image], dict[str, np.ndarray]]]:
     """Batches of pictures 0 .. count - 1: number of the first, pictures, features (B, D) by network."""
-    from tqdm import tqdm
-
     with ThreadPoolExecutor(threads) as pool:  # threads, since a zip file cannot be read in forked processes
-        for start in tqdm(range(0, count, BATCH), desc="features", unit="batch", mininterval=5):
+        for number in counted("features", math.ceil(count / BATCH), "batch"):
+            start = number * BATCH
             pictures = list(pool.map(load_picture, range(start, min(start + BATCH, count))))
             yield (
                 start,

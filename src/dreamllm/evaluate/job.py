@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
 from dreamllm.evaluate.prompts import PromptSet, Wording
 from dreamllm.evaluate.tasks import Task
+from dreamllm.progress import counted
 
 if TYPE_CHECKING:
     import torch
@@ -131,8 +133,6 @@ def record(id_: str, prompt: str, seed: int) -> dict[str, Any]:
 
 
 def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
-    """The items in batches, with a progress bar."""
-    from tqdm import tqdm
-
-    for start in tqdm(range(0, len(items), size), desc=what, unit="batch", mininterval=5):
-        yield items[start : start + size]
+    """The items in batches, with their progress on stderr."""
+    for number in counted(what, math.ceil(len(items) / size), "batch"):
+        yield items[number * size : (number + 1) * size]

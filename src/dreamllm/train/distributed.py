@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from dreamllm.config.machine import Machine
+from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import Machine, tracker_problem
 from dreamllm.config.stages import Stage
 from dreamllm.model import precision
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -36,15 +38,20 @@ class MachineProblem(ValueError):
     """The section `machine` does not fit the stage, or the number of processes that were started."""
 
 
-def start_accelerator(stage: Stage, machine: Machine, dtype: torch.dtype) -> Accelerator:
-    """Connect to the other processes. dtype: bfloat16, with autocast, or float32.
+def start_accelerator(stage: Stage, machine: Machine, dtype: torch.dtype, work: Path) -> Accelerator:
+    """Connect to the other processes. dtype: bfloat16, with autocast, or float32.  work: for the tracker's files
 
-    Raises MachineProblem where the stage's rows cannot be divided evenly among the processes.
+    Raises MachineProblem where the stage's rows cannot be divided evenly among the processes, and for a tracker that is
+    not installed.
     """
+    if problem := tracker_problem(machine):
+        raise MachineProblem(problem)
     find_unused = not (stage.loss_weights.language and stage.loss_weights.diffusion)  # the head, or the projector
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),  # or several processes without GPUs would not find each other
         mixed_precision="bf16" if dtype == torch.bfloat16 else "no",
+        log_with=machine.tracker,
+        project_dir=work,
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=TIMEOUT),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused),
@@ -58,6 +65,22 @@ def start_accelerator(stage: Stage, machine: Machine, dtype: torch.dtype) -> Acc
     if machine.sharding != "none" and accelerator.num_processes == 1:
         accelerator.print("machine.sharding has no effect: there is only one process")
     return accelerator
+
+
+def start_tracker(accelerator: Accelerator, experiment: Experiment, stage: str, work: Path, done: int) -> None:
+    """Start a run of `machine.tracker` for a training that has done some steps. Only the first process does.
+
+    TensorBoard's files are in work/tensorboard; steps that an interrupted training logged after its last save are
+    removed. trackio and wandb have the run EXPERIMENT-STAGE of the project `dreamllm`, with the stage's settings.
+    """
+    settings = {"name": f"{experiment.name}-{stage}", "config": experiment.stages[stage].model_dump(mode="json")}
+    options = {
+        "tensorboard": {"purge_step": done + 1},
+        "trackio": settings | {"resume": "allow" if done else "never"},
+        "wandb": settings | {"dir": str(work)},
+    }
+    tracker = experiment.machine.tracker
+    accelerator.init_trackers("tensorboard" if tracker == "tensorboard" else "dreamllm", init_kwargs=options)
 
 
 def local_rows(stage: Stage, accelerator: Accelerator) -> slice:

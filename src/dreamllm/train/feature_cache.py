@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from tqdm import tqdm
 
 from dreamllm import provenance
 from dreamllm.atomic import new_file
@@ -37,6 +36,7 @@ from dreamllm.digests import digest
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import check_finite
 from dreamllm.model.processor import DreamLLMProcessor
+from dreamllm.progress import counted
 from dreamllm.train import distributed
 
 BATCH_SIZE = 16  # pictures, at least, in one pass of an encoder
@@ -131,7 +131,8 @@ def build(
             todo.append((path, encoder, folder / name, about))
     missing = [job for job in todo if not job[2].exists()]
     local = missing[accelerator.process_index :: accelerator.num_processes]
-    for path, encoder, file, about in tqdm(local, "encoding pictures", unit="shard", disable=not local):
+    for number in counted("encoding pictures", len(local), "shard"):
+        path, encoder, file, about = local[number]
         with file.with_name(f".{file.stem}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another training may be encoding the same shard
             if not file.exists():

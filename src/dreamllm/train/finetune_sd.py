@@ -15,7 +15,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from dreamllm.atomic import new_folder
+from dreamllm.atomic import new_folder, refuse_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.train.optimise import optimise, to_tensor
     from dreamllm.train.trainer import find_shard_sets
 
+    refuse_file(args.out)
     experiment = load(args.config, args.seed)
     recipe = experiment.sd_finetuned
     if recipe is None:

@@ -1,4 +1,4 @@
-"""Metrics of each training step: TensorBoard, losses.csv and the totals in checkpoint.json.
+"""Metrics of each training step: the tracker (TensorBoard, ...), losses.csv and the totals in checkpoint.json.
 
 Losses stay on the GPU until `flush` fetches those of several steps at once, because each fetch waits for the GPU.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from dreamllm.data.layout import IGNORE
@@ -76,19 +76,19 @@ def stack_losses(output: DreamLLMOutput) -> torch.Tensor:
     return torch.stack([missing if value is None else value.detach().float() for value in values])
 
 
-def flush(steps: Sequence[StepMetrics], logged: int, board: SummaryWriter | None) -> list[list[float]]:
+def flush(steps: Sequence[StepMetrics], logged: int, accelerator: Accelerator) -> list[list[float]]:
     """Fetch the metrics of some steps and return their rows of COLUMNS.
 
-    logged: number of steps before them.  board: where to write them, and whether to report skipped documents to
-    stderr; None in all processes but the first.
+    logged: number of steps before them.  accelerator: its trackers get them; its first process reports skipped
+    documents to stderr.
     Raises NonFiniteLoss for the first step whose loss or gradient is not finite.
     """
     fetched = torch.stack([step.values for step in steps]).double().tolist()  # the only wait for the device
     rows = []
     for number, (step, values) in enumerate(zip(steps, fetched, strict=True), logged + 1):
-        for problem in step.batch.problems if board else ():
+        for problem in step.batch.problems if accelerator.is_main_process else ():
             skipped = step.batch.position.skipped
-            tqdm.write(f"skipped a damaged document ({skipped} so far): {problem}", file=sys.stderr)
+            tqdm.write(f"skipped a damaged document ({skipped} so far): {problem}", file=sys.stderr)  # above the bar
         row = dict(zip(COLUMNS, (*values, *step.others), strict=True))
         if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
             metrics = ", ".join(f"{key} {row[key]:g}" for key in METRIC_COLUMNS)
@@ -101,10 +101,7 @@ def flush(steps: Sequence[StepMetrics], logged: int, board: SummaryWriter | None
             row["language_loss"] = math.nan  # the model returns 0, which would read as a perfect step
         if not row["pictures_drawn"]:
             row["diffusion_loss"] = row["alignment_loss"] = math.nan
-        if board:
-            for key, value in row.items():
-                if not math.isnan(value):
-                    board.add_scalar(key, value, number)
+        accelerator.log({key: value for key, value in row.items() if not math.isnan(value)}, step=number)
         rows.append(list(row.values()))
     return rows
 

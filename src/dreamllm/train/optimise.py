@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from dreamllm.model.finite import NonFiniteValues
 from dreamllm.model.precision import default_device
+from dreamllm.progress import Progress
 
 
 def half_precision() -> contextlib.AbstractContextManager:
@@ -65,7 +65,8 @@ def optimise(
 
     rates = [torch.optim.lr_scheduler.LambdaLR(optimiser, factor) for optimiser in optimisers]
     losses: list[float] = []
-    for step in (bar := tqdm(range(steps), desc=title, mininterval=5)):
+    progress = Progress(title, steps)
+    for step in range(steps):
         value = 0.0
         for batch in range(step * accumulation, (step + 1) * accumulation):
             loss = loss_of_step(batch) / accumulation
@@ -80,6 +81,5 @@ def optimise(
             optimiser.zero_grad(set_to_none=True)
         after_step(step)
         losses.append(value)
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.4f}")
+        progress.update(step + 1, {"loss": sum(losses[-20:]) / len(losses[-20:])})
     return losses

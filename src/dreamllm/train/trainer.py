@@ -13,7 +13,6 @@ pictures of the whole batch, so that the losses and gradients of micro-batches a
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -24,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from dreamllm import provenance
+from dreamllm.atomic import refuse_file
 from dreamllm.config.experiment import Experiment
 from dreamllm.config.stages import Stage
 from dreamllm.data import shards
@@ -39,6 +37,7 @@ from dreamllm.data.stream import Stream, prefetch, start_position
 from dreamllm.digests import digest
 from dreamllm.model import precision
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
+from dreamllm.progress import Progress
 from dreamllm.seeds import seed_of
 from dreamllm.train import checkpoint, distributed, feature_cache, lora, resume
 from dreamllm.train.log import METRIC_COLUMNS, StepMetrics, count_rows, flush, losses_csv, stack_losses, totals
@@ -63,7 +62,7 @@ def train(
     """Train the stage `name` and write its checkpoint folder `out`.
 
     foundations: folder with llm/, clip/, sd/.  data: folders with the shard sets of the mixture.  init: checkpoints of
-    the stages it starts from, in loading order.  work: folder of the resume state and the TensorBoard logs; a killed
+    the stages it starts from, in loading order.  work: folder of the resume state and the tracker's logs; a killed
     run continues from there, on a CPU with a bit-equal result.  save_every: least number of seconds between two saves
     of the state; 0 saves after every step.  encoded_pictures: folder of the feature cache (`precompute`).
 
@@ -72,12 +71,13 @@ def train(
     Raises CheckpointProblem, MachineProblem, ShardProblem, FeatureCacheProblem, ValueError for inputs that do not fit,
     NonFiniteLoss, and RuntimeError when another training holds the work folder.
     """
+    refuse_file(out)  # now, not when the checkpoint is written
     used = precision.resolve(experiment.precision)
-    accelerator = distributed.start_accelerator(experiment.stages[name], experiment.machine, precision.DTYPES[used])
+    stage, dtype = experiment.stages[name], precision.DTYPES[used]
+    accelerator = distributed.start_accelerator(stage, experiment.machine, dtype, work)
     is_first = accelerator.is_main_process
     with resume.locked(work) if is_first else nullcontext():
         # ---- identity: everything that the result depends on --------------------------------------------------------
-        stage = experiment.stages[name]
         seed = seed_of(experiment.seed, "stage", name)
         sets = find_shard_sets(stage.mixture, data)
         options = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
@@ -145,12 +145,10 @@ def train(
         )
 
         # ---- the training loop --------------------------------------------------------------------------------------
-        progress_options: dict[str, Any] = {"initial": first_step, "total": stage.steps, "desc": name, "unit": "step"}
-        progress_options["mininterval"] = 1 if sys.stderr.isatty() else 30  # seconds
+        distributed.start_tracker(accelerator, experiment, name, work, first_step)
         with (
             closing(prefetch(islice(stream, stage.steps - first_step))) as batches,
-            SummaryWriter(work / "tensorboard", purge_step=first_step + 1) if is_first else nullcontext() as board,
-            tqdm(**progress_options, disable=not is_first) as progress,
+            Progress(name, stage.steps, first=first_step, disable=not is_first) as progress,
         ):
             unlogged: list[StepMetrics] = []  # steps whose losses are still on the device
             flush_every = 1 if accelerator.device.type == "cpu" else FLUSH_EVERY
@@ -197,11 +195,10 @@ def train(
                 is_last_step = step + 1 == stage.steps
                 if len(unlogged) < flush_every and not is_last_step:
                     continue
-                log += flush(unlogged, len(log), board)
+                log += flush(unlogged, len(log), accelerator)
                 unlogged = []
-                progress.update(step + 1 - progress.n)
                 latest = dict(zip(METRIC_COLUMNS, log[-1], strict=False))
-                progress.set_postfix({key: f"{value:.3g}" for key, value in latest.items() if not math.isnan(value)})
+                progress.update(step + 1, {key: value for key, value in latest.items() if not math.isnan(value)})
 
                 # Save the resume state.
                 pause = max(save_every, save_seconds / MAX_SAVING_FRACTION) if save_every else 0.0
