@@ -22,7 +22,8 @@ def card(checkpoints: Sequence[Path]) -> str:
     data = sorted({name for about in stages for name in about.get("data", {})})
     licence = EMOJI_LICENCE if data and set(data) <= set(WORLD_SETS) else ""
     found = results(checkpoints)
-    name = str(stages[-1].get("stage") or Path(checkpoints[-1]).name)
+    names = [str(one.get("stage") or Path(folder).name) for one, folder in zip(stages, checkpoints, strict=True)]
+    name = names[-1]
     about = ModelCardData(
         language="en",
         license=licence.lower() or "other",
@@ -44,12 +45,8 @@ def card(checkpoints: Sequence[Path]) -> str:
             stage=name,
             version=__version__,
             stages=[
-                {
-                    "stage": one.get("stage"),
-                    "data": list(one.get("data", {})),
-                    "lora": one.get("config", {}).get("lora"),
-                }
-                for one in stages
+                {"stage": stage, "data": list(one.get("data", {})), "lora": one.get("config", {}).get("lora")}
+                for stage, one in zip(names, stages, strict=True)
             ],
             foundations=stages[-1].get("foundations", {}),
             licence=licence,
