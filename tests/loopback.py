@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             code, headers, answer = self.state.answers[path](json.loads(body), self.headers)
             self._send(code, answer, headers)
         else:
-            self._send(404, b"{}")
+            self._upload(unquote(path), body)
 
     def _send(self, code: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(code)
@@ -129,15 +130,17 @@ class _Handler(BaseHTTPRequestHandler):
     # ---- the Hub ----
 
     def _hub(self, path: str, fault: tuple[Any, ...]) -> None:
-        if match := re.fullmatch(r"/api/((?:datasets|models)/[^/]+/[^/]+)(?:/(revision|tree)/([^/]+).*)?", path):
-            name, verb, revision = match.groups()
+        if match := re.fullmatch(r"/api/((?:datasets|models)/[^/]+/[^/]+)(?:/(revision|tree)/([^/]+)/?(.*))?", path):
+            name, verb, revision, below = match.groups()
             if name not in self.state.hub:
                 return self._json({}, 404, {"X-Error-Code": "RepoNotFound"})
             if revision not in (None, "main", COMMIT):
                 return self._json({}, 404, {"X-Error-Code": "RevisionNotFound"})
             files = self.state.hub[name]
             if verb == "tree":
-                return self._json([_entry(*file) for file in sorted(files.items())])
+                found = [file for file in sorted(files.items()) if not below or file[0].startswith(f"{below}/")]
+                missing = {"X-Error-Code": "EntryNotFound"}
+                return self._json([_entry(*file) for file in found]) if found else self._json({}, 404, missing)
             about = {"id": name.partition("/")[2], "sha": COMMIT, "private": False, "tags": [], "siblings": []}
             return self._json({**about, "downloads": 0, "likes": 0, "gated": False, "disabled": False})
         if match := re.fullmatch(r"/(?:(datasets)/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
@@ -145,6 +148,29 @@ class _Handler(BaseHTTPRequestHandler):
             if content is not None and match[3] in ("main", COMMIT):
                 return self._file(content, fault, {"X-Repo-Commit": COMMIT})
         return self._json({}, 404, {"X-Error-Code": "EntryNotFound"})
+
+    def _upload(self, path: str, body: bytes) -> None:
+        """Take part in an upload: make a repository of models, say that all files are sent inline, take a commit."""
+        if path == "/api/repos/create":
+            about = json.loads(body)
+            name = f"{about.get('organization') or 'me'}/{about['name']}"
+            self.state.hub.setdefault(f"models/{name}", {})
+            return self._json({"url": f"{self.state.url}/{name}", "name": name, "id": name})
+        if path == "/api/validate-yaml":
+            return self._json({"errors": [], "warnings": []})
+        if match := re.fullmatch(r"/api/(models/[^/]+/[^/]+)/(preupload|commit)/main", path):
+            if match[2] == "preupload":
+                files = [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                    for file in json.loads(body)["files"]
+                ]
+                return self._json({"files": files})
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    content = base64.b64decode(line["value"]["content"])
+                    self.state.hub[match[1]][line["value"]["path"]] = content
+            return self._json({"commitUrl": f"{self.state.url}/{match[1]}/commit/{COMMIT}", "commitOid": COMMIT})
+        return self._json({}, 404)
 
 
 def _entry(path: str, content: bytes) -> dict[str, Any]:

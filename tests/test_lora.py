@@ -15,7 +15,7 @@ import tiny
 from dreamllm.config.experiment import Experiment
 from dreamllm.config.stages import Lora
 from dreamllm.data.packing import pack
-from dreamllm.train import checkpoint, lora
+from dreamllm.train import checkpoint, lora, peft_adapter
 
 pytest.importorskip("peft")
 RANK = 3
@@ -76,6 +76,26 @@ def test_loading_adds_the_adapters_to_the_weights_of_earlier_stages(world, train
     assert torch.linalg.matrix_rank(change, atol=1e-5) == RANK
     norm = "language_model.model.norm.weight"
     assert torch.equal(loaded.state_dict()[norm], fresh[norm])
+
+
+def test_peft_loads_a_checkpoint_onto_the_model_that_its_stage_started_from(world, trained, tmp_path):
+    from peft import PeftModel
+
+    peft_adapter.export_adapter(trained, tmp_path / "adapter")
+    options = json.loads((trained / "checkpoint.json").read_text())["model"]
+    base, processor = checkpoint.load_model(world / "foundations", [], options)
+    inputs = processor.prompts([tiny.story(1)])
+    before = base(**inputs).logits
+    adapted = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    wanted = checkpoint.load_model(world / "foundations", [trained])[0]
+    assert torch.allclose(adapted(**inputs).logits, wanted(**inputs).logits, atol=1e-5)
+    assert not torch.allclose(before, wanted(**inputs).logits, atol=1e-3)
+    merged = adapted.merge_and_unload()
+    assert torch.equal(merged.dream_queries, wanted.dream_queries)
+    with pytest.raises(checkpoint.CheckpointProblem, match="has no low-rank adapters"):
+        peft_adapter.export_adapter(
+            test_train.run(world, tmp_path, test_train.experiment(steps=1)), tmp_path / "nothing"
+        )
 
 
 def test_adapters_that_do_not_fit_are_named(world, trained, tmp_path):

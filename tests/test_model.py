@@ -453,15 +453,15 @@ def test_a_processor_call_with_too_few_pictures_is_an_error():
 )
 def test_a_question_as_a_plain_string_is_an_error_that_says_how_to_ask(words):
     _, processor = tiny.build()
-    with pytest.raises(PromptProblem, match=r"is a question or a conversation.*prompts\(\[Document\("):
+    with pytest.raises(PromptProblem, match="is a question or a conversation.*apply_chat_template"):
         processor(text=words, images=tiny.picture())
     assert processor.prompts([tiny.conversation()])["input_ids"].shape[0] == 1
 
 
-@pytest.mark.parametrize("images", [[[tiny.picture()]], np.zeros((4, 4, 3)), [np.zeros((4, 4, 3))], ["cat.png"]])
+@pytest.mark.parametrize("images", [np.zeros((4, 4, 3)), [np.zeros((4, 4, 3))], [[np.zeros((4, 4, 3))]]])
 def test_images_that_are_not_pil_images_are_an_error(images):
     _, processor = tiny.build()
-    with pytest.raises(PromptProblem, match="expected PIL images in one list, found"):
+    with pytest.raises(PromptProblem, match="expected pictures of PIL, found ndarray"):
         processor(text="<image>", images=images)
 
 

@@ -8,37 +8,16 @@ everything but the operators themselves works. Does nothing where torchvision is
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import sys
 from pathlib import Path
+
+from dreamllm import _import_hooks
 
 _declared: list[object] = []  # torch drops a library's operators when the Library object dies
 
 
 def install() -> None:
-    """Install the hook once; costs microseconds and imports nothing."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds torchvision as usual, with `_declare_operators` run just before its code."""
-
-    def find_spec(self, fullname, path=None, target=None):
-        if fullname != "torchvision":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        if spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
-
-        def exec_module(module):
-            _declare_operators(Path(spec.origin).parent)
-            execute(module)
-
-        spec.loader.exec_module = exec_module
-        return spec
+    """Install the hook; costs microseconds and imports nothing."""
+    _import_hooks.around("torchvision", before=_declare_operators)
 
 
 def _declare_operators(folder: Path) -> None:

@@ -10,6 +10,8 @@ from dreamllm.config.base import Count, Number, OwnFolder, Positive, Section, Se
 
 WORLD_SETS = ("pairs", "stories", "instructions", "questions", "text", "contexts")
 """Shard sets of the emoji world, for mixtures."""
+EMOJI_LICENCE = "CC-BY-SA-4.0"
+"""Of OpenMoji's pictures, and so of the sets."""
 
 Register = Literal["alt_text", "caption", "human"]
 """Noisy alt texts, clean captions, human sentences (src/dreamllm/emoji/registers.py)."""

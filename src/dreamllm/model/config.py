@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, CLIPVisionConfig
+from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 
@@ -23,9 +23,13 @@ class DreamLLMConfig(PreTrainedConfig):
     """
 
     model_type = "dreamllm"
+    keys_to_ignore_at_inference = [  # by transformers' Trainer, whose metrics get the rest beside the labels
+        *("language_loss", "diffusion_loss", "alignment_loss"),
+        *("last_hidden_state", "past_key_values", "hidden_states", "attentions"),
+    ]
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
-        "vision_config": SubConfigSpec(config_class=CLIPVisionConfig),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
     }
 
     text_config: Any = None  # a dict becomes a configuration of transformers when the model's is made
@@ -54,6 +58,12 @@ class DreamLLMConfig(PreTrainedConfig):
     snr_gamma: float | None = None
     condition_dropout: float = 0.0
     tie_word_embeddings: bool = False  # that of the language model is in text_config
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """As in transformers; registers the model, so that an Auto class that has read a configuration knows it."""
+        from dreamllm.model import dreamllm  # noqa: F401  which needs this class
+
+        super().__post_init__(**kwargs)
 
     @property
     def num_patches(self) -> int:

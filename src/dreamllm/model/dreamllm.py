@@ -16,22 +16,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, CLIPVisionModel
+from transformers import AutoModelForCausalLM, CLIPVisionModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
-from transformers.utils.generic import is_flash_attention_requested
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
 from dreamllm.data.layout import IGNORE
-from dreamllm.model import diffusion, processor  # noqa: F401  the processor, for AutoProcessor
+from dreamllm.model import diffusion, processor  # noqa: F401  for AutoProcessor
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
-from dreamllm.model.packed import fill_slots, gather_slots, in_chunks, packed_attention_mask, packed_lengths
-from dreamllm.model.text_only import TextOnly
+from dreamllm.model.packed import (
+    fill_slots,
+    find_slots,
+    gather_slots,
+    in_chunks,
+    packed_attention_mask,
+    packed_lengths,
+)
+from dreamllm.model.text_only import TextGenerationMixin
 from dreamllm.model.vision import patch_features
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
@@ -40,7 +47,7 @@ TRAINABLE = (*UNFROZEN, "unet")
 
 @dataclass
 class DreamLLMOutput(ModelOutput):
-    """`loss` is the weighted sum of the others. Without labels and pictures: logits. Hidden states are post-norm."""
+    """`loss` is the weighted sum of the others. Training with losses has no logits. Hidden states are post-norm."""
 
     loss: torch.Tensor | None = None
     language_loss: torch.Tensor | None = None
@@ -49,9 +56,11 @@ class DreamLLMOutput(ModelOutput):
     logits: torch.Tensor | None = None  # (B, T, V)
     last_hidden_state: torch.Tensor | None = None  # (B, T, D)
     past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # with output_hidden_states=True
+    attentions: tuple[torch.Tensor, ...] | None = None  # with output_attentions=True, eager attention
 
 
-class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
     """DreamLLM. Its `generate` is that of transformers, for text; `DreamLLMProcessor.prompts` makes the inputs.
 
     Where the model begins to draw, `generate` raises PictureDue; `dreamllm.model.generate` draws.
@@ -66,6 +75,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # transformers' Trainer averages the losses of its micro-batches
+    _keep_in_fp32_modules = ("vae", "unet", "visual_projector", "condition_projector")  # in fp16; not quantised
+    _keep_in_fp32_modules_strict = ("vae",)  # in bf16 too: its pictures get stains
 
     def __init__(self, config: DreamLLMConfig):
         super().__init__(config)
@@ -89,6 +102,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.train_only(UNFROZEN)
         return loaded
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -97,6 +111,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         read_pixels: torch.Tensor | None = None,
         read_slots: torch.Tensor | None = None,
         draw_pixels: torch.Tensor | None = None,
@@ -113,14 +128,15 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> DreamLLMOutput:
-        """Losses of a packed batch (`packing.Batch.inputs`) or, without labels and pictures to draw, logits.
+        """Losses of a packed batch (`packing.Batch.inputs`) or of padded texts; logits, unless it trains on losses.
 
-        input_ids, labels, position_ids (B, T).  attention_mask: for padded, unpacked prompts only.  read_pixels
-        (N, 3, Hc, Wc): embedded at the P positions from each of read_slots (N, 2).  draw_slots (M, 2): the dream
-        queries are at the Q positions from each.  draw_pixels (M, 3, Hd, Wd) in [-1, 1]: targets of the diffusion loss.
-        noise: its random numbers; drawn from `generator` if None.  read_features (N, P, Dv), draw_moments
-        (M, 2C, h, w): `patch_features` and `latent_moments`, in place of the pixels.  target_pixels (M, 3, Hc, Wc) or
-        target_features: the pictures to draw, prepared for CLIP; needed by the alignment loss only.
+        input_ids, labels, position_ids (B, T).  attention_mask: for padded, unpacked texts only.  pixel_values or
+        read_pixels (N, 3, Hc, Wc): embedded at the P positions from each of read_slots (N, 2).  draw_slots (M, 2): the
+        dream queries are at the Q positions from each. Slots that are None are found in input_ids.  draw_pixels
+        (M, 3, Hd, Wd) in [-1, 1]: targets of the diffusion loss.  noise: its random numbers; drawn from `generator` if
+        None.  read_features (N, P, Dv), draw_moments (M, 2C, h, w): `patch_features` and `latent_moments`, in place of
+        the pixels.  target_pixels (M, 3, Hc, Wc) or target_features: the pictures to draw, prepared for CLIP; needed by
+        the alignment loss only.  kwargs: of the language model, such as output_hidden_states
 
         num_targets, num_pictures: numbers of the whole batch, if this is a micro-batch of it. The losses are divided by
         them, so that those of micro-batches add up to the batch's, however it is split. (The official code averages
@@ -129,6 +145,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("the model needs input_ids or inputs_embeds")
+            read_pixels = pixel_values if read_pixels is None else read_pixels
+            starts = self.config.im_start_token_id, self.config.dream_start_token_id
+            read_slots, draw_slots = (
+                find_slots(input_ids, start, self.config.im_patch_token_id) if slots is None else slots
+                for start, slots in zip(starts, (read_slots, draw_slots), strict=True)
+            )
             inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots, read_features)
         if attention_mask is None and past_key_values is None and position_ids is not None:
             attention_mask = packed_attention_mask(self.language_model.config, inputs_embeds, position_ids)
@@ -143,27 +165,29 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden = outputs.last_hidden_state  # (B, T, D)
-        result = DreamLLMOutput(last_hidden_state=hidden, past_key_values=outputs.past_key_values)
-        if labels is None and draw_pixels is None and draw_moments is None:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            result.logits = self.language_model.get_output_embeddings()(hidden[:, kept])
-            return result
+        losses: dict[str, torch.Tensor] = {}
+        with_losses = not (labels is None and draw_pixels is None and draw_moments is None)
         if labels is not None and self.config.language_loss_weight:
-            result.language_loss = self.language_loss(hidden, labels, num_targets)
-            result.loss = self.config.language_loss_weight * result.language_loss
-        if draw_slots is not None and self.config.diffusion_loss_weight:
+            losses["language_loss"] = self.language_loss(hidden, labels, num_targets)
+        if with_losses and draw_slots is not None:
             states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
-            result.diffusion_loss = self.diffusion_loss(
-                states, draw_pixels, noise, generator, num_pictures=num_pictures, moments=draw_moments
-            )
-            weighted = self.config.diffusion_loss_weight * result.diffusion_loss
-            result.loss = weighted if result.loss is None else result.loss + weighted
-        if draw_slots is not None and self.config.alignment_loss_weight:
-            states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
-            result.alignment_loss = self.alignment_loss(states, target_pixels, num_pictures, target_features)
-            weighted = self.config.alignment_loss_weight * result.alignment_loss
-            result.loss = weighted if result.loss is None else result.loss + weighted
-        return result
+            if self.config.diffusion_loss_weight:
+                losses["diffusion_loss"] = self.diffusion_loss(
+                    states, draw_pixels, noise, generator, num_pictures=num_pictures, moments=draw_moments
+                )
+            if self.config.alignment_loss_weight:
+                losses["alignment_loss"] = self.alignment_loss(states, target_pixels, num_pictures, target_features)
+        weighted = [getattr(self.config, f"{name}_weight") * loss for name, loss in losses.items()]
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return DreamLLMOutput(
+            loss=sum(weighted) if weighted else None,
+            **losses,
+            logits=None if with_losses and self.training else self.get_output_embeddings()(hidden[:, kept]),
+            last_hidden_state=hidden,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
 
     def embed(
         self,
@@ -191,8 +215,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             features = in_chunks(self.patch_features, self.pictures_at_a_time, pixels)
         if features is None:
             width = self.config.vision_config.hidden_size
-            features = self.visual_projector.weight.new_zeros(0, self.config.num_patches, width)
-        return self.visual_projector(features)
+            features = self.dream_queries.new_zeros(0, self.config.num_patches, width)
+        return self.visual_projector(features.to(self.visual_projector.weight.dtype))
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """Conditions (M, Q, Dc) of the UNet from query states (M, Q, D)."""
+        return self.condition_projector(states.to(self.condition_projector.weight.dtype))
 
     @torch.no_grad()  # CLIP is frozen throughout
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -232,7 +260,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if moments is None:  # zero, with all trained parameters in the graph
             unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
             unused += [] if null_states is None else [null_states]
-            return self.condition_projector(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
+            return self.project(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
         if noise is None:
             noise = self.draw_noise(len(moments), generator)
         noise = noise.to(moments.device)
@@ -242,7 +270,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if noise.dropped is not None:
             null_states = self.null_states() if null_states is None else null_states
             states = diffusion.drop_conditions(states, null_states, noise.dropped)
-        conditions = self.condition_projector(states)
+        conditions = self.project(states)
 
         latents = (mean + std * noise.posterior) * self.vae.config.scaling_factor
         alphas = self.alphas.to(mean.device)[noise.timesteps]
@@ -268,7 +296,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         pixels (M, 3, Hc, Wc), or `features`, their `patch_features`; zero for no pictures. Condition dropout does not
         apply. Raises ValueError if both are None.
         """
-        conditions = self.condition_projector(states)  # (M, Q, Dc)
+        conditions = self.project(states)  # (M, Q, Dc)
         if not len(states):
             return conditions.sum()
         if features is None and pixels is not None:
@@ -335,7 +363,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if unknown := parts - set(TRAINABLE):
             raise ValueError(f"cannot train {', '.join(sorted(unknown))}; trainable are {', '.join(TRAINABLE)}")
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.split(".")[0] in parts)
+            parameter.requires_grad_(name.split(".")[0] in parts and parameter.is_floating_point())  # not quantised
 
     def train(self, mode: bool = True) -> DreamLLMForConditionalGeneration:
         """As in torch, but CLIP and the VAE stay in evaluation mode."""
@@ -360,32 +388,6 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Replace the language model's head."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs: Any):
-        """As in transformers; pictures are passed with the prompt only, later steps have them in the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("read_pixels", "read_slots", "draw_slots"):
-                inputs.pop(name, None)
-        return inputs
-
-    def _expand_inputs_for_generation(self, expand_size: int = 1, **kwargs: Any):
-        """As in transformers, for beams and several sequences; updates the row numbers in the slots."""
-        slots = {name: kwargs.pop(name) for name in ("read_slots", "draw_slots") if kwargs.get(name) is not None}
-        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, **kwargs)  # repeats read_pixels too
-        for name, slot in slots.items():
-            rows = slot[:, :1] * expand_size + torch.arange(expand_size, device=slot.device)  # (N, expand_size)
-            positions = slot[:, 1:].expand(-1, expand_size)
-            kwargs[name] = torch.stack([rows, positions], dim=-1).flatten(0, 1)
-        return input_ids, kwargs
-
-    def _get_logits_processor(self, generation_config: GenerationConfig, **kwargs: Any) -> LogitsProcessorList:
-        """As in transformers, with an error after <dream_start>, unless it ends a text."""
-        processors = super()._get_logits_processor(generation_config, **kwargs)
-        start, ends = self.config.dream_start_token_id, generation_config.eos_token_id
-        if start is not None and start not in (ends if isinstance(ends, list) else [ends]):
-            processors.insert(0, TextOnly(start))
-        return processors
-
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the dream queries and the projectors; the latter as torch does, like the official runs."""
         if module is self:
@@ -394,6 +396,5 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             module.reset_parameters()
 
 
-AutoModel.register(DreamLLMConfig, DreamLLMForConditionalGeneration)
-AutoModelForCausalLM.register(DreamLLMConfig, DreamLLMForConditionalGeneration)
-AutoModelForImageTextToText.register(DreamLLMConfig, DreamLLMForConditionalGeneration)
+for auto in ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM"):
+    getattr(transformers, auto).register(DreamLLMConfig, DreamLLMForConditionalGeneration)

@@ -58,9 +58,25 @@ def in_chunks(
     return torch.cat([function(*part) for part in parts])
 
 
+def find_slots(input_ids: torch.Tensor, start: int | None, patch: int | None) -> torch.Tensor | None:
+    """Slots (N, 2), (row, first position), of the blocks `start patch patch ...` in input_ids (B, T), in their order.
+
+    None for a step of generation, which has one token per row.
+    """
+    if input_ids.shape[1] == 1 or start is None or patch is None:
+        return None
+    rows, columns = ((input_ids[:, :-1] == start) & (input_ids[:, 1:] == patch)).nonzero(as_tuple=True)
+    return torch.stack([rows, columns + 1], dim=1)
+
+
 def fill_slots(embeds: torch.Tensor, slots: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Put values (N, L, D) at the L positions from each slot (N, 2), (row, first position), of embeds (B, T, D)."""
-    return embeds.index_put(_positions(slots, values.shape[1]), values.to(embeds.dtype))
+    """Put values (N, L, D) at the L positions from each slot (N, 2), (row, first position), of embeds (B, T, D).
+
+    Raises ValueError for another number of slots than of values.
+    """
+    if len(slots) != len(values):
+        raise ValueError(f"input_ids have places for {len(slots)} pictures, but {len(values)} were passed")
+    return embeds.index_put(_positions(slots, values.shape[1]), values.to(embeds))
 
 
 def gather_slots(hidden: torch.Tensor, slots: torch.Tensor, length: int) -> torch.Tensor:

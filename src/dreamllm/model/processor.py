@@ -7,13 +7,18 @@ draw only, so that the model draws another picture than it reads).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessorMixin
 
 from dreamllm.data import images
@@ -27,6 +32,7 @@ from dreamllm.data.layout import (
     lay_out_prompt,
 )
 from dreamllm.data.packing import Batch, Row, collate
+from dreamllm.model.chat_template import chat_template_of
 from dreamllm.model.config import DreamLLMConfig
 
 PAD, IM_PATCH, IM_START, IM_END = "[PAD]", "<im_patch>", "<im_start>", "<im_end>"
@@ -61,9 +67,10 @@ class DreamLLMProcessor(ProcessorMixin):
         boundary_tokens: bool = False,
         chat_template: str | None = None,
     ):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         if template not in TEMPLATES:
             raise ValueError(f"unknown conversation template {template!r}, expected one of {', '.join(TEMPLATES)}")
+        tokenizer.padding_side = "left"  # what is continued ends at the right
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or chat_template_of(template))
         self.num_patches = num_patches
         self.num_dream_queries = num_dream_queries
         self.draw_size = draw_size
@@ -110,52 +117,97 @@ class DreamLLMProcessor(ProcessorMixin):
         """`layout.lay_out_prompt` with this processor's vocabulary and the language model's context."""
         return lay_out_prompt(document, self.vocabulary, mode, self.context, draw=draw)
 
-    def prompts(self, documents: Sequence[Document], mode: Mode = "joint") -> BatchFeature:
+    def prompts(self, documents: Sequence[Document], mode: Mode = "joint", **padding: Any) -> BatchFeature:
         """Inputs of transformers' `generate` for documents to continue, padded on the left.
 
         mode: of the layout. In "joint", a picture of an interleaved prompt is DREAM IMG, as in I-GPT training; in
-        "comprehension" it is IMG. Raises LayoutProblem for a prompt longer than the context.
+        "comprehension" it is IMG.  padding: options of the tokenizer's `pad`, by default to the longest prompt
+        Raises LayoutProblem for a prompt longer than the context.
         """
-        sequences = [self.lay_out_prompt(document, mode) for document in documents]
-        batch = collate([[sequence] for sequence in sequences], self.vocabulary, self.read_pixels, None)
-        length = batch.input_ids.shape[1]
-        shifts = torch.tensor([length - len(sequence) for sequence in sequences])  # (B,)
-        columns = torch.arange(length) - shifts[:, None]  # (B, T), the right-padded column of each left-padded one
-        inputs = {
-            "input_ids": batch.input_ids.gather(1, columns % length),
-            "attention_mask": (columns >= 0).long(),
-        }
-        for name in ("read_slots", "draw_slots"):
-            if len(slots := getattr(batch, name)):
-                inputs[name] = torch.stack([slots[:, 0], slots[:, 1] + shifts[slots[:, 0]]], dim=1)
-        if batch.read_pixels is not None:
-            inputs["read_pixels"] = batch.read_pixels
-        return BatchFeature(inputs)
+        return self._inputs([self.lay_out_prompt(document, mode) for document in documents], padding)
 
     def __call__(
         self,
-        images: Image.Image | Sequence[Image.Image] | None = None,
+        images: Any = None,
         text: str | Sequence[str] | None = None,
+        *,
+        padding: bool | str = True,
+        truncation: bool = False,
+        max_length: int | None = None,
         return_tensors: str = "pt",
+        add_special_tokens: bool = True,  # in any case; transformers passes it
+        videos: None = None,
+        audio: None = None,
+        **options: Any,
     ) -> BatchFeature:
-        """Inputs of `generate` for texts to be continued; each `<image>` in them is replaced by the next of `images`.
+        """Inputs of the model for texts to be continued: input_ids, attention_mask (B, T), pixel_values (N, 3, Hc, Wc).
 
-        A question is not continued but answered, in the words of a conversation: make a Document of kind
-        "conversation" and pass it to `prompts`.
-        Raises PromptProblem for questions, for images that are not PIL's, and if the numbers of placeholders and
-        pictures differ.
+        images: pictures of PIL, paths or addresses; each `<image>` in the texts is replaced by the next one. Either one
+        list, or a list for each text. Images alone give pixel_values alone.
+        text: words to be continued, or what `apply_chat_template` rendered. A question is not continued but answered;
+        so a question without a template is refused.
+        padding, max_length, options: of the tokenizer's `pad`: "longest" or "max_length", padding_side, ...
+        truncation: nothing is ever truncated; with it, a text longer than max_length is refused.
+
+        Raises PromptProblem for questions, for images that are no pictures, and if the numbers of placeholders and
+        pictures differ; ValueError for what is not supported.
         """
-        if text is None or return_tensors != "pt":
-            raise ValueError("pass text, with <image> where the pictures are; only return_tensors='pt' is supported")
-        texts = [text] if isinstance(text, str) else list(text)
-        pictures = [images] if isinstance(images, Image.Image) else list([] if images is None else images)
-        if others := [type(one).__name__ for one in pictures if not isinstance(one, Image.Image)]:
-            raise PromptProblem(f"images: expected PIL images in one list, found {others[0]}")
-        self._refuse_questions(texts)
-        documents = [
-            Document(f"text {index}", "interleaved", parts) for index, parts in enumerate(parse(texts, pictures))
-        ]
-        return self.prompts(documents, mode="comprehension")
+        if videos is not None or audio is not None:
+            raise ValueError("the model knows text and images, neither videos nor audio")
+        if return_tensors != "pt" or (text is None and images is None):
+            raise ValueError("pass text, images or both; only return_tensors='pt' is supported")
+        texts = [text] if isinstance(text, str) else list(text or ())
+        pictures, counts = _flat(images)
+        if text is None:
+            return BatchFeature({"pixel_values": self.read_pixels(pictures)})
+        if counts and counts != (wanted := [words.count(IMAGE) for words in texts]):
+            raise PromptProblem(f"the texts have {wanted} {IMAGE} placeholders, but the lists of images have {counts}")
+        check_count(texts, pictures)
+        rest, sequences = iter(pictures), []
+        for number, words in enumerate(texts):
+            if (rendered := self._rendered(words)) is not None:
+                sequences.append(self._conversation(rendered, rest))
+                continue
+            self._refuse_questions([words])
+            (parts,) = parse([words], list(islice(rest, words.count(IMAGE))))
+            document = Document(f"text {number}", "interleaved", parts)
+            sequences.append(self.lay_out_prompt(document, "comprehension"))
+        if truncation and max_length and (longest := max(map(len, sequences))) > max_length:
+            raise PromptProblem(f"a text has {longest} tokens, more than max_length {max_length}; none is truncated")
+        return self._inputs(sequences, {"padding": padding, "max_length": max_length, **options})
+
+    def _inputs(self, sequences: Sequence[TokenSequence], padding: dict[str, Any]) -> BatchFeature:
+        """The model's inputs for token sequences."""
+        ids = {"input_ids": [list(sequence.input_ids) for sequence in sequences]}
+        inputs = self.tokenizer.pad(ids, **{"padding": True, "return_tensors": "pt", **padding})
+        pictures = [sequence.document.pictures[slot.picture] for sequence in sequences for slot in sequence.read_slots]
+        if pictures:
+            inputs["pixel_values"] = self.read_pixels(pictures)
+        return BatchFeature(dict(inputs))
+
+    def _conversation(self, text: str, pictures: Iterator[Image.Image]) -> TokenSequence:
+        """What the chat template rendered, without its first token, as the tokens of the same conversation in training.
+
+        The pieces of a turn are tokenized one by one, as in training, which whole strings would not be.
+        """
+        template, eos = TEMPLATES[self.template], self.tokenizer.eos_token
+        system, _, rest = text.partition(template.user)
+        parts: list[Part] = []
+        for turn in rest.removesuffix(eos).split(eos):
+            asked, _, answer = turn.removeprefix(template.user).partition(f" {template.assistant}")
+            parts += _parts(asked, "user", pictures)
+            parts += _parts(answer, "assistant", pictures) if answer else []
+        vocabulary = replace(self.vocabulary, template=replace(template, system=system.strip()))
+        document = Document("the conversation", "conversation", tuple(parts))
+        sequence = lay_out_prompt(document, vocabulary, "joint", self.context)
+        ends = (vocabulary.eos,) if rest.endswith(eos) else ()
+        return replace(sequence, input_ids=(*sequence.input_ids, *ends), labels=(*sequence.labels, *ends))
+
+    def _rendered(self, text: str) -> str | None:
+        """What follows the first token of a conversation that the chat template rendered; None for other texts."""
+        bos = self.tokenizer.bos_token or self.tokenizer.eos_token
+        is_rendered = text.startswith(bos) and TEMPLATES[self.template].user in text
+        return text.removeprefix(bos) if is_rendered else None
 
     def _refuse_questions(self, texts: Sequence[str]) -> None:
         """Raises PromptProblem for a text that asks, which the model was trained to answer in conversations alone."""
@@ -163,8 +215,9 @@ class DreamLLMProcessor(ProcessorMixin):
         for text in texts:
             if text.rstrip().endswith(("?", "\uff1f")) or any(role in text for role in roles):
                 raise PromptProblem(
-                    f"{text[-60:]!r} is a question or a conversation, and a plain string is continued as a text; pass "
-                    'prompts([Document(ID, "conversation", (Picture(image, "user"), Text(question, "user")))])'
+                    f"{text[-60:]!r} is a question or a conversation, and a plain string is continued as a text; use "
+                    "apply_chat_template([{'role': 'user', 'content': [{'type': 'image', 'image': IMAGE}, {'type': "
+                    "'text', 'text': QUESTION}]}], add_generation_prompt=True, tokenize=True, return_dict=True)"
                 )
 
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
@@ -190,9 +243,7 @@ def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = ""
 
     Raises PromptProblem if the numbers of placeholders and pictures differ.
     """
-    wanted = sum(text.count(IMAGE) for text in texts)
-    if wanted != len(pictures):
-        raise PromptProblem(f"the text has {wanted} {IMAGE} placeholders, but {len(pictures)} pictures were passed")
+    check_count(texts, pictures)
     rest = iter(pictures)
     documents = []
     for text in texts:
@@ -203,6 +254,40 @@ def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = ""
             parts += [Text(words, role)] if words else []
         documents.append(tuple(parts))
     return documents
+
+
+def check_count(texts: Sequence[str], pictures: Sequence[Image.Image]) -> None:
+    """Raises PromptProblem if the number of `<image>` in all texts is not the number of pictures."""
+    wanted = sum(text.count(IMAGE) for text in texts)
+    if wanted != len(pictures):
+        raise PromptProblem(f"the text has {wanted} {IMAGE} placeholders, but {len(pictures)} pictures were passed")
+
+
+def _parts(text: str, role: Role, pictures: Iterator[Image.Image]) -> list[Part]:
+    """Split a rendered turn, " words <image> words", into its parts, without the spaces that joined them."""
+    first, *others = re.split(f" ?{IMAGE} ?", text.removeprefix(" "))
+    parts: list[Part] = [Text(first, role)]
+    for words in others:
+        parts += [Picture(next(pictures), role), Text(words, role)]
+    return [part for part in parts if not isinstance(part, Text) or part.text] or [Text("", role)]
+
+
+def _flat(images: Any) -> tuple[list[Image.Image], list[int]]:
+    """All pictures in one list and, of nested lists, the number in each. Raises PromptProblem for anything else."""
+    images = [images] if isinstance(images, Image.Image | str) else list([] if images is None else images)
+    counts = [len(one) for one in images if isinstance(one, list | tuple)]
+    if counts and len(counts) < len(images):
+        raise PromptProblem("images: either all are in lists, one for each text, or none is")
+    flat = [picture for one in images for picture in one] if counts else images
+    for number, picture in enumerate(flat):
+        if isinstance(picture, str):
+            try:
+                flat[number] = load_image(picture)
+            except (OSError, ValueError) as error:
+                raise PromptProblem(f"images: cannot read {picture[:200]!r}: {error}") from None
+        elif not isinstance(picture, Image.Image):
+            raise PromptProblem(f"images: expected pictures of PIL, found {type(picture).__name__}")
+    return flat, counts
 
 
 def _to_pixels(picture: Image.Image, side: int) -> torch.Tensor:

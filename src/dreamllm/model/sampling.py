@@ -179,8 +179,8 @@ def sample_latents(
 
     eta, generators: for schedulers that have an eta, or draw noise at each step; one generator per picture
     """
-    conditions = model.condition_projector(states)  # (M, Q, Dc)
-    null_conditions = model.condition_projector(null_states).expand_as(conditions)
+    conditions = model.project(states)  # (M, Q, Dc)
+    null_conditions = model.project(null_states).expand_as(conditions)
     known = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generators)) if name in known}
     latents = noise.float() * scheduler.init_noise_sigma

@@ -1,6 +1,8 @@
-"""Write a trained DreamLLM as one Hugging Face folder, model and processor: `dreamllm export ...`.
+"""Write a trained DreamLLM as one Hugging Face folder, model, processor and model card: `dreamllm export ...`.
 
-`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm.model.dreamllm`.
+`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm`; `hf upload`
+publishes it. The folder contains no code. With --adapter the last checkpoint, of a LoRA stage, is written alone, in
+peft's format.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
 
     checkpoints: folders in loading order.  Raises CheckpointProblem where they do not fit.
     """
+    from dreamllm.repro.report.hub_card import card
     from dreamllm.train.checkpoint import load_model  # torch, only when it is needed
 
     model, processor = load_model(foundations, checkpoints)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        (folder / "README.md").write_text(card(checkpoints), encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--checkpoints", required=True, type=Path, nargs="+", help="in loading order")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--adapter", action="store_true", help="write the last checkpoint, of LoRA, in peft's format")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Run `dreamllm export`."""
+    if arguments.adapter:
+        from dreamllm.train.peft_adapter import export_adapter  # torch, only when it is needed
+
+        return export_adapter(arguments.checkpoints[-1], arguments.out)
     export(arguments.foundations, arguments.checkpoints, arguments.out)

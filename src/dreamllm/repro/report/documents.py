@@ -17,13 +17,12 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from dreamllm.config.world import WORLD_SETS
+from dreamllm.config.world import EMOJI_LICENCE, WORLD_SETS
 from dreamllm.repro.report import cost
 from dreamllm.repro.report.report import Report
 from dreamllm.sources import manifest
 
 TEMPLATES = Path(__file__).parent / "templates"
-EMOJI_LICENCE = "CC-BY-SA-4.0"
 TITLES = {
     "pairs": "Emoji world: pictures with alt texts and captions",
     "stories": "Emoji world: interleaved stories",

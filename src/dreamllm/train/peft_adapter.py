@@ -1,0 +1,43 @@
+"""Write a LoRA checkpoint in peft's format, which `peft.PeftModel.from_pretrained(model, folder)` loads.
+
+    FOLDER/adapter_config.json         LoraConfig
+    FOLDER/adapter_model.safetensors   the adapters, and the parts that were trained as a whole
+
+The model is the one that the stage started from. alpha / rank is included in B, as in our checkpoints, so peft's own
+factor is 1. Parts that were trained as a whole (special tokens, dream queries, projectors) replace the model's when the
+adapter is loaded, and stay when it is disabled; peft has no other place for parameters outside of modules.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from dreamllm.atomic import new_folder
+from dreamllm.train import lora
+from dreamllm.train.ancestors import CheckpointProblem
+from dreamllm.train.checkpoint import TENSORS, read_contents
+
+PREFIX = "base_model.model."
+
+
+def export_adapter(checkpoint: str | Path, out: str | Path) -> None:
+    """Write the LoRA checkpoint to the folder `out` atomically. Raises CheckpointProblem if it has no adapters."""
+    from peft import LoraConfig  # slow to import, and only needed here
+
+    read_contents(checkpoint)  # checks the digest
+    tensors = load_file(Path(checkpoint) / TENSORS)
+    modules = [name.removesuffix(lora.A) for name in tensors if name.endswith(lora.A)]
+    if not modules:
+        raise CheckpointProblem(f"{checkpoint}: has no low-rank adapters; export it without --adapter")
+    rank = len(tensors[modules[0] + lora.A])
+    targets = "|".join(map(re.escape, modules))  # a regular expression
+    named = {
+        PREFIX + (f"{name}.weight" if name.endswith((lora.A, lora.B)) else name): tensor
+        for name, tensor in tensors.items()
+    }
+    with new_folder(out) as folder:
+        save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
+        LoraConfig(r=rank, lora_alpha=rank, target_modules=targets, inference_mode=True).save_pretrained(folder)
