@@ -1,6 +1,7 @@
 """Write a trained DreamLLM as one Hugging Face folder, model and processor: `dreamllm export ...`.
 
 `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm.model.dreamllm`.
+`DreamLLMPipeline.from_pretrained` of `dreamllm.model.pipeline` loads it as a pipeline of diffusers.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
 
     checkpoints: folders in loading order.  Raises CheckpointProblem where they do not fit.
     """
+    from dreamllm.model.pipeline import DreamLLMPipeline
     from dreamllm.train.checkpoint import load_model  # torch, only when it is needed
 
     model, processor = load_model(foundations, checkpoints)
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        pipeline = DreamLLMPipeline.from_model(model, processor)  # finds model and processor in the folder itself
+        pipeline.save_config(folder)
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
