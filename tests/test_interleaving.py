@@ -87,7 +87,13 @@ def test_a_streamer_prints_the_text_as_it_is_written(capsys):
 
 
 @pytest.mark.parametrize(
-    ("option", "instead"), [("max_length", "max_new_tokens of TextSampling"), ("num_beams", "one continuation")]
+    ("option", "instead"),
+    [
+        ("max_length", "max_new_tokens of TextSampling"),
+        ("num_beams", "one continuation"),
+        ("min_new_tokens", "padding"),
+        ("stop_strings", "StopStringCriteria"),
+    ],
 )
 def test_arguments_that_would_not_be_heard_are_refused(option, instead):
     with pytest.raises(SamplingProblem, match=f"interleave takes no {option}: .*{instead}"):

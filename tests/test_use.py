@@ -15,11 +15,11 @@ import loopback
 import tiny
 from dreamllm import cli
 from dreamllm.data.document import Document, Picture, Text
+from dreamllm.evaluate import model_options
 from dreamllm.model import generate
 from dreamllm.model.pipeline import DreamLLMPipeline
 from dreamllm.model.sampling import PictureSampling
 from dreamllm.train import checkpoint, export
-from dreamllm.verbs import model_options
 
 MODEL, PROCESSOR = tiny.build()
 QUICK = ["--steps", "2"]

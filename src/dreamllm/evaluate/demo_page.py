@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from dreamllm.atomic import new_file
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
-from dreamllm.verbs import model_options
+from dreamllm.evaluate import model_options
 
 if TYPE_CHECKING:
     from dreamllm.model.generate import Continuation

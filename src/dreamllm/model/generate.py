@@ -17,7 +17,7 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from dreamllm.data.document import Document, Part, Text
@@ -60,6 +60,11 @@ OWN_LIMITS = {
     **dict.fromkeys(["max_length", "max_new_tokens"], "set max_new_tokens of TextSampling"),
     **dict.fromkeys(["do_sample", "temperature", "top_k", "top_p", "repetition_penalty"], "set it in TextSampling"),
     **dict.fromkeys(["num_beams", "num_return_sequences", "assistant_model"], "it writes one continuation by itself"),
+    **dict.fromkeys(
+        ["min_length", "min_new_tokens", "exponential_decay_length_penalty", "begin_suppress_tokens"],
+        "it counts the padding and the images of a batch as words",
+    ),
+    **dict.fromkeys(["encoder_repetition_penalty", "encoder_no_repeat_ngram_size"], "the model has no encoder"),
     "stop_strings": "pass stopping_criteria=[StopStringCriteria(processor.tokenizer, [...])]",
 }
 """Arguments of `generate` that `interleave` does not take, and what to do instead."""
@@ -193,6 +198,7 @@ def interleave(
     *,
     mode: Literal["creation", "joint"] = "joint",
     streamer: BaseStreamer | None = None,
+    logits_processor: Sequence[LogitsProcessor] | None = None,
     **options: Any,
 ) -> list[Continuation]:
     """Continue each prompt with text and pictures, with one seed for each prompt. All prompts are one batch.
@@ -200,9 +206,9 @@ def interleave(
     A continuation depends on its own prompt and seed only, up to the rounding of sums, which the size of a batch
     changes; in fp32, texts are the same. In mode "creation" pictures are drawn, but not read back.
 
-    options: further arguments of transformers' `generate`, such as logits_processor, stopping_criteria, min_p,
-    no_repeat_ngram_size or max_time; criteria and processors get fewer rows as continuations end.  streamer: gets the
-    tokens of a single prompt, as in `generate`
+    streamer, logits_processor: as in transformers' `generate`, the former for a single prompt only.  options: further
+    arguments of `generate`, such as stopping_criteria, min_p, no_repeat_ngram_size or max_time. Processors and criteria
+    get fewer rows as continuations end.
 
     Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds,
     SamplingProblem for settings that do not fit, NonFiniteValues where a part of the model gives NaN.
@@ -228,6 +234,9 @@ def interleave(
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     vocabulary = processor.vocabulary
+    # By itself `generate` makes one that holds the padding of each row of the whole batch.
+    factor = float(text_sampling.repetition_penalty)
+    penalty = [RepetitionPenaltyLogitsProcessor(factor)] if factor != 1 else []
     inputs = processor.prompts(prompts, mode).to(model.device)
     if streamer is not None:
         streamer.put(inputs["input_ids"].cpu())
@@ -245,7 +254,7 @@ def interleave(
         suppress_tokens=_suppressed_tokens(processor, allow_pictures=True),
         eos_token_id=[vocabulary.eos, vocabulary.dream_start],
         pad_token_id=vocabulary.pad,
-        repetition_penalty=text_sampling.repetition_penalty,
+        logits_processor=LogitsProcessorList([*penalty, *(logits_processor or [])]),
         **text_sampling.sampling_options(),
         **options,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from dreamllm.data.document import Document, Part, Picture, Text
-from dreamllm.verbs import model_options
+from dreamllm.evaluate import model_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from dreamllm.atomic import new_file
 from dreamllm.data.document import Document
 from dreamllm.data.images import encode_png
-from dreamllm.verbs import model_options
+from dreamllm.evaluate import model_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
