@@ -1,9 +1,10 @@
 """Time interleaved generation of stories together, as one batch, against one by one.
 
-    python benchmarks/stories.py --benchmarks data/emoji/benchmarks --model results/checkpoints/embedded/sft
+    python benchmarks/stories.py --stories 16 --repeats 3
 
 Continues the first stories of the split dev greedily in fp32 and prints seconds, and how many stories have the same
-texts both ways. On a CPU: CPU time of one thread, the median over the repeats; on a GPU: wall time.
+texts both ways: those of the default run's model after `make tables`, or of another by the flags of `dreamllm draw`. On
+a CPU: CPU time of one thread, the median over the repeats; on a GPU: wall time.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, St
 from transformers.generation.streamers import BaseStreamer
 
 from dreamllm.data.document import Document, Part, Picture, Role, Text
+from dreamllm.data.layout import Vocabulary
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import check_finite
 from dreamllm.model.processor import DreamLLMProcessor
@@ -26,7 +27,10 @@ Stopped = Literal["end", "tokens", "pictures", "context", "criteria"]
 
 @dataclass
 class Row:
-    """A document that is being continued. generator: draws its tokens; stopped: None while it goes on."""
+    """A document that is being continued.
+
+    generator: draws its tokens.  at_image: an image is due.  stopped: None while it goes on
+    """
 
     prompt: Document
     seed: int
@@ -35,12 +39,37 @@ class Row:
     text_ids: list[int] = field(default_factory=list)  # written since the last image
     num_tokens: int = 0
     num_pictures: int = 0
+    at_image: bool = False
     stopped: Stopped | None = None
 
     @property
     def role(self) -> Role:
         """Of the parts that are added."""
         return "assistant" if self.prompt.kind == "conversation" else ""
+
+    def take(
+        self, token: int, room: int, vocabulary: Vocabulary, block: int, max_tokens: int, max_pictures: int
+    ) -> None:
+        """Note the next token: it is written, or an image is due, or the row stops.
+
+        room: number of tokens that fit the context.  block: number of tokens of an image
+        """
+        if token == vocabulary.eos:
+            self.stopped = "end"
+        elif token == vocabulary.dream_start:
+            if self.num_pictures == max_pictures:
+                self.stopped = "pictures"
+            elif room < block:
+                self.stopped = "context"
+            else:
+                self.at_image = True
+        elif self.num_tokens == max_tokens:
+            self.stopped = "tokens"
+        elif room < 1:
+            self.stopped = "context"
+        else:
+            self.text_ids.append(token)
+            self.num_tokens += 1
 
     def end_text(self, processor: DreamLLMProcessor) -> None:
         """Turn the tokens written since the last image into a part, unless they are blank."""
@@ -145,24 +174,9 @@ def decode(
                 follower.put(torch.tensor(tokens))
             lengths = sequences.mask.sum(dim=1).tolist()
             for n in writing:
-                room = processor.context - lengths[n]
-                if tokens[n] == vocabulary.eos:
-                    rows[n].stopped = "end"
-                elif tokens[n] == vocabulary.dream_start:
-                    if rows[n].num_pictures == max_pictures:
-                        rows[n].stopped = "pictures"
-                    elif room < block:
-                        rows[n].stopped = "context"
-                    else:
-                        at_image.append(n)
-                elif rows[n].num_tokens == max_tokens:
-                    rows[n].stopped = "tokens"
-                elif room < 1:
-                    rows[n].stopped = "context"
-                else:
-                    rows[n].text_ids.append(tokens[n])
-                    rows[n].num_tokens += 1
-            writing = [n for n in writing if rows[n].stopped is None and n not in at_image]
+                rows[n].take(tokens[n], processor.context - lengths[n], vocabulary, block, max_tokens, max_pictures)
+            at_image += [n for n in writing if rows[n].at_image]
+            writing = [n for n in writing if rows[n].stopped is None and not rows[n].at_image]
             if not writing:
                 break
             counts = torch.zeros((len(rows), 1), dtype=mask.dtype, device=mask.device)
@@ -185,7 +199,7 @@ def decode(
         pictures = draw(rows, hidden[:, 1:-1])
         for row, picture in zip(rows, pictures, strict=True):
             row.parts.append(Picture(picture, row.role))
-            row.num_pictures += 1
+            row.num_pictures, row.at_image = row.num_pictures + 1, False
         if reads_back:
             pixels = processor.read_pixels(pictures).to(mask.device)
             hidden = sequences.append_block(image, "read_slots", read_pixels=pixels)
