@@ -16,7 +16,7 @@ import tiny
 from dreamllm import cli
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.evaluate import model_options
-from dreamllm.model import generate
+from dreamllm.model import generate, precision
 from dreamllm.model.pipeline import DreamLLMPipeline
 from dreamllm.model.sampling import PictureSampling
 from dreamllm.train import checkpoint, export
@@ -37,6 +37,7 @@ def exported(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(precision, "resolve", lambda chosen: "fp32")
 
 
 @pytest.fixture
