@@ -42,7 +42,7 @@ PUBLIC = {
     "draw": "nothing",  # measured as NAME_pictures
 }
 PICTURES = f"fid_(paper|clean)_({'|'.join(selection.RULES)})"
-ELSEWHERE = {("scenes", "sd_finetuned"), ("scenes", "create")}  # columns about the emoji world's experiments
+ELSEWHERE = {("scenes", "sd_finetuned")}  # columns about the emoji world's experiments
 
 
 def holds(benchmark: str) -> str:

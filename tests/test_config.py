@@ -106,8 +106,8 @@ def test_queries_trained_for_one_number_are_not_loaded_for_another(changed):
     assert f"stages.sft.init: pretrain was trained for {own} dream queries, sft has 3" in complaint
     assert "align_comprehension" not in complaint
     few = ("  sft: &sft\n", "  few: {<<: *pretrain, init: [align_comprehension], num_dream_queries: 3}\n  sft: &sft\n")
-    both = ("evaluations:\n", "evaluations:\n  - {model: mixed, stages: [few, create], benchmarks: [draw]}\n")
-    assert f"evaluations[0]: few was trained for 3 dream queries, create has {own}" in changed(few, both)
+    both = ("evaluations:\n", "evaluations:\n  - {model: mixed, stages: [few, align_creation], benchmarks: [draw]}\n")
+    assert f"evaluations[0]: few was trained for 3 dream queries, align_creation has {own}" in changed(few, both)
 
 
 def test_a_mixture_names_sets_of_the_world_or_of_the_sources(changed):

@@ -103,7 +103,7 @@ def scored_n(world: Path, drawn: predictions.Predictions) -> int:
         ({"model": "sd", "benchmarks": ["draw"], "rewrite": True}, "sd was trained on no instructions"),
         (
             {"model": "stage", "benchmarks": ["draw", "vqa"], "rewrite": True},
-            "of the task draw only",
+            "rewrite works for the tasks draw, draw_human, narratives only, not for vqa",
         ),
     ],
 )

@@ -76,7 +76,7 @@ def test_a_changed_value_runs_what_depends_on_it(recorded):
     assert set(planned(recorded)) == {"predict_pictures", "score", "tables", "figures"}
     config.write_text(text.replace("condition_dropout: 0.1 # ", "condition_dropout: 0.2 # "))
     jobs = planned(recorded)
-    assert jobs["train_create"] == jobs["train_sft"] == jobs["train_sft_creation"] == 1
+    assert jobs["train_align_creation"] == jobs["train_sft"] == jobs["train_sft_creation"] == 1
     assert not {"make_world", "train_align_comprehension", "train_sft_comprehension"} & set(jobs)
     config.write_text(text)
     assert planned(recorded) == {}

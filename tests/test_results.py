@@ -144,10 +144,9 @@ def test_a_wrong_key_of_the_layout_is_named(tmp_path: Path) -> None:
 
 
 def test_cells_are_in_display_units_with_interval_and_n(tmp_path: Path) -> None:
-    ours = blocks(
-        "table2", metrics_file(tmp_path / "m", "sft", "draw", fid=0.5, object=0.8, colour=0.9, bind=0.7, all=0.6)
-    )[0]
-    fid, whole = (cell(ours, "DreamLLM, final", name) for name in ("FID (cf. MS-COCO)", "whole scene"))
+    ours = blocks("table2", metrics_file(tmp_path / "m", "sft", "draw_human", fid=0.5, all=0.6))[0]
+    names = ("FID, human sentences (cf. MS-COCO)", "whole scene, human sentences")
+    fid, whole = (cell(ours, "DreamLLM, final", name) for name in names)
     assert (fid.text, fid.interval, fid.n) == ("0.500", ("0.400", "0.550"), 40)
     assert (whole.text, whole.interval) == ("60.0", ("50.0", "65.0"))
     assert whole.measured == pytest.approx((60, 50, 65))
@@ -184,7 +183,10 @@ def test_an_empty_cell_says_why(tmp_path: Path) -> None:
     assert (missing.text, missing.note) == ("", "no run of model comprehension_only on benchmark pope")
     assert cell(paper, "popular / DreamLLM-7B", "F1").note == "not found in any source read"
     assert cell(beside, "random / DreamLLM-7B, precision", "ours").note == "no run on benchmark pope_coco"
-    assert "does not draw" in cell(blocks("table3")[0], "comprehension-only", "FID (cf. MS-COCO FID)").note
+    assert (
+        "does not draw"
+        in cell(blocks("table3")[0], "comprehension-only", "FID, human sentences (cf. MS-COCO FID)").note
+    )
     sd = metrics_file(tmp_path / "sd", "sd", "draw", fid=0.5)
     assert cell(blocks("scenes", sd)[0], "all seen", "drawn, Stable Diffusion").note == (
         "the results on benchmark draw have no metric all of group seen"
