@@ -25,10 +25,10 @@ import naive
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
 
 from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import Batch, pack
+from dreamllm.model.decoding import Sequences
 from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 
@@ -316,14 +316,12 @@ def matmul_speed(side: int = 512, turns: int = 20) -> float:
 
 @torch.no_grad()
 def greedy_interleave(model: Model, prompt: torch.Tensor, tokens: int) -> list[int]:
-    """Token ids of greedy decoding after one prompt (1, T), by the loop of `generate.interleave`."""
-    cache = DynamicCache(config=model.config.text_config)
-    embeds, written = model.embed(prompt), []
+    """Token ids of greedy decoding after one prompt (1, T), by the steps of `generate.interleave`."""
+    sequences, ids, written = Sequences(model, prompt[:, :0], prompt[:, :0]), prompt, []
     for _ in range(tokens):
-        hidden = model.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        token = model.get_output_embeddings()(hidden.last_hidden_state[:, -1]).argmax(-1)
-        written.append(int(token))
-        embeds = model.embed(token[None])
+        hidden = sequences.advance(ids, torch.ones_like(ids))
+        ids = model.get_output_embeddings()(hidden[:, -1:]).argmax(-1)
+        written.append(int(ids))
     return written
 
 

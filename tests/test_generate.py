@@ -11,8 +11,8 @@ import torch
 import tiny
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.data.layout import lay_out_prompt
-from dreamllm.model import generate
-from dreamllm.model.generate import TextSampling, draw, interleave, query_states, sample_token, write
+from dreamllm.model import decoding
+from dreamllm.model.generate import TextSampling, draw, interleave, query_states, write
 from dreamllm.model.sampling import PictureSampling, make_scheduler
 from dreamllm.seeds import seed_of
 
@@ -106,15 +106,6 @@ def test_a_prompt_without_room_to_write_is_an_error():
         write(MODEL, PROCESSOR, [text(words)])
 
 
-def test_sampling_keeps_to_the_nucleus():
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    generator = torch.Generator().manual_seed(0)
-    drawn = [sample_token(logits, 1.0, 0.75, generator) for _ in range(200)]
-    assert set(drawn) == {0, 1}
-    assert {sample_token(logits, 1.0, 1.0, generator) for _ in range(200)} == {0, 1, 2, 3}
-    assert sample_token(logits, 0.0, 1.0, generator) == 0
-
-
 def test_a_model_in_bf16_writes_draws_and_trains():
     model, processor = tiny.build()
     model.to(torch.bfloat16)
@@ -135,7 +126,7 @@ def script(monkeypatch, *words: str | int):
     vocabulary = PROCESSOR.vocabulary
     marks = {"picture": [vocabulary.dream_start], "end": [vocabulary.eos]}
     said = iter([token for word in words for token in marks.get(word) or vocabulary.encode(word)])
-    monkeypatch.setattr(generate, "sample_token", lambda *_: next(said))
+    monkeypatch.setattr(decoding, "choose", lambda *_: [next(said)])
 
 
 def test_a_dream_start_draws_a_picture_which_is_read_back(monkeypatch):
@@ -152,9 +143,9 @@ def test_the_cache_holds_what_training_would_lay_out(monkeypatch):
     prompt = tiny.story(4)
     script(monkeypatch, "The river bends slowly.", "picture", "It ends")
     seen = []
-    scripted = generate.sample_token
+    scripted = decoding.choose
     monkeypatch.setattr(
-        generate, "sample_token", lambda logits, *rest: (seen.append(logits.clone()), scripted(logits, *rest))[1]
+        decoding, "choose", lambda scores, *rest: (seen.append(scores[0].clone()), scripted(scores, *rest))[1]
     )
     writing = TextSampling(max_new_tokens=len(PROCESSOR.vocabulary.encode("The river bends slowly.It ends")) - 1)
     (result,) = interleave(MODEL, PROCESSOR, [prompt], [3], writing, QUICK)
@@ -235,7 +226,7 @@ def test_a_full_context_stops_before_a_block_and_between_tokens(monkeypatch):
 def test_it_never_writes_a_token_that_is_no_target(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        generate, "sample_token", lambda logits, *_: (seen.append(logits.clone()), PROCESSOR.vocabulary.eos)[1]
+        decoding, "choose", lambda scores, *_: (seen.append(scores[0].clone()), [PROCESSOR.vocabulary.eos])[1]
     )
     interleave(MODEL, PROCESSOR, [text("A ship.")], [0], TextSampling(), QUICK)
     vocabulary = PROCESSOR.vocabulary

@@ -10,24 +10,24 @@ import argparse
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dreamllm.atomic import new_file
 from dreamllm.data.document import Document, Part, Picture, Text
-from dreamllm.data.images import decode, encode_png
+from dreamllm.data.images import encode_png
 from dreamllm.emoji.words import PrintWords
+from dreamllm.evaluate import model_options
 
 if TYPE_CHECKING:
     from dreamllm.model.generate import Continuation
 
-CHECKPOINT = Path("results/checkpoints/embedded/sft")
 STOPPED = {
     "end": "the model ended here",
     "tokens": "stopped at the maximum number of tokens",
     "pictures": "stopped at the maximum number of pictures",
     "context": "stopped where the context was full",
+    "criteria": "stopped by a criterion",
 }
 
 PAGE = """<!doctype html>
@@ -87,57 +87,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     image = "file for an <image> in the prompts; once for each"  # nargs would take the prompts for files
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=image)
     parser.add_argument("--as", dest="kind", choices=["conversation", "story"], default="conversation")
-    foundations = Path("data/foundations")
-    parser.add_argument("--foundations", type=Path, default=foundations, help="folder with llm/, clip/ and sd/")
-    checkpoint = f"folder of a checkpoint; once for each, in loading order (default: {CHECKPOINT})"
-    parser.add_argument("--checkpoints", type=Path, action="append", metavar="FOLDER", help=checkpoint)
+    model_options.add_model(parser)
     parser.add_argument("--out", type=Path, default=Path("scratch/generated"), help="for index.html and the pictures")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first prompt; each next prompt has the next number"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the most probable token")
-    parser.add_argument("--top-p", type=float, default=1.0, help="share of the probability to sample from")
-    parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--max-pictures", type=int, default=8)
-    parser.add_argument("--scheduler", default="DPMSolverMultistepScheduler", help="a scheduler class of diffusers")
-    parser.add_argument("--steps", type=int, default=25, help="of the scheduler, per picture")
-    parser.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance; 1 is none")
-    rescale = "share of the guided prediction that is rescaled (arXiv 2305.08891)"
-    parser.add_argument("--guidance-rescale", type=float, default=0.0, help=rescale)
-    parser.add_argument("--eta", type=float, default=0.0, help="noise of DDIMScheduler's steps, 0 to 1")
-    parser.add_argument("--negative-prompt", default="", help="what guidance leads away from")
-    parser.add_argument("--height", type=int, help="of the pictures, in pixels (default: as the UNet was trained)")
-    parser.add_argument("--width", type=int, help="of the pictures, in pixels (default: as the UNet was trained)")
+    model_options.add_text_sampling(parser)
+    parser.add_argument("--max-pictures", type=int, default=8, help="generated for one prompt")
+    model_options.add_picture_sampling(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Load the model, continue the prompts, write the page."""
-    from dreamllm.model.generate import TextSampling, check_text_sampling, interleave
-    from dreamllm.model.precision import DTYPES, resolve
-    from dreamllm.model.processor import PromptProblem, parse
-    from dreamllm.model.sampling import PictureSampling, check_sampling
-    from dreamllm.train.checkpoint import load_for_inference
+    from dreamllm.model.generate import interleave
+    from dreamllm.model.processor import parse
 
     is_story = arguments.kind == "story"
-    images = []
-    for path in arguments.image:
-        try:
-            images.append(decode(path.read_bytes()))
-        except (OSError, ValueError) as error:
-            raise PromptProblem(f"{path}: {error}") from error
+    images = model_options.read_images(arguments.image)
     parsed = parse(arguments.prompts, images, role="" if is_story else "user")
     prompts = [
         Document(f"prompt {number}", "interleaved" if is_story else "conversation", parts)
         for number, parts in enumerate(parsed, 1)
     ]
-    limits = (arguments.max_new_tokens, arguments.max_pictures)
-    text_sampling = TextSampling(arguments.temperature, arguments.top_p, *limits)
-    picture_sampling = PictureSampling(**{one.name: getattr(arguments, one.name) for one in fields(PictureSampling)})
-    check_text_sampling(text_sampling)
-    check_sampling(picture_sampling)
+    text_sampling = model_options.text_sampling(arguments, arguments.max_pictures)
+    picture_sampling = model_options.picture_sampling(arguments)
     seeds = [arguments.seed + index for index in range(len(prompts))]
-    checkpoints = arguments.checkpoints or [CHECKPOINT]
-    model, processor = load_for_inference(arguments.foundations, checkpoints, DTYPES[resolve("auto")])
+    model, processor = model_options.load(arguments)
     continuations = interleave(model, processor, prompts, seeds, text_sampling, picture_sampling)
     save(continuations, arguments.out)
     print(arguments.out / "index.html")

@@ -5,42 +5,69 @@
     interleave(model, processor, prompts)   text and pictures, each where the model chooses (paper section 3.2)
 
 When the model samples <dream_start> in free interleaving, a picture is drawn from the states of the dream queries, CLIP
-reads it back, and text generation continues with everything before it in the cache. The authors' code lays out its
-training data for this loop, but does not contain the loop itself.
+reads it back, and text generation continues with everything before it in the cache (`decoding.py`). The authors' code
+lays out its training data for this loop, but does not contain the loop itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.generation.streamers import BaseStreamer
 
-from dreamllm.data.document import Document, Part, Picture, Role, Text
+from dreamllm.data.document import Document, Part, Text
 from dreamllm.data.layout import Mode
 from dreamllm.data.packing import collate
+from dreamllm.model.decoding import Row, Stopped, decode
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-from dreamllm.model.finite import FiniteLogits, check_finite
+from dreamllm.model.finite import FiniteLogits
 from dreamllm.model.packed import gather_slots
 from dreamllm.model.processor import SPECIAL_TOKENS, DreamLLMProcessor, PromptProblem
 from dreamllm.model.sampling import PictureSampling, SamplingProblem, check_fit, draw_from_states
 from dreamllm.seeds import seed_of
 
 Model = DreamLLMForConditionalGeneration
-Stopped = Literal["end", "tokens", "pictures", "context"]
 
 
 @dataclass(frozen=True)
 class TextSampling:
-    """How tokens are sampled in free interleaving, and where it stops. Temperature 0 is greedy decoding."""
+    """How tokens are sampled in free interleaving, and where it stops.
+
+    temperature, top_k, top_p, repetition_penalty: as in transformers' GenerationConfig, except that temperature 0 is
+    greedy decoding and top_k 0 is none.  max_new_tokens: of text.  max_pictures: generated
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 256
     max_pictures: int = 8
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+
+    def sampling_options(self) -> dict[str, Any]:
+        """The arguments of transformers' `generate` that say whether and how to sample."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+
+
+OWN_LIMITS = {
+    **dict.fromkeys(["max_length", "max_new_tokens"], "set max_new_tokens of TextSampling"),
+    **dict.fromkeys(["do_sample", "temperature", "top_k", "top_p", "repetition_penalty"], "set it in TextSampling"),
+    **dict.fromkeys(["num_beams", "num_return_sequences", "assistant_model"], "it writes one continuation by itself"),
+    **dict.fromkeys(
+        ["min_length", "min_new_tokens", "exponential_decay_length_penalty", "begin_suppress_tokens"],
+        "it counts the padding and the images of a batch as words",
+    ),
+    **dict.fromkeys(["encoder_repetition_penalty", "encoder_no_repeat_ngram_size"], "the model has no encoder"),
+    "stop_strings": "pass stopping_criteria=[StopStringCriteria(processor.tokenizer, [...])]",
+}
+"""Arguments of `generate` that `interleave` does not take, and what to do instead."""
 
 
 def check_text_sampling(sampling: TextSampling) -> None:
@@ -49,7 +76,11 @@ def check_text_sampling(sampling: TextSampling) -> None:
         raise SamplingProblem(f"temperature is {sampling.temperature}, not a number from 0")
     if not 0 < sampling.top_p <= 1:
         raise SamplingProblem(f"top_p is {sampling.top_p}, not above 0 and up to 1")
-    for name in ("max_new_tokens", "max_pictures"):
+    if not 0 < sampling.repetition_penalty < float("inf"):
+        raise SamplingProblem(f"repetition_penalty is {sampling.repetition_penalty}, not above 0; 1 is none")
+    if sampling.temperature == 0 and (sampling.top_k or sampling.top_p < 1):
+        raise SamplingProblem("at temperature 0, top_k and top_p have no effect; set a temperature above 0")
+    for name in ("max_new_tokens", "max_pictures", "top_k"):
         if (value := getattr(sampling, name)) < 0:
             raise SamplingProblem(f"{name} is {value}, less than 0")
 
@@ -60,6 +91,7 @@ class Continuation:
 
     stopped: "end": the model wrote </s>.  "tokens", "pictures": it reached the maximum of TextSampling and would have
     continued.  "context": the next token or picture block does not fit the context; no block is ever truncated.
+    "criteria": a stopping criterion of the caller was met.
     """
 
     prompt: Document
@@ -165,11 +197,18 @@ def interleave(
     picture_sampling: PictureSampling,
     *,
     mode: Literal["creation", "joint"] = "joint",
+    streamer: BaseStreamer | None = None,
+    logits_processor: Sequence[LogitsProcessor] | None = None,
+    **options: Any,
 ) -> list[Continuation]:
-    """Continue each prompt with text and pictures, with one seed for each prompt.
+    """Continue each prompt with text and pictures, with one seed for each prompt. All prompts are one batch.
 
-    Text is written for one prompt at a time; the pictures that are due next are drawn as one batch. A continuation
-    depends on its own prompt and seed only. In mode "creation" pictures are drawn, but not read back.
+    A continuation depends on its own prompt and seed only, up to the rounding of sums, which the size of a batch
+    changes; in fp32, texts are the same. In mode "creation" pictures are drawn, but not read back.
+
+    streamer, logits_processor: as in transformers' `generate`, the former for a single prompt only.  options: further
+    arguments of `generate`, such as stopping_criteria, min_p, no_repeat_ngram_size or max_time. Processors and criteria
+    get fewer rows as continuations end.
 
     Raises LayoutProblem for a prompt that does not fit the context, ValueError for another number of seeds,
     SamplingProblem for settings that do not fit, NonFiniteValues where a part of the model gives NaN.
@@ -177,120 +216,54 @@ def interleave(
     _check_seeds(prompts, seeds)
     check_text_sampling(text_sampling)
     check_fit(model, picture_sampling)
+    for name in options.keys() & OWN_LIMITS.keys():
+        raise SamplingProblem(f"interleave takes no {name}: {OWN_LIMITS[name]}")
+    if streamer is not None and len(prompts) != 1:
+        raise SamplingProblem(f"a streamer follows one prompt, not {len(prompts)}")
+    if not prompts:
+        return []
     null = null_states(model, processor, picture_sampling)
-    writers = []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        generator = torch.Generator().manual_seed(seed_of(seed, "text"))
-        writers.append(_interleave_one(model, processor, prompt, mode, text_sampling, generator))
-    continuations: dict[int, Continuation] = {}
-    num_drawn = [0] * len(prompts)
-    pictures: dict[int, Any] = dict.fromkeys(range(len(prompts)))  # by prompt; None starts a writer
-    while pictures:
-        states: dict[int, torch.Tensor] = {}  # by prompt: the query states (1, Q, D) of its next picture
-        for index, picture in pictures.items():
-            try:
-                states[index] = writers[index].send(picture)
-            except StopIteration as end:
-                continuations[index] = end.value
-        pictures = {}
-        if states:
-            picture_seeds = [seed_of(seeds[index], "picture", num_drawn[index]) for index in states]
-            batch = torch.cat(list(states.values()))  # (M, Q, D)
-            names = [prompts[index].id for index in states]
-            drawn = draw_from_states(model, batch, null, picture_seeds, picture_sampling, names)
-            pictures = dict(zip(states, drawn, strict=True))
-            for index in states:
-                num_drawn[index] += 1
-    return [continuations[index] for index in range(len(prompts))]
 
+    def draw_rows(rows: Sequence[Row], states: torch.Tensor) -> list[Image.Image]:
+        picture_seeds = [seed_of(row.seed, "picture", row.num_pictures) for row in rows]
+        names = [row.prompt.id for row in rows]
+        return draw_from_states(model, states, null, picture_seeds, picture_sampling, names)
 
-def _interleave_one(
-    model: Model,
-    processor: DreamLLMProcessor,
-    prompt: Document,
-    mode: Mode,
-    sampling: TextSampling,
-    generator: torch.Generator,
-) -> Generator[torch.Tensor, Image.Image, Continuation]:
-    """Continue one prompt: yields the query states (1, Q, D) of each picture, and expects that picture to be sent."""
+    rows = [
+        Row(prompt, seed, torch.Generator().manual_seed(seed_of(seed, "text")))
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     vocabulary = processor.vocabulary
-    suppressed = _suppressed_tokens(processor, allow_pictures=True)
-    role: Role = "assistant" if prompt.kind == "conversation" else ""
-    dream = [vocabulary.dream_start, *[vocabulary.im_patch] * vocabulary.num_queries, vocabulary.dream_end]
-    image = [vocabulary.im_start, *[vocabulary.im_patch] * vocabulary.num_patches, vocabulary.im_end]
-    if mode == "creation":
-        image = []
-    cache = DynamicCache(config=model.config.text_config)
-
-    def advance(embeds: torch.Tensor) -> torch.Tensor:
-        """Append embeddings (1, T, D) to the cached sequence; returns their last hidden states (1, T, D)."""
-        outputs = model.language_model.base_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
-        return outputs.last_hidden_state
-
-    def tensor(values: list) -> torch.Tensor:
-        return torch.tensor([values], device=model.device)
-
-    sequence = processor.lay_out_prompt(prompt, mode)
-    batch = collate([[sequence]], vocabulary, processor.read_pixels, None).to(model.device)
-    hidden = advance(model.embed(batch.input_ids, batch.read_pixels, batch.read_slots, batch.draw_slots))
-    parts: list[Part] = []
-    text_ids: list[int] = []  # tokens written since the last picture
-    num_tokens = num_pictures = 0
-
-    def finish(stopped: Stopped) -> Continuation:
-        return Continuation(prompt, tuple(_with_text(parts, text_ids, processor, role)), stopped)
-
-    while True:
-        logits = model.get_output_embeddings()(hidden[0, -1]).float()  # (V,)
-        check_finite(logits[None].clamp(min=-1), [prompt.id], "the logits")
-        logits[suppressed] = -torch.inf
-        token = sample_token(logits, sampling.temperature, sampling.top_p, generator)
-        if token == vocabulary.eos:
-            return finish("end")
-        room = processor.context - cache.get_seq_length()
-        if token == vocabulary.dream_start:
-            if num_pictures == sampling.max_pictures:
-                return finish("pictures")
-            if room < len(dream) + len(image):
-                return finish("context")
-            hidden = advance(model.embed(tensor(dream), draw_slots=tensor([0, 1])))
-            picture = yield hidden[:, 1:-1]
-            num_pictures += 1
-            parts, text_ids = [*_with_text(parts, text_ids, processor, role), Picture(picture, role)], []
-            if image:
-                pixels = processor.read_pixels([picture]).to(model.device)
-                hidden = advance(model.embed(tensor(image), pixels, tensor([0, 1])))
-        else:
-            if num_tokens == sampling.max_new_tokens:
-                return finish("tokens")
-            if room < 1:
-                return finish("context")
-            text_ids.append(token)
-            num_tokens += 1
-            hidden = advance(model.embed(tensor([token])))
-
-
-def sample_token(logits: torch.Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
-    """Choose a token from its logits (V,): the argmax at temperature 0, else nucleus sampling.
-
-    The nucleus is the smallest set of tokens with probability mass `top_p` (arXiv 1904.09751).
-    """
-    if temperature == 0:
-        return int(logits.argmax())
-    probabilities, order = (logits / temperature).softmax(-1).cpu().sort(descending=True)
-    probabilities[probabilities.cumsum(0) - probabilities >= top_p] = 0
-    return int(order[torch.multinomial(probabilities, 1, generator=generator)])
+    # By itself `generate` makes one that holds the padding of each row of the whole batch.
+    factor = float(text_sampling.repetition_penalty)
+    penalty = [RepetitionPenaltyLogitsProcessor(factor)] if factor != 1 else []
+    inputs = processor.prompts(prompts, mode).to(model.device)
+    if streamer is not None:
+        streamer.put(inputs["input_ids"].cpu())
+    model.generate(
+        **inputs,
+        custom_generate=decode,
+        processor=processor,
+        rows=rows,
+        draw=draw_rows,
+        reads_back=mode == "joint",
+        max_tokens=text_sampling.max_new_tokens,
+        max_pictures=text_sampling.max_pictures,
+        follower=streamer,
+        max_new_tokens=2 * processor.context,  # rows and gaps are shorter; `decode` knows how long each row may be
+        suppress_tokens=_suppressed_tokens(processor, allow_pictures=True),
+        eos_token_id=[vocabulary.eos, vocabulary.dream_start],
+        pad_token_id=vocabulary.pad,
+        logits_processor=LogitsProcessorList([*penalty, *(logits_processor or [])]),
+        **text_sampling.sampling_options(),
+        **options,
+    )
+    return [Continuation(row.prompt, tuple(row.parts), cast(Stopped, row.stopped)) for row in rows]
 
 
 def _check_seeds(prompts: Sequence[Document], seeds: Sequence[int]) -> None:
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts need as many seeds, not {len(seeds)}")
-
-
-def _with_text(parts: list[Part], text_ids: list[int], processor: DreamLLMProcessor, role: Role) -> list[Part]:
-    """The parts, followed by the decoded tokens as one Text unless they are blank."""
-    text = processor.decode(text_ids, skip_special_tokens=True).strip()
-    return [*parts, Text(text, role)] if text else parts
 
 
 def _suppressed_tokens(processor: DreamLLMProcessor, *, allow_pictures: bool) -> list[int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,15 +96,23 @@ def scheduler_with_steps(
     Raises SamplingProblem for a number of steps that it refuses, and for an eta that it would ignore.
     """
     scheduler = make_scheduler(sampling.scheduler, scheduler_config)
-    if sampling.eta and "eta" not in inspect.signature(scheduler.step).parameters:
-        raise SamplingProblem(f"eta is {sampling.eta}, but {sampling.scheduler} has none; DDIMScheduler has")
-    if sampling.steps > (most := scheduler.config.num_train_timesteps):
-        raise SamplingProblem(f"steps is {sampling.steps}, more than the {most} of the training's noise schedule")
-    try:
-        scheduler.set_timesteps(sampling.steps, device=device)
-    except (ValueError, IndexError) as error:
-        raise SamplingProblem(f"{sampling.scheduler} refuses steps {sampling.steps}: {error}") from None
+    set_steps(scheduler, sampling.steps, sampling.eta, device)
     return scheduler
+
+
+def set_steps(
+    scheduler: SchedulerMixin, steps: int, eta: float = 0.0, device: torch.device | str | None = None
+) -> None:
+    """Set a scheduler's timesteps. Raises SamplingProblem for steps that it refuses and an eta that it would ignore."""
+    name = type(scheduler).__name__
+    if eta and "eta" not in inspect.signature(scheduler.step).parameters:
+        raise SamplingProblem(f"eta is {eta}, but {name} has none; DDIMScheduler has")
+    if steps > (most := scheduler.config.num_train_timesteps):
+        raise SamplingProblem(f"steps is {steps}, more than the {most} of the training's noise schedule")
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except (ValueError, IndexError) as error:
+        raise SamplingProblem(f"{name} refuses steps {steps}: {error}") from None
 
 
 def check_fit(
@@ -116,8 +124,12 @@ def check_fit(
     """
     check_sampling(sampling)
     scheduler = scheduler_with_steps(sampling, model.config.scheduler_config, model.device)
-    scale = 2 ** (len(model.vae.config.block_out_channels) - 1)
-    return scheduler, latent_size(sampling, model.unet.config.sample_size, scale)
+    return scheduler, latent_size(sampling, model.unet.config.sample_size, pixels_per_latent(model))
+
+
+def pixels_per_latent(model: DreamLLMForConditionalGeneration) -> int:
+    """Scale factor of the model's VAE."""
+    return 2 ** (len(model.vae.config.block_out_channels) - 1)
 
 
 def initial_noise(
@@ -160,7 +172,7 @@ def draw_from_states(
         generators,
     )
     check_finite(latents, names, "latents after the condition projector and the UNet")
-    return decode_latents(model, latents, names)
+    return to_pictures(decode_latents(model, latents, names))
 
 
 @torch.no_grad()
@@ -173,21 +185,23 @@ def sample_latents(
     guidance: float,
     guidance_rescale: float = 0.0,
     eta: float = 0.0,
-    generators: list[torch.Generator] | None = None,
+    generators: torch.Generator | list[torch.Generator] | None = None,
+    after_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor] = lambda step, timestep, latents: latents,
 ) -> torch.Tensor:
     """Denoise standard normal noise (M, C, h, w) along the timesteps set in `scheduler`; fp32 throughout.
 
-    eta, generators: for schedulers that have an eta, or draw noise at each step; one generator per picture
+    eta, generators: for schedulers that have an eta, or draw noise at each step; one generator, or one per picture
+    after_step: called with number, timestep and latents of each step; returns the latents to continue with
     """
     conditions = model.project(states)  # (M, Q, Dc)
     null_conditions = model.project(null_states).expand_as(conditions)
     known = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generators)) if name in known}
     latents = noise.float() * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         prediction = guided_prediction(model, scaled, timestep, conditions, null_conditions, guidance, guidance_rescale)
-        latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+        latents = after_step(step, timestep, scheduler.step(prediction, timestep, latents, **options).prev_sample)
     return latents
 
 
@@ -215,10 +229,15 @@ def guided_prediction(
 @torch.no_grad()
 def decode_latents(
     model: DreamLLMForConditionalGeneration, latents: torch.Tensor, names: Sequence[str]
-) -> list[Image.Image]:
-    """Decode latents (M, C, h, w) to M RGB pictures with the VAE. Raises NonFiniteValues, with the picture's name."""
+) -> torch.Tensor:
+    """Pixels (M, 3, H, W) in [-1, 1] of latents (M, C, h, w). Raises NonFiniteValues, with the picture's name."""
     vae = model.vae
-    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()  # (M, 3, H, W) in [-1, 1]
+    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
     check_finite(pixels, names, "pixels of the VAE")
+    return pixels
+
+
+def to_pictures(pixels: torch.Tensor) -> list[Image.Image]:
+    """RGB pictures of pixels (M, 3, H, W) in [-1, 1]."""
     levels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
     return [Image.fromarray(picture) for picture in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,8 +1,8 @@
 """Write a trained DreamLLM as one Hugging Face folder, model, processor and model card: `dreamllm export ...`.
 
-`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm`; `hf upload`
-publishes it. The folder contains no code. With --adapter the last checkpoint, of a LoRA stage, is written alone, in
-peft's format.
+`AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm`, and
+`DreamLLMPipeline.from_pretrained` of `dreamllm.model.pipeline` loads it as a pipeline of diffusers; `hf upload` publishes
+it. The folder contains no code. With --adapter the last checkpoint, of a LoRA stage, is written alone, in peft's format.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
 
     checkpoints: folders in loading order.  Raises CheckpointProblem where they do not fit.
     """
+    from dreamllm.model.pipeline import DreamLLMPipeline
     from dreamllm.repro.report.hub_card import card
     from dreamllm.train.checkpoint import load_model  # torch, only when it is needed
 
@@ -26,6 +27,9 @@ def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        pipeline = DreamLLMPipeline.from_model(model, processor)  # finds model and processor in the folder itself
+        pipeline.save_config(folder)
+        pipeline.scheduler.save_pretrained(folder / "scheduler")
         (folder / "README.md").write_text(card(checkpoints), encoding="utf-8")
 
 
