@@ -1,8 +1,9 @@
 """Write a trained DreamLLM as one Hugging Face folder, model, processor and model card: `dreamllm export ...`.
 
 `AutoModel.from_pretrained` and `AutoProcessor.from_pretrained` load the folder after `import dreamllm`, and
-`DreamLLMPipeline.from_pretrained` of `dreamllm.model.pipeline` loads it as a pipeline of diffusers; `hf upload` publishes
-it. The folder contains no code. With --adapter the last checkpoint, of a LoRA stage, is written alone, in peft's format.
+`DreamLLMPipeline.from_pretrained` of `dreamllm.model.pipeline` loads it as a pipeline of diffusers. `hf upload`
+publishes it; it contains no code. With --adapter the last checkpoint, of a LoRA stage, is written alone, in peft's
+format.
 """
 
 from __future__ import annotations
