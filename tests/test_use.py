@@ -19,6 +19,7 @@ from dreamllm.evaluate import model_options
 from dreamllm.model import generate, precision
 from dreamllm.model.pipeline import DreamLLMPipeline
 from dreamllm.model.sampling import PictureSampling
+from dreamllm.repro.report import hub_card
 from dreamllm.train import checkpoint, export
 
 MODEL, PROCESSOR = tiny.build()
@@ -30,6 +31,7 @@ def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "whole"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "load_model", lambda foundations, checkpoints: (MODEL, PROCESSOR))
+        patch.setattr(hub_card, "card", lambda checkpoints: "a card")
         export.export(Path("f"), [Path("c")], folder)
     return folder
 
