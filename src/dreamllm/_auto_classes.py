@@ -19,3 +19,9 @@ def install() -> None:
     """Install the hooks; costs microseconds and imports nothing, unless transformers is there already."""
     for auto, ours in REGISTERED_BY.items():
         _import_hooks.around(f"transformers.models.auto.{auto}", after=partial(import_module, ours))
+
+
+def uninstall() -> None:
+    """Remove the hooks again, for a process that imports libraries but no module of this package."""
+    for auto in REGISTERED_BY:
+        _import_hooks.remove(f"transformers.models.auto.{auto}")

@@ -22,6 +22,11 @@ def around(
         after()
 
 
+def remove(module: str) -> None:
+    """Remove what `around` has installed for a module."""
+    sys.meta_path[:] = [one for one in sys.meta_path if not (isinstance(one, _Finder) and one.module == module)]
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds one module as usual, with a function run just before or after its code."""
 

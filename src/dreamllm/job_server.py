@@ -36,6 +36,8 @@ import threading
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dreamllm import _auto_classes
+
 VARIABLE = "DREAMLLM_JOB_SERVER"
 ONE_THREAD = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR")}
 ONE_THREAD["VECLIB_MAXIMUM_THREADS"] = "1"
@@ -215,6 +217,7 @@ def _receive(caller: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _preload() -> None:
     """Import the libraries, and forget this package, so that every job imports it anew."""
+    _auto_classes.uninstall()  # they would import modules of this package
     before = dict(os.environ)
     for name in PRELOADED:
         importlib.import_module(name)
