@@ -93,7 +93,7 @@ def _of_benchmark(benchmark: str, model: Predictions, scores: Scores, folder: Pa
     split = model.header["split"]
     items = tasks.load(benchmark, folder, split, model.header.get("limit"))
     check_complete(model, [item.id for item in items])
-    images = {item.id: _image_ids(item, model) for item in items}
+    images = {item.id: [id_ for id_, _, _ in _story_images(item, model)] for item in items}
     known = (images.keys(), {id_ for ids in images.values() for id_ in ids})
     for name in scores:
         if field(scores, name, dict, model.path, "item scores").keys() not in known:
@@ -113,10 +113,11 @@ def _of_benchmark(benchmark: str, model: Predictions, scores: Scores, folder: Pa
     return Failures(benchmark, BENCHMARKS[benchmark][0], len(wrong), len(items), shown)
 
 
-def _image_ids(item: Any, model: Predictions) -> list[str]:
-    """Ids of the scores of a story's images; none of another item."""
+def _story_images(item: Any, model: Predictions) -> list[tuple[str, str, str]]:
+    """Of each image of a story the id of its score, its words and its file; nothing of another item."""
     panels = story_panels(model, item.id) if isinstance(item, StoryItem) else []
-    return [f"{item.id}-{number}" for number in range(sum(bool(image) for _, image in panels))]
+    shown = [(words, image) for words, image in panels if image]
+    return [(f"{item.id}-{number}", words, image) for number, (words, image) in enumerate(shown)]
 
 
 def _images(item: Any, model: Predictions, scores: Scores, real: Pictures) -> Iterator[tuple[str, Image.Image, bool]]:
@@ -124,9 +125,8 @@ def _images(item: Any, model: Predictions, scores: Scores, real: Pictures) -> It
     place = f"item {item.id}"
     match item:
         case StoryItem():
-            for number, (words, image) in enumerate(story_panels(model, item.id)):
-                if image:
-                    yield words, model.image(image, place), not scores["all"][f"{item.id}-{number}"]
+            for id_, words, image in _story_images(item, model):
+                yield words, model.image(image, place), not scores["all"][id_]
         case CaptionItem() | VqaItem() | PopeItem():
             yield "given", real.read(item.picture), False
         case _:
