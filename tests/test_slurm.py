@@ -51,6 +51,7 @@ def snakemake(folder: Path, cluster: dict[str, str], machine: str, *arguments: s
     content = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
     for evaluation in content["evaluations"]:
         evaluation["benchmarks"] = [name for name in evaluation["benchmarks"] if name in BENCHMARKS]
+    content["evaluations"] = [evaluation for evaluation in content["evaluations"] if evaluation["benchmarks"]]
     content["machine"] = yaml.safe_load(machine)
     (folder / "config/slurm.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     path = os.pathsep.join([str(Path(sys.executable).parent), cluster["PATH"]])
