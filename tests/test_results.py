@@ -152,23 +152,26 @@ def test_cells_are_in_display_units_with_interval_and_n(tmp_path: Path) -> None:
     assert whole.measured == pytest.approx((60, 50, 65))
 
 
-def test_a_stand_in_is_shown_beside_the_paper_and_never_subtracted(tmp_path: Path) -> None:
-    ours, beside, _ = blocks("table1", metrics_file(tmp_path / "m", "sft", "captions", cider=5.0, exact=0.5))
+def test_a_stand_in_is_in_no_row_with_a_published_number(tmp_path: Path) -> None:
+    ours, beside, paper = blocks("table1", metrics_file(tmp_path / "m", "sft", "captions", cider=5.0, exact=0.5))
     stand_in = cell(ours, "DreamLLM, final", "caption CIDEr (cf. COCO)")
     assert (stand_in.id, stand_in.miniature, stand_in.difference) == ("table1.dreamllm_7b.coco", True, None)
-    assert cell(beside, "DreamLLM-7B, COCO", "paper").text == "115.4"
-    assert cell(beside, "DreamLLM-7B, COCO", "ours").text == "500.0"
-    assert cell(beside, "DreamLLM-7B, COCO", "difference").text == "stand-in"
-    line = next(csv.DictReader(io.StringIO(render.to_csv(TABLE["table1"], [ours]))), None)
-    assert line is not None and line["difference"] == ""
+    assert beside.rows == [] and "nothing was measured on the paper's own benchmarks" in beside.note
+    lines = list(csv.DictReader(io.StringIO(render.to_csv(TABLE["table1"], [ours, beside, paper]))))
+    assert {line["paper"] + line["difference"] for line in lines if line["world"] == "miniature"} == {""}
+    assert [line["value"] for line in lines if line["id"] == stand_in.id if line["value"]] == ["500", "115.4"]
+    shown = render.to_markdown(TABLE["table1"], [ours, beside, paper])
+    assert not [line for line in shown.splitlines() if "500.0" in line and "115.4" in line]
+    assert f"**Paper and this repository**\n\n{beside.note}\n" in shown
 
 
-def test_the_papers_own_benchmark_is_subtracted_and_goes_before_a_stand_in(tmp_path: Path) -> None:
+def test_the_papers_own_benchmark_alone_is_compared_with_the_paper(tmp_path: Path) -> None:
     files = [
         metrics_file(tmp_path / "a", "sft", "captions", cider=5.0),
         metrics_file(tmp_path / "b", "sft", "coco_karpathy", cider=1.2),
     ]
     ours, beside, _ = blocks("table1", *files)
+    assert [label for label, _ in beside.rows] == ["DreamLLM-7B, COCO"]
     assert cell(ours, "DreamLLM, final", "COCO").difference == pytest.approx(120 - 115.4)
     assert cell(beside, "DreamLLM-7B, COCO", "ours").text == "120.0"
     assert cell(beside, "DreamLLM-7B, COCO", "difference").text == "+4.6"
@@ -177,12 +180,12 @@ def test_the_papers_own_benchmark_is_subtracted_and_goes_before_a_stand_in(tmp_p
 
 def test_an_empty_cell_says_why(tmp_path: Path) -> None:
     pope = metrics_file(tmp_path / "m", "sft", "pope", accuracy=0.5, precision=None, recall=0.5, f1=0.5, yes=0.5)
-    ours, beside, paper = blocks("table7", pope)
+    ours, _, paper = blocks("table7", pope)
     assert cell(ours, "random / DreamLLM, final", "precision, emoji (cf. precision)").note == "nobody said yes"
     missing = cell(ours, "random / DreamLLM, comprehension-only", "accuracy, emoji (cf. accuracy)")
     assert (missing.text, missing.note) == ("", "no run of model comprehension_only on benchmark pope")
     assert cell(paper, "popular / DreamLLM-7B", "F1").note == "not found in any source read"
-    assert cell(beside, "random / DreamLLM-7B, precision", "ours").note == "no run on benchmark pope_coco"
+    assert ours.empty_columns["precision"] == "no run on benchmark pope_coco"
     assert (
         "does not draw"
         in cell(blocks("table3")[0], "comprehension-only", "FID, human sentences (cf. MS-COCO FID)").note
@@ -297,7 +300,7 @@ def test_the_csv_has_a_line_per_cell_and_our_numbers_in_full(tmp_path: Path) -> 
     assert len(lines) == sum(len(block.rows) * len(block.columns) for block in kept)
     ours = next(line for line in lines if line["value"])
     assert (ours["source"], ours["row"], ours["id"]) == ("ours", "language model alone", "table4.vicuna_7b.piqa")
-    assert (ours["value"], ours["n"], ours["seeds"], ours["paper"]) == ("66.6667", "40", "1", "77.1")
+    assert (ours["value"], ours["n"], ours["seeds"], ours["paper"]) == ("66.6667", "40", "1", "")
     assert (ours["world"], ours["protocol"]) == ("miniature", "split test; prompts emoji; text.num_beams 1")
     assert {line["source"] for line in lines} == {"ours", "paper"}
     assert all(line["value"] or line["note"] for line in lines)

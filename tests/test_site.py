@@ -80,6 +80,37 @@ def test_every_claim_is_there_with_its_computed_status(report, elements) -> None
     assert shown == {claim.claim.id.lower(): claim.status for claim in report.claims}
 
 
+def test_no_measured_number_of_the_emoji_world_is_in_a_row_with_a_published_one(folder) -> None:
+    claims, tables = (
+        (folder / "index.html")
+        .read_text(encoding="utf-8")
+        .split(f'<section id="{name}">')[1]
+        .partition("</section>")[0]
+        for name in ("claims", "tables")
+    )
+    rows = re.findall(r"<tr>.*?</tr>", claims, re.DOTALL)
+    assert [row for row in rows if "<td>the paper</td>" in row] and [row for row in rows if "the emoji world" in row]
+    assert not [row for row in rows if "<td>the paper</td>" in row and "the emoji world" in row]
+    assert "data-cell" in tables and not re.findall(r'<button type="button">(?:ours|paper)</button>', tables)
+    written = (folder / "REPORT.md").read_text(encoding="utf-8")
+    assert not re.search(r"^\|.*\| the paper \|.*the emoji world", written, re.MULTILINE)
+
+
+def test_an_empty_comparison_is_folded_away_and_says_why(report, folder) -> None:
+    text = (folder / "index.html").read_text(encoding="utf-8")
+    folded = re.findall(
+        r'<details class="without"><summary>Paper and this repository: empty</summary><p class="quiet">(.*?)</p>', text
+    )
+    assert len(folded) == sum(bool(table.paper) for table, _ in report.tables) > 0
+    assert all(why.startswith("Empty, because nothing was measured on the paper") for why in folded)
+    assert "No numbers." not in text and "This repository: no numbers, " in text
+
+
+def test_pictures_come_before_tables(elements) -> None:
+    sections = [about["id"] for tag, about in elements if tag == "section"]
+    assert sections[:5] == ["generated", "claims", "pictures", "stories", "figures"] and "tables" in sections[5:]
+
+
 def test_pictures_stand_beside_the_real_one_and_stories_keep_their_order(folder) -> None:
     text = (folder / "index.html").read_text(encoding="utf-8")
     prompts = text.split('<article class="prompt">')[1:]
@@ -162,9 +193,11 @@ def test_the_same_results_give_the_same_bytes(root, folder, tmp_path) -> None:
 
 def test_tables_and_pictures_can_be_read_without_seeing_them(elements) -> None:
     assert all(about.get("alt") for tag, about in elements if tag == "img")
+    # with its size an image keeps its place before it is loaded, so that links lead to the right place
+    assert all(about["width"] and about["height"] for tag, about in elements if tag == "img")
     tags = [tag for tag, _ in elements]
     assert tags.count("table") == tags.count("caption")
-    assert all(about.get("scope") in ("row", "col") for tag, about in elements if tag == "th")
+    assert all(about.get("scope") in ("row", "col", "rowgroup") for tag, about in elements if tag == "th")
     assert all(
         "tabindex" in about and about.get("aria-label") for _, about in elements if about.get("class") == "scroll"
     )

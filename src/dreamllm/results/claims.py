@@ -112,6 +112,11 @@ class TestResult:
     reason: str = ""
 
     @property
+    def measured_on(self) -> str:
+        """Where the measured number, or its absence, is from, in words."""
+        return {"miniature": "the emoji world", "": "this repository"}.get(self.world, f"the {self.world}, here")
+
+    @property
     def smallest_detectable(self) -> float | None:
         """How far beyond its bound the sum has to be measured for the test to hold; None without numbers.
 

@@ -18,8 +18,9 @@ attempted* when no test has numbers, and *external* when a server has to score t
 
 A test *holds* when its whole 95 % interval agrees with the claim, is *open* when the interval lies on both sides,
 *opposite* when the whole interval contradicts the claim, and *missing* without numbers. Numbers are in the unit of the
-tables. *Miniature* tests ask the same question in the emoji world: they show whether the effect is there, not how large
-it is on photographs. An interval "from the intervals of the cells" treats the cells as independent.
+tables. Each test has a row with the paper's number and a row with the measured one. Compare their outcomes, not their
+numbers, where the test was measured in the emoji world (*miniature*): it shows whether the effect is there, not how
+large it is on photographs. An interval "from the intervals of the cells" treats the cells as independent.
 
 *Smallest detectable* effect: the half-width of the 95 % interval on the side of the test's bound. A test holds when the
 measured sum is farther beyond its bound than this; a true effect of just this size is found by about half of all
@@ -70,8 +71,11 @@ def to_markdown(results: Sequence[ClaimResult], runs: Runs) -> str:
         lines += ["", f"## {result.claim.id}", "", f"{result.claim.statement} **{result.status.capitalize()}.**"]
         lines += ["", result.claim.note] if result.claim.note else []
         if result.tests:
-            lines += ["", "| test | paper | ours | smallest detectable | n | seeds | interval | outcome |"]
-            lines += ["|---|--:|--:|--:|--:|--:|---|---|", *(_line(one) for one in result.tests)]
+            lines += ["", "| test | number of | number | smallest detectable | n | seeds | interval | outcome |"]
+            lines += [
+                "|---|---|--:|--:|--:|--:|---|---|",
+                *(row for number, one in enumerate(result.tests, 1) for row in _rows(number, one)),
+            ]
             lines += _power(result)
     return "\n".join(lines) + "\n"
 
@@ -82,16 +86,21 @@ def _outcomes(result: ClaimResult) -> str:
     return ", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "none"
 
 
-def _line(one: TestResult) -> str:
-    paper = "–" if one.paper is None else f"{one.paper:.4g}, {one.paper_outcome}"
+def _rows(number: int, one: TestResult) -> list[str]:
+    """The row of the paper, without the numbers of which a paper has none, and the row of what was measured."""
+    paper = ["–", "–"] if one.paper is None else [f"{one.paper:.4g}", one.paper_outcome]
     measured = "–"
     outcome = f"{one.outcome}: {one.reason}"
     if one.measured:
         measured = f"{one.measured[0]:.4g} <sub>{one.measured[1]:.4g}–{one.measured[2]:.4g}</sub>"
-        outcome = f"**{one.outcome}** ({one.world})"
+        outcome = f"**{one.outcome}**"
     smallest = "–" if one.smallest_detectable is None else f"{one.smallest_detectable:.3g}"
-    about = [str(one.n or "–"), str(one.seeds or "–"), one.interval_by or "–", outcome]
-    return f"| {' | '.join([one.test.text, paper, measured, smallest, *about])} |"
+    about = [measured, smallest, str(one.n or "–"), str(one.seeds or "–"), one.interval_by or "–", outcome]
+    rows = [
+        [f"{number}. {one.test.text}", "the paper", paper[0], "", "", "", "", paper[1]],
+        ["", one.measured_on, *about],
+    ]
+    return [f"| {' | '.join(row)} |" for row in rows]
 
 
 def _power(result: ClaimResult) -> list[str]:

@@ -29,7 +29,7 @@ class Cell:
     """A filled cell, or an empty one (text "") with the reason in `note`.
 
     measured: value, low and high of a measured number, in the unit of the text.  seeds: number of runs
-    paper: the published cell it is compared with.  difference: measured minus published, where they are comparable
+    paper: the published cell of the same id.  difference: measured minus published, where they are comparable
     """
 
     id: str = ""
@@ -52,6 +52,7 @@ class Block:
     """Rows of a table with the same columns. source: "ours" (measured), "paper" (published) or "comparison" of both
 
     empty_columns: the headers of columns in which no row has a number, with the reason; readers do not see them
+    note: why the block has no rows
     """
 
     source: str
@@ -59,10 +60,14 @@ class Block:
     columns: list[str]
     rows: list[tuple[str, list[Cell]]]
     empty_columns: dict[str, str] = field(default_factory=dict)
+    note: str = ""
 
 
 def to_csv(table: Table, blocks: Sequence[Block]) -> str:
-    """One cell per line, measured and published ones; the comparison only repeats them and is left out."""
+    """One cell per line, measured and published ones; the comparison only repeats them and is left out.
+
+    A line of a stand-in has no published number: that is in the published line with the same id.
+    """
     lines = []
     for block in blocks:
         if block.source == "comparison":
@@ -72,7 +77,8 @@ def to_csv(table: Table, blocks: Sequence[Block]) -> str:
                 numbers = [f"{number:.6g}" for number in cell.measured] or [cell.text, "", ""]
                 difference = "" if cell.difference is None else f"{cell.difference:.6g}"
                 counts = [cell.n or "", cell.seeds or "", "miniature" if cell.miniature else ""]
-                paper = [cell.paper.value if cell.paper else "", difference, cell.confidence]
+                published = cell.paper.value if cell.paper and not cell.miniature else ""
+                paper = [published, difference, cell.confidence]
                 about = [cell.protocol, cell.source, cell.note]
                 lines.append([cell.id, table.id, block.source, label, column, *numbers, *counts, *paper, *about])
     return csv_text(lines, CSV_COLUMNS)
@@ -86,7 +92,7 @@ def to_markdown(table: Table, blocks: Sequence[Block]) -> str:
     for block in blocks:
         lines += [f"**{block.heading}**", ""]
         if not (block.rows and block.columns):
-            lines += ["No numbers.", ""]
+            lines += [block.note or "No numbers.", ""]
             continue
         lines += [f"| | {' | '.join(block.columns)} |", "|---|" + "--:|" * len(block.columns)]
         for label, cells in with_item_counts(block):

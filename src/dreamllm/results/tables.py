@@ -17,6 +17,11 @@ from dreamllm.results.metrics_store import Runs, lookup, read_runs
 from dreamllm.results.render import Block, Cell
 from dreamllm.results.table_spec import Column, Published, Row, Table, read_published, read_tables
 
+NOT_COMPARED = (
+    "Empty, because nothing was measured on the paper's own benchmarks. Numbers of the emoji world, if there are any, are "
+    "in the table of this repository alone."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm tables`."""
@@ -101,31 +106,19 @@ def measured_cell(table: Table, row: Row, column: Column, runs: Runs, published:
 
 
 def comparison(cells: Sequence[Cell]) -> Block:
-    """Each published cell with the measured one: that of the same benchmark where it was run, else of its stand-in."""
-    lines: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.paper is None:
-            continue
-        best = lines.setdefault(cell.id, cell)
-        if cell.text and (not best.text or (best.miniature and not cell.miniature)):
-            lines[cell.id] = cell
+    """Each cell that was measured on the paper's own benchmark, with the published one; stand-ins are left out."""
     rows = []
-    for cell in lines.values():
-        paper = cell.paper
-        if not paper or not (cell.text or paper.value):
+    for cell in cells:
+        if cell.paper is None or cell.miniature or not cell.text:
             continue
+        paper = cell.paper
         published = Cell(text=paper.value, confidence=paper.confidence, note=paper.note)
-        measured = Cell(text=cell.text, interval=cell.interval, note=cell.note)
-        if cell.difference is not None:
-            difference = f"{cell.difference:+.3g}"
-        else:
-            difference = "stand-in" if cell.text and cell.miniature else "–"
-        about = [
-            Cell(text=text) for text in (difference, str(cell.n or "–"), str(cell.seeds or "–"), cell.source or "–")
-        ]
+        measured = Cell(text=cell.text, interval=cell.interval)
+        difference = "–" if cell.difference is None else f"{cell.difference:+.3g}"
+        about = [Cell(text=text) for text in (difference, str(cell.n), str(cell.seeds), cell.source)]
         rows.append((f"{paper.row}, {paper.column}", [published, measured, *about]))
     columns = ["paper", "ours", "difference", "n", "seeds", "model/benchmark"]
-    return Block("comparison", "Paper and this repository", columns, rows)
+    return Block("comparison", "Paper and this repository", columns, rows, note="" if rows else NOT_COMPARED)
 
 
 def published_block(table: Table, published: Published) -> Block:

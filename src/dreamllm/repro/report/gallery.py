@@ -25,11 +25,12 @@ FOLDER = "pictures"
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A picture on the page. file: relative to the page.  alt: its description.  width: in pixels"""
+    """A picture on the page. file: relative to the page.  alt: its description.  width, height: in pixels"""
 
     file: str
     alt: str
     width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -130,4 +131,4 @@ def save(image: Image.Image, out: Path, name: str, alt: str) -> ImageFile:
     path = out / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encode_png(image))
-    return ImageFile(name, alt, image.width)
+    return ImageFile(name, alt, image.width, image.height)

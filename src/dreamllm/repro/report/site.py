@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from PIL import Image
 
 import dreamllm
 from dreamllm.atomic import new_folder
@@ -50,7 +51,7 @@ STEPS = {  # kinds of links, from the metric down to the environment
 
 @dataclass(frozen=True)
 class BlockView:
-    """A block of a table on the page. foot: the row with the numbers of items.  folded: it has no measured numbers"""
+    """A block of a table on the page. foot: the row with the numbers of items.  folded: it has published numbers alone"""
 
     block: Block
     rows: list[tuple[str, list[Cell]]]
@@ -170,19 +171,20 @@ def _table_view(table: Table, blocks: list[Block]) -> TableView:
     for block in readable:
         rows = render.with_item_counts(block)
         has_foot = len(rows) > len(block.rows)
-        measured = block.source == "ours" or (block.source == "comparison" and any(cells[1].text for _, cells in rows))
-        views.append(BlockView(block, rows[: len(block.rows)], rows[-1][1] if has_foot else None, not measured))
+        foot = rows[-1][1] if has_foot else None
+        views.append(BlockView(block, rows[: len(block.rows)], foot, folded=block.source == "paper"))
     return TableView(table, blocks[0].empty_columns, views, render.footnotes(readable))
 
 
-def _plots(source: Path, folder: Path) -> list[tuple[str, str]]:
-    """Copy the figures; their titles and files."""
+def _plots(source: Path, folder: Path) -> list[gallery.ImageFile]:
+    """Copy the figures."""
     found = []
     for path in sorted(source.glob("*.png")):
         if path.stem not in SHOWN_AS_PICTURES:
             (folder / "figures").mkdir(exist_ok=True)
             shutil.copyfile(path, folder / "figures" / path.name)
-            found.append((path.stem.replace("_", " "), f"figures/{path.name}"))
+            with Image.open(path) as image:
+                found.append(gallery.ImageFile(f"figures/{path.name}", path.stem.replace("_", " "), *image.size))
     return found
 
 
