@@ -52,7 +52,7 @@ lint: setup ## formatting and static checks
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check Snakefile workflow
+	snakefmt --check workflow
 	pytest -q tests/test_dag.py -k lint
 
 bench: setup ## time a training step and decoding, beside a naive implementation and the authors' code

@@ -26,7 +26,7 @@ def write(root: Path) -> Path:
     """Write the run into `root` and return it: checkpoints, predictions and metrics of two models, tables, records."""
     for name in ("paper", "config", "workflow"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("Snakefile", "CITATION.cff", "requirements.lock", "LICENSE"):
+    for name in ("CITATION.cff", "requirements.lock", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
     _write_text(root / SET / "pairs-00000.tar", "shard")
     for part in ("llm", "clip", "sd", "judge", "judge2"):

@@ -51,7 +51,7 @@ def ids(value) -> list[str]:
 def test_every_file_of_the_crate_is_there_with_its_digest(root, loaded) -> None:
     files = [one for one in loaded.get_entities() if "File" in one.type and "sha256" in one.properties()]
     assert {unquote(one.id) for one in files} >= {
-        "Snakefile", "config/smoke.yaml", "results/checkpoints/smoke/sft/trained.safetensors",
+        "workflow/Snakefile", "config/smoke.yaml", "results/checkpoints/smoke/sft/trained.safetensors",
         "results/predictions/smoke/sft/draw.tar", "results/metrics/smoke/sft/draw.json", "results/tables/table1.csv",
         "data/emoji_smoke/train/pairs-00000.tar", "data/foundations_smoke/sd/model.safetensors",
     }  # fmt: skip
@@ -70,7 +70,7 @@ def test_every_folder_of_the_crate_has_all_its_files(root, loaded) -> None:
 
 def test_the_run_has_its_workflow_inputs_outputs_and_times(loaded) -> None:
     workflow, action = loaded.mainEntity, loaded.get("#run-smoke")
-    assert workflow.id == "Snakefile" and action["instrument"] is workflow
+    assert workflow.id == "workflow/Snakefile" and action["instrument"] is workflow
     assert PROVENANCE in ids(loaded.root_dataset["conformsTo"])
     assert set(ids(action["object"])) == {"config/smoke.yaml", "data/emoji_smoke/", "data/foundations_smoke/"}
     assert {"results/tables/", "results/metrics/smoke/"} <= set(ids(action["result"]))

@@ -10,7 +10,7 @@ import yaml
 import repository
 from dreamllm.config.reading import load
 
-CODE = {"Snakefile", "workflow/rules", "src/dreamllm"}
+CODE = {"workflow/Snakefile", "workflow/rules", "src/dreamllm"}
 STAGES = yaml.safe_load((repository.ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 EXPERIMENT = load(repository.ROOT / "config/embedded.yaml")
 

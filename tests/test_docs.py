@@ -30,7 +30,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PAGES += [*sorted(ROOT.glob("*/README.md")), ROOT / "results/study/README.md"]
 PAGES = list(dict.fromkeys(page for page in PAGES if page.is_file()))
-WITH_COMMENTS = [ROOT / "Snakefile", *sorted(ROOT.glob("workflow/rules/*.smk")), *sorted(ROOT.glob("config/*.yaml"))]
+WITH_COMMENTS = [
+    ROOT / "workflow/Snakefile",
+    *sorted(ROOT.glob("workflow/rules/*.smk")),
+    *sorted(ROOT.glob("config/*.yaml")),
+]
 MODULES = [path for folder in ("src", "workflow", "benchmarks") for path in sorted((ROOT / folder).rglob("*.py"))]
 EXAMPLES = ("config/mine.yaml", "data/mine", "results/checkpoints/mine", "results/mine", "my_benchmark", "mine.py")
 EXAMPLES += ("object_recall.py",)
@@ -215,7 +219,7 @@ def test_make_targets_exist(command: str, whole: bool) -> None:
 
 def rules() -> set[str]:
     """Names of the rules; of those that are made in a loop, with the names of the stages and so on left open."""
-    texts = [text_of(path) for path in (ROOT / "Snakefile", *ROOT.glob("workflow/rules/*.smk"))]
+    texts = [text_of(path) for path in (ROOT / "workflow/Snakefile", *ROOT.glob("workflow/rules/*.smk"))]
     names = {name for text in texts for name in re.findall(r"(?m)^\s*(?:rule|checkpoint) (\w+):", text)}
     return names | {name for text in texts for name in re.findall(r"(?m)^use rule \w+ as (\w+) with:", text)}
 

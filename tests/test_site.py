@@ -250,8 +250,8 @@ def test_a_wrong_configuration_writes_nothing(root, tmp_path) -> None:
 # ---- in a browser --------------------------------------------------------------------------------------------------
 
 SORT = """(() => {
-  const table = document.querySelector("#table-table3 table.sortable"), heading = [...table.tHead.rows[0].cells].find(
-    cell => cell.textContent === "whole scene drawn");
+  const table = document.querySelector("#table-table2 table.sortable"), heading = [...table.tHead.rows[0].cells].find(
+    cell => cell.textContent === "whole scene");
   const values = () => [...table.tBodies[0].rows].map(row => row.cells[heading.cellIndex].dataset.sort);
   const before = values();
   heading.querySelector("button").click();

@@ -57,8 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run all checks, print a line for each and write all results to a file; exit with 1 if a check fails."""
     root = Path()
-    if not (root / "Snakefile").is_file():
-        raise AuditProblem(f"{root.resolve()} has no Snakefile: run the audit in the root of a checkout")
+    if not (root / "workflow/Snakefile").is_file():
+        raise AuditProblem(f"{root.resolve()} has no workflow/Snakefile: run the audit in the root of a checkout")
     audited = AuditedRun(lineage.Run.at(root, args.config))
     results = {}
     for id_, result in audit(audited, pictures=args.pictures):

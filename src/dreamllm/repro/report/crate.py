@@ -35,7 +35,7 @@ PROFILES = {
 }
 PROFILE_VERSION = "0.5"
 TARGETS = (TABLES, FIGURES, REPORT)
-PLANS = ("Snakefile", "environment.yml", "requirements.lock", "dvc.yaml", "dvc.lock", "LICENSE", "README.md")
+PLANS = ("workflow/Snakefile", "environment.yml", "requirements.lock", "dvc.yaml", "dvc.lock", "LICENSE", "README.md")
 EPOCH = "1970-01-01T00:00:00+00:00"
 
 
@@ -77,18 +77,20 @@ def build(run: Run) -> ROCrate:
         about = crate.add(ContextEntity(crate, f"https://w3id.org/ro/wfrun/{name}/{PROFILE_VERSION}", profile))
         crate.root_dataset.append_to("conformsTo", about)
 
-    files = {path: _file(crate, root, path) for path in PLANS if (root / path).is_file() and path != "Snakefile"}
+    files = {
+        path: _file(crate, root, path) for path in PLANS if (root / path).is_file() and path != "workflow/Snakefile"
+    }
     files |= {path.as_posix(): _file(crate, root, path.as_posix()) for path in _rules(root)}
     config = files.get(run.config) or _entity(crate, root, run.config)
     workflow = crate.add_workflow(
-        root / "Snakefile",
-        "Snakefile",
+        root / "workflow/Snakefile",
+        "workflow/Snakefile",
         main=True,
         lang="snakemake",
         lang_version=version("snakemake"),
         cls=ComputationalWorkflow,
         properties={"name": "DreamLLM as a reproducible experiment", "version": dreamllm.__version__}
-        | _content(root / "Snakefile")
+        | _content(root / "workflow/Snakefile")
         | ({"@type": ["File", "SoftwareSourceCode", "ComputationalWorkflow", "HowTo"]} if jobs else {}),
     )
     engine = _software(crate, "#snakemake", "Snakemake", version("snakemake"))
@@ -151,7 +153,7 @@ def _steps(
     for place, rule in enumerate(dict.fromkeys(job.rule for job in jobs)):
         tools[rule] = crate.add(SoftwareApplication(crate, f"#rule-{rule}", {"name": f"rule {rule}"}))
         about = {"@type": "HowToStep", "name": rule, "position": str(place)}
-        steps[rule] = crate.add(ContextEntity(crate, f"Snakefile#{rule}", about))
+        steps[rule] = crate.add(ContextEntity(crate, f"workflow/Snakefile#{rule}", about))
         steps[rule]["workExample"] = tools[rule]
     for job in jobs:
         name = job.name if job.name.startswith(job.rule) else f"{job.rule}-{job.name}"
