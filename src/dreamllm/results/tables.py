@@ -18,8 +18,8 @@ from dreamllm.results.render import Block, Cell
 from dreamllm.results.table_spec import Column, Published, Row, Table, read_published, read_tables
 
 NOT_COMPARED = (
-    "Empty, because nothing was measured on the paper's own benchmarks. Numbers of the emoji world, if there are any, are "
-    "in the table of this repository alone."
+    "Empty, because nothing was measured on the paper's own benchmarks. Numbers of the emoji world, if there are "
+    "any, are in the table of this repository alone."
 )
 
 

@@ -51,7 +51,7 @@ STEPS = {  # kinds of links, from the metric down to the environment
 
 @dataclass(frozen=True)
 class BlockView:
-    """A block of a table on the page. foot: the row with the numbers of items.  folded: it has published numbers alone"""
+    """A block of a table on the page. foot: the row with the numbers of items.  folded: it is the published table"""
 
     block: Block
     rows: list[tuple[str, list[Cell]]]
