@@ -75,5 +75,5 @@ lock: setup ## write requirements.lock from what is installed in .venv
 	PYTHON=$(PYTHON) bash workflow/lock.sh
 
 clean: ## remove what the default run made; foundations, environment and DVC's cache stay
-	rm -rf results/checkpoints results/predictions results/features results/metrics results/items results/tables results/figures results/report ro-crate-metadata.json codecheck.yml
+	rm -rf results/checkpoints results/predictions results/features results/metrics results/items results/tables results/figures results/summary results/report ro-crate-metadata.json codecheck.yml
 	rm -rf data/emoji scratch logs timings

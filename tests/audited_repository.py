@@ -146,7 +146,11 @@ def write_scores(run: Run) -> None:
         scored = root / RESULTS.format("items") / path.parent.name / f"{path.stem}.json"
         score.main(argparse.Namespace(**flags, config=None, judgements=None, out=metrics[-1], items=scored))
     items = [root / RESULTS.format("items")]
-    tables.main(argparse.Namespace(metrics=metrics, items=items, paper=root / "paper", out=root / "results/tables"))
+    tables.main(
+        argparse.Namespace(
+            metrics=metrics, items=items, paper=root / "paper", losses=[], summary=None, out=root / "results/tables"
+        )
+    )
     (root / "results/figures").mkdir(exist_ok=True)
     (root / "results/figures/curves.png").write_text("a figure")
 

@@ -36,7 +36,7 @@ def main() -> None:
             values[flag] = current = []
         else:
             current.append(flag)
-    ignored = {"--config", "--work", "--out"} | ({"--items"} if verb == "score" else set())
+    ignored = {"--config", "--work", "--out", "--summary"} | ({"--items"} if verb == "score" else set())
     given = {
         flag: [digest(Path(v)) if Path(v).exists() else v for v in values[flag]]
         for flag in values
@@ -53,8 +53,11 @@ def main() -> None:
         "tables": ["table1.csv"],
         "figures": ["learning_curves.png"],
     }
-    items = [Path(values["--items"][0])] if verb == "score" else []
-    for path in [out / name for name in files[verb]] if verb in files else [out, *items]:
+    also = [Path(values["--items"][0])] if verb == "score" else []
+    if verb == "tables":
+        losses = [f"losses/{value.partition('=')[0]}.csv" for value in values["--losses"]]
+        also += [Path(values["--summary"][0]) / name for name in ("metrics.json", *losses)]
+    for path in [*(out / name for name in files[verb]), *also] if verb in files else [out, *also]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"seal": seal}))
     return None

@@ -265,7 +265,7 @@ def test_the_claims_page_has_every_claim_and_its_numbers(tmp_path: Path) -> None
         write_run(tmp_path, "one", "comprehension_only", "vqa", "accuracy", answers(0, 0.57)),
     ]
     given = {"metrics": [file for file, _ in files], "items": folders(files)}
-    tables.main(argparse.Namespace(**given, paper=PAPER, out=tmp_path / "out"))
+    tables.main(argparse.Namespace(**given, paper=PAPER, losses=[], summary=None, out=tmp_path / "out"))
     page = (tmp_path / "out" / "claims.md").read_text()
     assert "Runs (seeds): one. 24 not attempted, 1 partly." in page
     assert "| partly | 3 missing, 1 holds | miniature |" in page

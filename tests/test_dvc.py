@@ -1,5 +1,7 @@
 """Snakemake and DVC agree, in every order in which people use them. Only the verbs are stubs (stub_verbs.py)."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import pytest
 import repository
 from repository import planned, run
 
-TRAINED = "results/checkpoints/embedded"
+TRAINED, SUMMARY = "results/checkpoints/embedded", "results/summary"
 
 
 def ran(folder: Path) -> list[str]:
@@ -25,11 +27,12 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(made) -> Path:
-    """The same after `dvc repro`, which found nothing to do, and a commit."""
+    """The same after `dvc repro`, which found nothing to do, a push of the summary to the store, and a commit."""
     before = ran(made)
     said = run(made, "dvc", "repro").stdout
     assert "Nothing to be done" in said
     assert ran(made) == before, "dvc repro after an unrecorded Snakemake run must not train again"
+    run(made, "dvc", "push", "--quiet", SUMMARY)  # as workflow/record.py does
     repository.commit(made)
     return made
 
@@ -50,8 +53,19 @@ def test_after_a_snakemake_run_dvc_has_nothing_to_do_and_the_other_way_round(rec
 
 
 def test_metrics_and_plots_are_known_to_dvc(recorded):
-    assert "results/metrics/embedded/sft/captions.json" in run(recorded, "dvc", "metrics", "show").stdout
-    assert f"{TRAINED}/sft/losses.csv" in run(recorded, "dvc", "plots", "show", "--json").stdout
+    assert "seal" in run(recorded, "dvc", "metrics", "show").stdout
+    assert f"{SUMMARY}/losses/sft.csv" in run(recorded, "dvc", "plots", "show", "--json").stdout
+
+
+def test_in_a_fresh_clone_dvc_compares_with_the_recorded_run(recorded, tmp_path):
+    folder = repository.clone(recorded, tmp_path / "clone")
+    shutil.copytree(recorded / SUMMARY, folder / SUMMARY)  # as the clone's own `make tables` does
+    recorded_seal = json.loads((folder / SUMMARY / "metrics.json").read_text())["seal"]
+    (folder / SUMMARY / "metrics.json").write_text('{"seal": "another"}')
+    said = run(folder, "dvc", "metrics", "diff", "--json").stdout
+    assert json.loads(said) == {f"{SUMMARY}/metrics.json": {"seal": {"old": recorded_seal, "new": "another"}}}
+    assert f"{SUMMARY}/losses/sft.csv" in run(folder, "dvc", "plots", "show", "--json").stdout
+    assert "workspace" in run(folder, "dvc", "exp", "show", "--csv").stdout
 
 
 def test_touching_and_commenting_train_nothing(recorded):
@@ -109,3 +123,8 @@ def test_in_a_fresh_clone_dvc_repro_makes_everything_and_snakemake_agrees(record
     assert sorted(ran(folder)) == sorted(ran(recorded))
     assert planned(folder) == {}
     assert "Data and pipelines are up to date." in run(folder, "dvc", "repro").stdout
+    setting = "config/embedded.yaml:evaluation.stories.max_pictures"
+    run(folder, "dvc", "exp", "run", "--name", "five", "--set-param", f"{setting}=5")
+    shown = run(folder, "dvc", "exp", "show", "--csv").stdout
+    assert "five" in shown and setting in shown and "seal" in shown
+    assert list(json.loads(run(folder, "dvc", "metrics", "diff", "--json").stdout)) == [f"{SUMMARY}/metrics.json"]

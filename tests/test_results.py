@@ -263,7 +263,7 @@ def test_runs_that_are_no_seeds_of_one_experiment_are_refused(tmp_path: Path) ->
 
 
 def write(out: Path, *files: Path) -> None:
-    tables.main(argparse.Namespace(metrics=files, items=[], paper=PAPER, out=out))
+    tables.main(argparse.Namespace(metrics=files, items=[], paper=PAPER, losses=[], summary=None, out=out))
 
 
 def test_all_tables_are_written_in_three_forms_and_twice_the_same(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_every_seed_of_every_arm_has_a_metric_of_every_benchmark() -> None:
 def test_tables_and_claims_are_those_that_the_metrics_give(tmp_path: Path) -> None:
     made = tmp_path / "tables"
     files = {"metrics": sorted((STUDY / "metrics").glob("*/*/*.json")), "items": sorted((STUDY / "items").iterdir())}
-    tables.main(argparse.Namespace(**files, paper=ROOT / "paper", out=made))
+    tables.main(argparse.Namespace(**files, paper=ROOT / "paper", losses=[], summary=None, out=made))
     names = sorted(file.name for file in made.iterdir())
     assert names == sorted(file.name for file in (STUDY / "tables").iterdir())
     differing = [name for name in names if (made / name).read_bytes() != (STUDY / "tables" / name).read_bytes()]

@@ -4,8 +4,9 @@ Metrics and item scores are also copied to results/recorded, for git: README's t
 compares its own run with them. results/recorded/timings.csv has the CPU time of each job, by which the live view of a
 run tells the time left.
 
-The foundations go to the store in this repository (data/store), everything else to your own remote if you named one
-(`dvc remote add --default --local NAME URL`). Without one the files stay here, and dvc.lock has their digests.
+The foundations and results/summary go to the store in this repository (data/store), everything else to your own remote
+if you named one (`dvc remote add --default --local NAME URL`). Without one the files stay here, and dvc.lock has their
+digests.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from restore import default_remote
 from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
 from dreamllm.masking import mask
+from dreamllm.paths import SUMMARY
 from dreamllm.repro.audit.origins import RECORDED
 from dreamllm.snakemake_records import read_records, refusal
 from dreamllm.timings import RECORDED as TIMINGS
@@ -51,7 +53,7 @@ def main() -> None:
         with new_folder(f"{RECORDED}/{part}") as folder:
             for run in runs:
                 shutil.copytree(f"results/{part}/{run}", folder / run)
-    subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations"])], check=True)
+    subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations", SUMMARY])], check=True)
 
 
 if __name__ == "__main__":

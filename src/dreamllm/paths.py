@@ -17,7 +17,8 @@ from dreamllm.config.experiment import RELEASED, Experiment
 from dreamllm.config.sources import SourceSettings
 from dreamllm.config.world import WORLD_SETS
 
-TABLES, FIGURES, REPORT = "results/tables", "results/figures", "results/report"  # of the experiment that ran last
+TABLES, FIGURES, SUMMARY, REPORT = "results/tables", "results/figures", "results/summary", "results/report"
+"""Of the experiment that ran last."""
 CRATE, CODECHECK = "ro-crate-metadata.json", "codecheck.yml"
 
 

@@ -8,7 +8,7 @@ from dreamllm.config.reading import ConfigProblem, check_folders, check_tracker,
 from dreamllm.config.sources import SourceSettings
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.evaluate import tasks
-from dreamllm.paths import CODECHECK, CRATE, FIGURES, REPORT, TABLES, Paths
+from dreamllm.paths import CODECHECK, CRATE, FIGURES, REPORT, SUMMARY, TABLES, Paths
 from dreamllm.provenance import code_digest
 from dreamllm.results.figure_captions import CAPTIONS
 

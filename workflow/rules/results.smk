@@ -1,5 +1,11 @@
 # Tables and figures of the experiment of --configfile; running another experiment replaces them.
-# The target that everybody asks for is `results/tables`, so the figures are an input of it and are made as well.
+# The target that everybody asks for is `results/tables`, so the figures are an input of it and are made as well, and the
+# summary for DVC is made with it.
+
+
+def losses(wildcards, input):
+    """The losses of each stage, for the flag --losses."""
+    return [f"{Path(checkpoint).name}={checkpoint}/losses.csv" for checkpoint in input.checkpoints]
 
 
 rule tables:
@@ -10,7 +16,9 @@ rule tables:
         item_scores=ITEMS,
         paper=[*sorted(map(str, Path("paper").glob("*.csv"))), "paper/tables.yaml", "paper/claims.yaml"],
         figures=FIGURES,
+        checkpoints=[FIRST.checkpoint(stage) for stage in TRAINED],
     output:
+        summary=directory(SUMMARY),
         tables=report(
             directory(TABLES),
             patterns=["{name}.csv"],
@@ -26,10 +34,12 @@ rule tables:
         experiment=lambda wildcards: NAME,  # a function, or snakemake --lint takes the name `paper` for a folder's
         paper=lambda wildcards, input: Path(input.paper[0]).parent,
         item_folders=lambda wildcards: [f"results/items/{run}" for run in RUNS],
+        losses=losses,
         code=code_digest("dreamllm.results.tables"),
     shell:
         "python -m dreamllm --job {log:q} tables --metrics {input.metrics:q} {input.human:q} --items {params.item_folders:q}"
-        " --paper {params.paper:q} --out {output.tables:q} > {log:q} 2>&1"
+        " --paper {params.paper:q} --losses {params.losses:q} --summary {output.summary:q} --out {output.tables:q}"
+        " > {log:q} 2>&1"
 
 
 rule figures:
@@ -56,7 +66,7 @@ rule figures:
     params:
         experiment=NAME,
         trained=[e.model for e in EXPERIMENT.evaluations if learnt_in_context(*(e.stages or [e.model]))],
-        losses=lambda wildcards, input: [f"{Path(c).name}={c}/losses.csv" for c in input.checkpoints],
+        losses=losses,
         code=code_digest("dreamllm.results.figures"),
     shell:
         "python -m dreamllm --job {log:q} figures --losses {params.losses:q} --drawings {input.drawings:q}"

@@ -36,3 +36,10 @@ def csv_text(lines: Sequence[Sequence[object]], columns: Sequence[str]) -> str:
     import pandas as pd
 
     return pd.DataFrame(lines, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def files_by_stage(given: Sequence[str]) -> dict[str, Path]:
+    """The values STAGE=FILE of the flag --losses. Raises BenchmarkProblem for a value without an equals sign."""
+    if odd := next((one for one in given if "=" not in one), None):
+        raise BenchmarkProblem("--losses", odd, "should be STAGE=FILE")
+    return {stage: Path(path) for stage, path in (one.split("=", 1) for one in given)}

@@ -24,7 +24,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import Predictions, read
 from dreamllm.results import pictures
-from dreamllm.results.csv_files import read_csv
+from dreamllm.results.csv_files import files_by_stage, read_csv
 from dreamllm.results.figure_captions import CAPTIONS
 from dreamllm.results.pictures import PAGE_WIDTH, NoData
 
@@ -59,9 +59,7 @@ def _read(path: Path, benchmark: str) -> Predictions:
 
 def main(args: argparse.Namespace) -> None:
     """Draw the figures that have data into a folder, all or nothing."""
-    if odd := next((named for named in args.losses if "=" not in named), None):
-        raise BenchmarkProblem("--losses", odd, "should be STAGE=FILE")
-    losses = {name: read_losses(Path(path)) for name, path in (named.split("=", 1) for named in args.losses)}
+    losses = {stage: read_losses(path) for stage, path in files_by_stage(args.losses).items()}
     drawings, answers = (
         [_read(path, task) for path in paths] for paths, task in ((args.drawings, "draw"), (args.answers, "vqa"))
     )

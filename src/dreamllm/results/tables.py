@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
-from dreamllm.results import claims, claims_page, render
+from dreamllm.results import claims, claims_page, render, summary
+from dreamllm.results.csv_files import files_by_stage
 from dreamllm.results.metrics_store import Runs, lookup, read_runs
 from dreamllm.results.render import Block, Cell
 from dreamllm.results.table_spec import Column, Published, Row, Table, read_published, read_tables
@@ -28,11 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics files of one or several seeds")
     parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders results/items/RUN, per seed")
     parser.add_argument("--paper", required=True, type=Path, help="folder with the published numbers and the claims")
+    parser.add_argument("--losses", nargs="*", default=[], metavar="STAGE=CSV", help="losses.csv of the stages")
+    parser.add_argument("--summary", type=Path, help="folder for what DVC compares, metrics and losses (summary.py)")
     parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write all tables, the claims and an index into a folder, all or nothing."""
+    """Write all tables, the claims and an index into a folder, all or nothing, and the summary into another."""
+    losses = files_by_stage(args.losses)
     tables = read_tables(args.paper / "tables.yaml")
     published = read_published(args.paper)
     runs = read_runs(args.metrics)
@@ -43,6 +47,8 @@ def main(args: argparse.Namespace) -> None:
     with new_folder(args.out) as folder:
         for name, text in (render_tables(tables, runs, published) | render_claims(results, runs)).items():
             (folder / name).write_text(text, encoding="utf-8")
+    if args.summary:
+        summary.write(args.summary, runs, losses)
 
 
 def render_tables(tables: Mapping[str, Table], runs: Runs, published: Published) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dreamllm import digests
-from dreamllm.paths import FIGURES, TABLES
+from dreamllm.paths import FIGURES, SUMMARY, TABLES
 from dreamllm.repro.audit import compare, lineage, study
 from dreamllm.repro.audit.audited_run import AuditedRun, Output
 from dreamllm.repro.audit.findings import Fault
@@ -92,7 +92,7 @@ def _dvc_lock(audited: AuditedRun) -> Iterator[tuple[str, bool]]:
 
 def _belongs(audited: AuditedRun, path: str) -> bool:
     """Whether an output below results/ is this run's."""
-    if path in (TABLES, FIGURES):
+    if path in (TABLES, FIGURES, SUMMARY):
         return audited.tables_show_this_run
     names = {audited.run.name, audited.run.experiment.name}
     return path.startswith("results/") and bool(names & set(Path(path).parts[2:]))
