@@ -19,9 +19,11 @@ from dreamllm.data.document import Document, Picture, Text
 from dreamllm.emoji import grammar
 from dreamllm.evaluate import demo_page
 from dreamllm.model.generate import Continuation
+from dreamllm.output_paths import file_to_write, folder_to_write
 from dreamllm.train import checkpoint
 
 HEAVY = {"torch", "transformers", "diffusers", "scipy", "matplotlib", "pandas", "rocrate", "pyarrow", "accelerate"}
+WRITES = (file_to_write, folder_to_write)
 
 
 def test_help_names_every_verb_and_loads_nothing_heavy():
@@ -111,8 +113,8 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("make-world --config config/smoke.yaml --out {file}/world", "Not a directory"),
-        ("fetch-source --source pope --out {file}/raw", "Not a directory"),
+        ("make-world --config config/smoke.yaml --out {file}/world", "cannot be made, because {file} is a file"),
+        ("fetch-source --source pope --out {file}/raw", "cannot be made, because {file} is a file"),
         ("fetch-foundations --describe {folder}/none", "{folder}/none: no such file or folder"),
         ("generate hi --foundations {folder} --checkpoints {folder}", "{folder}/llm: no such file or folder"),
         ("generate hi --temperature -1", "temperature is -1.0, not a number from 0"),
@@ -143,6 +145,28 @@ def test_what_was_given_wrongly_is_told_in_one_line(arguments, told, tmp_path, m
         cli.main([word.format(**names) for word in arguments.split()])
     assert told.format(**names) in str(end.value.code) and "\n" not in str(end.value.code)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_an_output_onto_something_of_another_kind_is_refused_before_any_work(verb, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    module = import_module(cli.VERBS[verb][0])
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    monkeypatch.setattr(module, "main", lambda arguments: pytest.fail("it ran"))
+    (tmp_path / "file").write_text("text")
+    required = [action for action in parser._actions if action.required and action.option_strings]
+    given = {action.option_strings[0]: str((action.choices or ["1"])[0]) for action in required}
+    positional = ["1" for action in parser._actions if not action.option_strings]
+    written = {action.option_strings[0]: action.type for action in parser._actions if action.type in WRITES}
+    assert written or "--out" not in parser.format_help()
+    for flag, kind in written.items():
+        there = tmp_path if kind is file_to_write else tmp_path / "file"
+        for path in (there, tmp_path / "file/below"):
+            values = [word for pair in (given | {flag: str(path)}).items() for word in pair]
+            with pytest.raises(SystemExit, match=rf"^dreamllm {verb}: {path}: [^\n]*(folder|file)[^\n]*$"):
+                cli.main([verb, *positional, *values])
+    assert (tmp_path / "file").read_text() == "text"
 
 
 def test_a_fresh_checkout_is_told_to_run_make_tables(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dreamllm import live_view
 from dreamllm.live_view import LiveView, Run, rounded
-from snakemake_logger_plugin_dreamllm import missing_configfile
+from snakemake_logger_plugin_dreamllm import wrong_configfile
 
 EXPECTED = {
     "train": {"train_sft": 60.0},
@@ -172,10 +172,14 @@ def test_a_run_of_snakemake_shows_the_view_and_the_log_of_what_failed(tmp_path):
     assert "rule first" in complete.read_text()
 
 
-def test_a_configuration_that_does_not_exist_is_named_with_those_that_do(tmp_path):
-    (tmp_path / "mine.yaml").touch()
-    told = missing_configfile(["--cores", "1", f"--configfile={tmp_path}/mein.yaml", "results/tables"])
-    assert told == (
-        f"snakemake: --configfile={tmp_path}/mein.yaml: no such file; configurations there: {tmp_path}/mine.yaml"
-    )
-    assert missing_configfile([f"--configfile={tmp_path}/mine.yaml"]) is None
+def test_a_configuration_that_does_not_exist_is_named_with_those_that_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/mine.yaml").touch()
+    told = wrong_configfile(["--cores", "1", "--configfile=mein.yaml", "results/tables"])
+    assert told == "snakemake: --configfile: mein.yaml: no such file; configurations: config/mine.yaml"
+    assert wrong_configfile(["--configfile=config"]) == told.replace("mein.yaml", "config")
+    told = wrong_configfile(["--configfile", "config/mine.yaml", "results/tables", "-n"])
+    assert "results/tables: no such file; before a target write --configfile=FILE, with the equals sign" in told
+    assert wrong_configfile(["--configfile=config/mine.yaml", "results/tables"]) is None
+    assert wrong_configfile(["--configfile", "config/mine.yaml", "--", "results/tables"]) is None

@@ -6,6 +6,7 @@ Snakemake finds logger plugins by the names of packages, and imports this one at
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 from logging import LogRecord
 from pathlib import Path
 
@@ -45,18 +46,22 @@ class LogHandler(LogHandlerBase):
         super().close()
 
 
-def missing_configfile(command: list[str]) -> str | None:
-    """The message for a file of --configfile that does not exist; None where there is none.
+def wrong_configfile(command: list[str]) -> str | None:
+    """The message for a value of --configfile that is no file; None where all are files.
 
     Snakemake opens these files before it reads a Snakefile or starts a logger, and answers with a traceback.
     """
-    values = [word.partition("=")[2] for word in command if word.startswith(("--configfile=", "--configfiles="))]
-    for value in values:
-        if not Path(value).exists():
-            there = ", ".join(map(str, sorted(Path(value).parent.glob("*.yaml")))) or "none"
-            return f"snakemake: --configfile={value}: no such file; configurations there: {there}"
+    for number, word in enumerate(command):
+        flag, equals, value = word.partition("=")
+        if flag not in ("--configfile", "--configfiles"):
+            continue
+        given = [value] if equals else takewhile(lambda one: not one.startswith("-"), command[number + 1 :])
+        if wrong := next((one for one in given if not Path(one).exists() or Path(one).is_dir()), None):
+            hint = "" if equals else f"; before a target write {flag}=FILE, with the equals sign"
+            there = ", ".join(map(str, sorted(Path("config").glob("*.yaml")))) or "none in config/"
+            return f"snakemake: {flag}: {wrong}: no such file{hint}; configurations: {there}"
     return None
 
 
-if Path(sys.argv[0]).name == "snakemake" and (message := missing_configfile(sys.argv[1:])):
+if Path(sys.argv[0]).name == "snakemake" and (message := wrong_configfile(sys.argv[1:])):
     sys.exit(message)

@@ -33,6 +33,7 @@ from dreamllm.emoji.scenes import (
     render,
     sample_split,
 )
+from dreamllm.output_paths import folder_to_write
 from dreamllm.seeds import seed_of
 
 KINDS = ["single", "pair", "group"]
@@ -307,7 +308,7 @@ def _jsonl(path: Path, records: list[dict[str, Any]]) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm make-world`."""
     parser.add_argument("--config", type=Path, required=True, help="experiment whose `world` section is written")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write train/ and benchmarks/ to")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder to write train/ and benchmarks/ to")
 
 
 def main(args: argparse.Namespace) -> None:

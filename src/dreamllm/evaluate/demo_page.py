@@ -18,6 +18,7 @@ from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
 from dreamllm.emoji.words import PrintWords
 from dreamllm.evaluate import model_options
+from dreamllm.output_paths import folder_to_write
 
 if TYPE_CHECKING:
     from dreamllm.model.generate import Continuation
@@ -88,7 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=image)
     parser.add_argument("--as", dest="kind", choices=["conversation", "story"], default="conversation")
     model_options.add_model(parser)
-    parser.add_argument("--out", type=Path, default=Path("scratch/generated"), help="for index.html and the pictures")
+    parser.add_argument(
+        "--out", type=folder_to_write, default=Path("scratch/generated"), help="for index.html and the pictures"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first prompt; each next prompt has the next number"
     )

@@ -32,6 +32,7 @@ from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field, pictures_of
 from dreamllm.evaluate.metrics import fid
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.output_paths import file_to_write
 from dreamllm.progress import counted
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path, help="generated images; without it, statistics of the real images")
     parser.add_argument("--clip", required=True, type=Path, help="folder of the CLIP that embeds images")
     parser.add_argument("--threads", type=int, default=1, help="threads that read and resize images")
-    parser.add_argument("--out", required=True, type=Path, help=".safetensors")
+    parser.add_argument("--out", required=True, type=file_to_write, help=".safetensors")
 
 
 def main(args: argparse.Namespace) -> None:

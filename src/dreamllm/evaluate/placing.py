@@ -18,6 +18,7 @@ from pathlib import Path
 from dreamllm.atomic import new_folder
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.placing_writers import WRITERS, write_json
+from dreamllm.output_paths import folder_to_write
 from dreamllm.safe_join import NameProblem, checked
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pictures-from", nargs="*", default=[], metavar="PREFIX=FOLDER", help="sets that hold its pictures"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to, replaced if there")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder to write to, replaced if there")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from dreamllm.digests import digest
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
+from dreamllm.output_paths import file_to_write, folder_to_write
 from dreamllm.provenance import machine, versions
 
 NOT_IN_PROTOCOL: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
@@ -39,9 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--shots", type=Path, help="folder of the benchmark files with the worked examples")
     parser.add_argument("--sample", type=int, default=0, help="number of the image per prompt, from 0")
-    parser.add_argument("--work", type=Path, help="folder for images already generated; a killed run resumes from it")
     parser.add_argument(
-        "--out", required=True, type=Path, help=".jsonl; images and stories .tar; attention .safetensors"
+        "--work", type=folder_to_write, help="folder for images already generated; a killed run resumes from it"
+    )
+    parser.add_argument(
+        "--out", required=True, type=file_to_write, help=".jsonl; images and stories .tar; attention .safetensors"
     )
 
 

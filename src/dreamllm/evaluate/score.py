@@ -31,6 +31,7 @@ from dreamllm.evaluate import few_shot, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import ScoringJob
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
+from dreamllm.output_paths import file_to_write
 from dreamllm.sources.services.chat import Chat
 
 LIBRARIES = ("numpy", "pillow", "torch", "transformers", "pycocoevalcap", "clean-fid")
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, help="experiment whose `answer_judge` scores free answers; needs --judgements"
     )
     parser.add_argument("--judgements", type=Path, help="folder that keeps the replies of `answer_judge`")
-    parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
-    parser.add_argument("--items", type=Path, help="file to write with the scores of single items (JSON)")
+    parser.add_argument("--out", required=True, type=file_to_write, help="metrics file to write (JSON)")
+    parser.add_argument("--items", type=file_to_write, help="file to write with the scores of single items (JSON)")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from dreamllm.evaluate.features import FeatureFile, read_features
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.metrics import fid
 from dreamllm.evaluate.metrics.intervals import mean_bootstrap, measurement, undefined
+from dreamllm.output_paths import file_to_write
 
 LIBRARIES = ("numpy", "scipy", "torch", "torchvision", "transformers", "clean-fid")
 MUST_AGREE = ("model", "benchmark", "split", "limit", "ids", "networks", "clip", "protocol")
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--statistics", required=True, type=Path, help="statistics of the real images, by the same networks"
     )
-    parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
+    parser.add_argument("--out", required=True, type=file_to_write, help="metrics file to write (JSON)")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.predictions import check_complete, read
+from dreamllm.output_paths import file_to_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm submission`."""
     parser.add_argument("--predictions", required=True, type=Path, help="file written by `dreamllm predict`")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
-    parser.add_argument("--out", required=True, type=Path, help=".json, for MMBench .xlsx")
+    parser.add_argument("--out", required=True, type=file_to_write, help=".json, for MMBench .xlsx")
 
 
 def main(args: argparse.Namespace) -> None:

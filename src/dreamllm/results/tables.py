@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
+from dreamllm.output_paths import folder_to_write
 from dreamllm.results import claims, claims_page, render, summary
 from dreamllm.results.csv_files import files_by_stage
 from dreamllm.results.metrics_store import Runs, lookup, read_runs
@@ -30,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders results/items/RUN, per seed")
     parser.add_argument("--paper", required=True, type=Path, help="folder with the published numbers and the claims")
     parser.add_argument("--losses", nargs="*", default=[], metavar="STAGE=CSV", help="losses.csv of the stages")
-    parser.add_argument("--summary", type=Path, help="folder for what DVC compares, metrics and losses (summary.py)")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
+    parser.add_argument(
+        "--summary", type=folder_to_write, help="folder for what DVC compares, metrics and losses (summary.py)"
+    )
+    parser.add_argument("--out", required=True, type=folder_to_write, help="folder to write; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document
+from dreamllm.output_paths import folder_to_write
 from dreamllm.sources import manifest, own, readers
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.picture_files import Folders, folders_of
@@ -184,7 +185,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--urls", type=Path, help="what list-urls wrote, for interleaved documents")
     parser.add_argument("--processes", type=int, default=1, help="number of processes (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of shards and report.json, replaced if there")
+    parser.add_argument(
+        "--out", type=folder_to_write, required=True, help="folder of shards and report.json, replaced if there"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 from dreamllm.atomic import new_file
 from dreamllm.data.damage import parse_json
 from dreamllm.digests import content_files, sha256_of_file
+from dreamllm.output_paths import folder_to_write
 from dreamllm.safe_join import NameProblem, safe_join
 from dreamllm.sources import manifest
 from dreamllm.sources.manifest import Source, SourceFile
@@ -215,7 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm fetch-source`."""
     manifest.add_arguments(parser)
     parser.add_argument("--by-hand", type=Path, default=BY_HAND, help="folder of sets that a person downloaded")
-    parser.add_argument("--out", type=Path, required=True, help="folder to fetch to, data/raw/NAME")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder to fetch to, data/raw/NAME")
 
 
 def main(args: argparse.Namespace) -> None:

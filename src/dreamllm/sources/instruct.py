@@ -28,6 +28,7 @@ from dreamllm.config.reading import load
 from dreamllm.config.sources import InstructionWriter, SourceSettings
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Picture, Text
+from dreamllm.output_paths import folder_to_write
 from dreamllm.seeds import seed_of
 from dreamllm.sources import manifest
 from dreamllm.sources.build import PER_SHARD, Counted
@@ -193,8 +194,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     manifest.add_arguments(parser)
     parser.add_argument("--config", type=Path, required=True, help="experiment: seed, instruction_writer, sources")
     parser.add_argument("--shards", type=Path, required=True, help="shards of the base set")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the answers of a service")
-    parser.add_argument("--out", type=Path, required=True, help="folder of shards and report.json, replaced if there")
+    parser.add_argument("--cache", type=folder_to_write, required=True, help="folder for the answers of a service")
+    parser.add_argument(
+        "--out", type=folder_to_write, required=True, help="folder of shards and report.json, replaced if there"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from dreamllm.config.reading import read_yaml
+from dreamllm.output_paths import folder_to_write
 from dreamllm.sources.fetch import RemoteFile, assembled, fetch_files
 from dreamllm.sources.services import hub
 from dreamllm.sources.services.http import FetchProblem
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm fetch-released`."""
     parser.add_argument("--manifest", type=Path, required=True, help="paper/released.yaml, or a file like it")
     parser.add_argument("--name", required=True, help="entry of the manifest")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder to write")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from dreamllm.atomic import new_folder
 from dreamllm.config.reading import load
 from dreamllm.config.sources import SourceSettings
+from dreamllm.output_paths import folder_to_write
 from dreamllm.sources import manifest, readers
 from dreamllm.sources.addresses import PRIVATE, refusal
 from dreamllm.sources.manifest import Source
@@ -97,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     manifest.add_arguments(parser)
     parser.add_argument("--config", type=Path, help="experiment, for the settings in its section `sources`")
     parser.add_argument("--raw", type=Path, required=True, help="fetched files, data/raw/NAME")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder to write to")
 
 
 def main(args: argparse.Namespace) -> None:

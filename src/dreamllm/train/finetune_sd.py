@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 from dreamllm.atomic import new_folder, refuse_file
+from dreamllm.output_paths import folder_to_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="that of the run, where the experiment has several (its `seeds`)")
     parser.add_argument("--foundations", type=Path, required=True, help="folder that holds sd/")
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with the shards of the pairs")
-    parser.add_argument("--out", type=Path, required=True, help="folder for unet/, replaced when it exists")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder for unet/, replaced when it exists")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from dreamllm.atomic import new_file
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
 from dreamllm.evaluate import model_options
+from dreamllm.output_paths import folder_to_write
 
 if TYPE_CHECKING:
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -102,7 +103,9 @@ class Chat:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm chat`."""
     model_options.add_model(parser)
-    parser.add_argument("--out", type=Path, default=Path("scratch/chat"), help="folder for the generated images")
+    parser.add_argument(
+        "--out", type=folder_to_write, default=Path("scratch/chat"), help="folder for the generated images"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first answer; each next answer has the next number")
     model_options.add_text_sampling(parser)
     parser.add_argument("--max-pictures", type=int, default=4, help="generated in one answer")

@@ -13,6 +13,7 @@ from dreamllm.atomic import new_file
 from dreamllm.data.document import Document
 from dreamllm.data.images import encode_png
 from dreamllm.evaluate import model_options
+from dreamllm.output_paths import folder_to_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     image = "file for an <image> in the prompts; once for each"
     parser.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=image)
     model_options.add_model(parser)
-    parser.add_argument("--out", type=Path, default=Path("scratch/drawn"), help="folder for the images")
+    parser.add_argument("--out", type=folder_to_write, default=Path("scratch/drawn"), help="folder for the images")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first prompt; each next prompt has the next number"
     )

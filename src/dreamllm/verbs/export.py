@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
+from dreamllm.output_paths import folder_to_write
 
 
 def export(foundations: Path, checkpoints: Sequence[Path], out: Path) -> None:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `dreamllm export`."""
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--checkpoints", required=True, type=Path, nargs="+", help="in loading order")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="folder to write")
     parser.add_argument("--adapter", action="store_true", help="write the last checkpoint, of LoRA, in peft's format")
 
 

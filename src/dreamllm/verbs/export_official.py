@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from dreamllm.official import CLIP, SD
+from dreamllm.output_paths import folder_to_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoints", required=True, type=Path, nargs="+", help="checkpoint folders in loading order"
     )
-    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="folder to write")
     parser.add_argument(
         "--clip",
         default=CLIP,

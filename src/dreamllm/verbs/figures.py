@@ -19,6 +19,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dreamllm.output_paths import folder_to_write
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm figures`."""
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--attention", nargs="?", type=Path, help="attention maps of one model")
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="folder to write; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from dreamllm.config.reading import load
+from dreamllm.output_paths import folder_to_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sd", required=True, type=Path, help="folder of the Stable Diffusion it was trained with (2.1 base)"
     )
     parser.add_argument("--foundations", required=True, type=Path, help="folder to write llm/, clip/ and sd/ to")
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="checkpoint folder to write")
     parser.add_argument(
         "--config", type=Path, help="configuration of an experiment that uses it; its section model must agree"
     )

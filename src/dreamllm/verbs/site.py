@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dreamllm.output_paths import folder_to_write
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm site`."""
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", nargs="*", default=[], type=Path, help="metrics files, as for `dreamllm tables`")
     parser.add_argument("--items", nargs="*", default=[], type=Path, help="folders of item scores (results/items/RUN)")
     parser.add_argument("--paper", type=Path, default=Path("paper"), help="folder of what was published")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write; an old one is replaced")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="folder to write; an old one is replaced")
 
 
 def main(args: argparse.Namespace) -> None:

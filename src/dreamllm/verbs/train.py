@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 from dreamllm.config.reading import load
+from dreamllm.output_paths import folder_to_write
 
 ENCODED_PICTURES = Path("scratch/encoded")
 
@@ -27,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foundations", required=True, type=Path, help="folder with llm/, clip/ and sd/")
     parser.add_argument("--data", required=True, type=Path, nargs="+", help="folders with shard sets")
     parser.add_argument("--init", type=Path, nargs="*", default=[], help="checkpoints to start from, in loading order")
-    parser.add_argument("--out", required=True, type=Path, help="checkpoint folder to write")
-    parser.add_argument("--work", required=True, type=Path, help="folder for resume state and TensorBoard logs")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="checkpoint folder to write")
+    parser.add_argument(
+        "--work", required=True, type=folder_to_write, help="folder for resume state and TensorBoard logs"
+    )
     parser.add_argument("--save-every", type=float, default=60.0, help="seconds between saves of the resume state")
     parser.add_argument(
         "--encoded-pictures",

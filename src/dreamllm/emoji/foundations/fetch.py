@@ -21,6 +21,7 @@ from dreamllm import digests
 from dreamllm.config.reading import load
 from dreamllm.config.world import World
 from dreamllm.emoji.foundations import gates
+from dreamllm.output_paths import folder_to_write
 from dreamllm.safe_join import NameProblem, safe_join
 
 
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm fetch-foundations`."""
     parser.add_argument("--describe", type=Path, metavar="FOLDER", help="print a folder's digests and do nothing else")
     parser.add_argument("--config", type=Path, help="experiment that names store, digests and world")
-    parser.add_argument("--out", type=Path, help="where to put them")
+    parser.add_argument("--out", type=folder_to_write, help="where to put them")
 
 
 def main(args: argparse.Namespace) -> None:

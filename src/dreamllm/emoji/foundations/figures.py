@@ -24,6 +24,7 @@ from dreamllm.config.reading import load
 from dreamllm.emoji import grammar, human, registers
 from dreamllm.emoji.foundations import gates
 from dreamllm.emoji.scenes import NAMES, Names, Scene, names_of, render, sample_split
+from dreamllm.output_paths import file_to_write
 
 if TYPE_CHECKING:
     import torch
@@ -217,7 +218,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, help="experiment whose world the foundations are of")
     parser.add_argument("--foundations", type=Path, required=True, help="folder with the foundations")
     parser.add_argument("--parts", choices=MEASURES, nargs="+", default=[*MEASURES], help="which ones; all by default")
-    parser.add_argument("--out", type=Path, help="card to write, of all parts; without it the figures are printed only")
+    parser.add_argument(
+        "--out", type=file_to_write, help="card to write, of all parts; without it they are printed only"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

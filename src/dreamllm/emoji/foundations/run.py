@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from dreamllm.atomic import new_folder
+from dreamllm.output_paths import folder_to_write
 
 PARTS = ("llm", "clip", "vae", "sd", "judge", "judge2")
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folders vae and clip")
     start = "for llm, clip and sd: folder whose language model, image tower or UNet to start from"
     parser.add_argument("--start", type=Path, help=start)
-    parser.add_argument("--out", type=Path, required=True, help="folder to save to, replaced when it exists")
+    parser.add_argument("--out", type=folder_to_write, required=True, help="folder to save to, replaced when it exists")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.human.template import PAGE
 from dreamllm.evaluate.predictions import Predictions, check_complete, read
 from dreamllm.evaluate.tasks.stories import StoryItem
+from dreamllm.output_paths import folder_to_write
 from dreamllm.seeds import seed_of
 
 GENERATED, REAL = "generated", "real"
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--samples", type=int, help="documents on the page, half of them real; all stories by default")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and the order")
-    parser.add_argument("--out", required=True, type=Path, help="folder for page.html and key.json")
+    parser.add_argument("--out", required=True, type=folder_to_write, help="folder for page.html and key.json")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -27,13 +27,14 @@ from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_json
 from dreamllm.evaluate.human.rating_form import GENERATED, REAL, HumanProblem
 from dreamllm.evaluate.metrics.intervals import RESAMPLES, SEED, bootstrap, mean_share, measurement, undefined
+from dreamllm.output_paths import file_to_write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm human-score`."""
     parser.add_argument("--key", required=True, type=Path, help="key.json of `dreamllm human-page`")
     parser.add_argument("--judgements", required=True, nargs="+", type=Path, help="files that the raters saved")
-    parser.add_argument("--out", required=True, type=Path, help="metrics file to write (JSON)")
+    parser.add_argument("--out", required=True, type=file_to_write, help="metrics file to write (JSON)")
 
 
 def main(args: argparse.Namespace) -> None:

@@ -35,6 +35,7 @@ from dreamllm.atomic import new_folder
 from dreamllm.digests import sha256_of_file
 from dreamllm.evaluate import tasks
 from dreamllm.evaluate.predictions import open_tensors
+from dreamllm.output_paths import folder_to_write
 from dreamllm.repro.audit.check_numbers import SAME_NUMBER, flat
 from dreamllm.repro.audit.findings import AuditProblem
 from dreamllm.repro.audit.study import STUDY
@@ -310,7 +311,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", type=Path, metavar="B", help="the same of the other side")
     words = "results with several seeds, from which the scatter between seeds is known (%(default)s)"
     parser.add_argument("--seeds", type=Path, default=STUDY, metavar="FOLDER", help=words)
-    parser.add_argument("--out", type=Path, help="folder for levels.csv and levels.md; an old one is replaced")
+    parser.add_argument(
+        "--out", type=folder_to_write, help="folder for levels.csv and levels.md; an old one is replaced"
+    )
 
 
 def main(args: argparse.Namespace) -> None:

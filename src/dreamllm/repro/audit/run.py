@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dreamllm.atomic import new_file
+from dreamllm.output_paths import file_to_write
 from dreamllm.repro.audit import check_dag, check_inputs, check_numbers, check_runs, lineage
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import AuditProblem, CheckResult, Fault, merge_runs, pass_or_fail
@@ -50,7 +51,9 @@ SHOWN = 3  # faults of a check on the terminal; the JSON file has all
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm audit`."""
     parser.add_argument("--config", type=Path, default=Path("config/embedded.yaml"), help="experiment (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("results/audit.json"), help="file to write (%(default)s)")
+    parser.add_argument(
+        "--out", type=file_to_write, default=Path("results/audit.json"), help="file to write (%(default)s)"
+    )
     parser.add_argument("--pictures", action="store_true", help="score generated pictures again, with judge and CLIP")
 
 
