@@ -33,8 +33,10 @@ def read_text(path: Path) -> str:
     """The text of a UTF-8 file, without its byte order mark. Raises BenchmarkProblem when it is missing or not text."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise BenchmarkProblem(path, "", "no such file") from None
+    except IsADirectoryError:
+        raise BenchmarkProblem(path, "", "is a folder, not a file") from None
     except UnicodeDecodeError as error:
         raise BenchmarkProblem(path, f"byte {error.start}", "is not UTF-8 text") from None
 
