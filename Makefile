@@ -29,6 +29,7 @@ $(READY):
 
 tables: setup ## from nothing to results/tables and results/figures; with a live view of the jobs
 	snakemake --logger dreamllm --cores $(CORES) results/tables
+	@dvc fetch --quiet --remote store results/summary  # of the recorded run, to compare with: dvc metrics diff
 	@echo "Tables and figures:        results/tables/README.md, results/figures/README.md"
 	@echo "Generate text and images:  $(VENV)/bin/dreamllm generate \"draw a red cat on grass.\"; --words lists what it knows"
 	@echo "Follow every number:       make report, then open results/report/index.html"

@@ -62,6 +62,7 @@ def test_in_a_fresh_clone_dvc_compares_with_the_recorded_run(recorded, tmp_path)
     shutil.copytree(recorded / SUMMARY, folder / SUMMARY)  # as the clone's own `make tables` does
     recorded_seal = json.loads((folder / SUMMARY / "metrics.json").read_text())["seal"]
     (folder / SUMMARY / "metrics.json").write_text('{"seal": "another"}')
+    run(folder, "dvc", "fetch", "--quiet", "--remote", "store", SUMMARY)  # as `make tables` does at its end
     said = run(folder, "dvc", "metrics", "diff", "--json").stdout
     assert json.loads(said) == {f"{SUMMARY}/metrics.json": {"seal": {"old": recorded_seal, "new": "another"}}}
     assert f"{SUMMARY}/losses/sft.csv" in run(folder, "dvc", "plots", "show", "--json").stdout
