@@ -185,6 +185,26 @@ def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(che
     assert "python -m dreamllm --job logs/smoke/train_align_creation.log train" in one and "mpi" not in one
 
 
+def test_the_workflow_catalog_of_snakemake_finds_what_its_rules_ask_for():
+    """https://github.com/snakemake/snakemake-workflow-catalog, "standardized usage"."""
+    root = repository.ROOT
+    assert (root / "workflow/Snakefile").is_file() and not (root / "Snakefile").exists()
+    readme = (root / "README.md").read_text(encoding="utf-8").lower()
+    assert "snakemake" in readme and "workflow" in readme
+    page = (root / "config/README.md").read_text(encoding="utf-8")
+    assert all(f"`{path.relative_to(root)}`" in page for path in root.glob("config/*.yaml"))
+    usage = yaml.safe_load((root / ".snakemake-workflow-catalog.yml").read_text(encoding="utf-8"))["usage"]
+    assert usage["mandatory-flags"].keys() == {"desc", "flags"} and isinstance(usage["mandatory-flags"]["flags"], list)
+    rules = "".join(path.read_text(encoding="utf-8") for path in root.glob("workflow/rules/*.smk"))
+    deployed = {name: f"\n    {name}:" in rules for name in ("conda", "container")}
+    assert usage["software-stack-deployment"] == {
+        "conda": deployed["conda"],
+        "apptainer": deployed["container"],
+        "apptainer+conda": all(deployed.values()),
+        "report": True,
+    }
+
+
 def test_files_stay_short():
     files = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"],
