@@ -188,7 +188,7 @@ def test_the_report_says_what_was_computed(report) -> None:
         status: str(count) for status, count in counts.items()
     }
     findings = [finding for claim in report.claims for finding in claim.tests]
-    lines = [line for line in text.splitlines() if re.match(r"\| \w+\.\w+\.", line)]
+    lines = re.findall(r"(?m)^\| \w+\.\w+\..* \| the paper \| .*\n(\| \| .*)$", text)  # below the paper's row
     assert len(lines) == len(findings)
     for line, finding in zip(lines, findings, strict=True):
         assert f"| {finding.outcome}" in line
