@@ -124,8 +124,3 @@ def test_in_a_fresh_clone_dvc_repro_makes_everything_and_snakemake_agrees(record
     assert sorted(ran(folder)) == sorted(ran(recorded))
     assert planned(folder) == {}
     assert "Data and pipelines are up to date." in run(folder, "dvc", "repro").stdout
-    setting = "config/embedded.yaml:evaluation.stories.max_pictures"
-    run(folder, "dvc", "exp", "run", "--name", "five", "--set-param", f"{setting}=5")
-    shown = run(folder, "dvc", "exp", "show", "--csv").stdout
-    assert "five" in shown and setting.partition(":")[2] in shown and "seal" in shown
-    assert list(json.loads(run(folder, "dvc", "metrics", "diff", "--json").stdout)) == [f"{SUMMARY}/metrics.json"]
