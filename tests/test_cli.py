@@ -115,6 +115,10 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
     [
         ("make-world --config config/smoke.yaml --out {file}/world", "cannot be made, because {file} is a file"),
         ("fetch-source --source pope --out {file}/raw", "cannot be made, because {file} is a file"),
+        (
+            "build-shards --source llava_pretrain --raw {folder}/none --out {folder}/o",
+            "{folder}/none: no such folder; `dreamllm fetch-source` makes",
+        ),
         ("fetch-foundations --describe {folder}/none", "{folder}/none: no such file or folder"),
         ("generate hi --foundations {folder} --checkpoints {folder}", "{folder}/llm: no such file or folder"),
         ("generate hi --temperature -1", "temperature is -1.0, not a number from 0"),

@@ -193,6 +193,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm build-shards`."""
     source = manifest.chosen(args)
+    if not args.raw.exists():
+        raise BuildProblem(f"{args.raw}: no such folder; `dreamllm fetch-source` makes that of a public set")
     sources = load(args.config).sources if args.config else {}
     known = own.KNOWN / f"{args.source}.json"
     counted = build(
