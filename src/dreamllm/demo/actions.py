@@ -228,5 +228,5 @@ def emoji_examples() -> Examples:
     )
     captions = tuple(grammar.caption(scene) for scene in scenes)
     images = tuple(render(scene, 96, random.Random(0)) for scene in scenes)
-    questions = ("what is in the picture?", "draw a blue house on sand.")
+    questions = ("draw a blue house on sand.", "what is in the picture?")
     return Examples(captions, captions, questions, images, words.listing())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import binding, run, ui
 from nicegui.element import Element
 from nicegui.events import UploadEventArguments
 from PIL import Image
@@ -40,6 +40,7 @@ class Demo:
 def serve(demo: Demo, host: str, port: int) -> None:
     """Serve the page until Ctrl+C. Every visitor, and every reload, has an own conversation and own settings."""
     demo.pipe.set_progress_bar_config(disable=True)
+    binding.MAX_PROPAGATION_TIME = 1  # seconds; NiceGUI warns from 0.01, which a busy machine always takes
     ui.run(
         partial(build, demo),
         host=host,

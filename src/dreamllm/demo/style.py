@@ -21,7 +21,7 @@ CSS = """
 .caption { width: 100%; justify-content: space-between; align-items: center }
 .thumbnail .picture { width: 3.5rem }
 .offered { opacity: 0.6 }
-.body--dark .q-btn--flat, .body--dark .q-btn--outline { color: #cfbcff !important }
+body.body--dark { --q-primary: #9274e3 !important }
 .tiles { gap: 0.25rem }
 .tile .picture { width: 5.5rem }
 .tile .q-btn__content { flex-direction: column }
