@@ -180,7 +180,7 @@ def address(tmp_path_factory) -> Iterator[str]:
     with (folder / "log").open("w") as log:
         served = subprocess.Popen(command, cwd=folder, env=plain, stdout=log, stderr=log)
     try:
-        for _ in range(600):
+        for _ in range(1500):
             assert served.poll() is None, (folder / "log").read_text()
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()

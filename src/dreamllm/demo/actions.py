@@ -127,7 +127,7 @@ def draw(
         return tensors
 
     seeds = range(settings.whole("seed"), settings.whole("seed") + settings.whole("images"))
-    return pipe(
+    made: Any = pipe(
         prompt_of(prompt, images),
         list(images) or None,
         num_inference_steps=sampling.steps,
@@ -136,7 +136,8 @@ def draw(
         num_images_per_prompt=len(seeds),
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         callback_on_step_end=count,
-    ).images
+    )
+    return made.images
 
 
 class LiveText(TextStreamer):

@@ -127,16 +127,16 @@ class Attached:
     def __init__(self, offered: Sequence[Image.Image] = ()) -> None:
         self.images: list[Image.Image] = []
         with ui.row().classes("attached"):
-            upload = ui.upload(
+            self.upload = ui.upload(
                 multiple=True,
                 auto_upload=True,
                 max_file_size=MOST_BYTES,
                 on_upload=self._read,
                 on_rejected=lambda: notify(f"At most {MOST_BYTES >> 20} MiB, and an image"),
             )
-            upload.props('accept="image/*"').classes("hidden")
+            self.upload.props('accept="image/*"').classes("hidden")
             add = ui.button("Add image", icon="add_photo_alternate").props("flat dense no-caps")
-            add.on("click", js_handler=f"() => getElement({upload.id}).$refs.qRef.pickFiles()")
+            add.on("click", js_handler=f"() => getElement({self.upload.id}).$refs.qRef.pickFiles()")
             if offered:
                 ui.label("or").classes("quiet")
             for image in offered:
@@ -145,11 +145,13 @@ class Attached:
         self.row = ui.row().classes("attached")
 
     async def _read(self, event: UploadEventArguments) -> None:
-        event.sender.reset()  # type: ignore[attr-defined]
+        self.upload.reset()
         try:
-            self.add(await run.io_bound(decode, await event.file.read()))
+            image = decode(await event.file.read())
         except ValueError as error:
             notify(f"{event.file.name}: {error}")
+        else:
+            self.add(image)
 
     def add(self, image: Image.Image) -> None:
         """Show an image and keep it for the next prompt."""
@@ -174,7 +176,9 @@ def notify(message: str) -> None:
 
 
 class Panel:
-    """What all panels have: model, settings, and a button that computes."""
+    """What all panels have: model, settings, buttons that compute, and a place for the sign that they do."""
+
+    spinner: Any
 
     def __init__(self, demo: Demo, settings: Settings) -> None:
         self.demo, self.settings = demo, settings
@@ -182,7 +186,7 @@ class Panel:
         self.buttons: list[Any] = []
 
     def go(self, label: str, handler: Callable[[], Any], icon: str) -> Any:
-        """A button that computes, and a circle that turns meanwhile."""
+        """A button that computes."""
         button = ui.button(label, on_click=handler, icon=icon).props("no-caps unelevated")
         self.buttons.append(button)
         return button
