@@ -47,15 +47,16 @@ class Page:
         elif method == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning"):
             self.messages.append(about["args"])
 
-    async def open(self, path: Path, width: int, height: int, scheme: str = "light", hash_: str = "") -> None:
-        """Load a file in a window of this size, in CSS pixels."""
+    async def open(self, place: Path | str, width: int, height: int, scheme: str = "light", hash_: str = "") -> None:
+        """Load a file, or the page at an address, in a window of this size, in CSS pixels."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.call(f"{domain}.enable")
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
         await self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        for url in ("about:blank", f"{path.resolve().as_uri()}{hash_}"):  # another hash alone would load nothing
+        address = place if isinstance(place, str) else place.resolve().as_uri()
+        for url in ("about:blank", f"{address}{hash_}"):  # another hash alone would load nothing
             self.events.clear()
             await self.call("Page.navigate", url=url)
             while "Page.loadEventFired" not in self.events:

@@ -90,8 +90,11 @@ def test_prompts_may_follow_the_pictures_and_checkpoints(monkeypatch):
 def test_the_page_holds_text_pictures_and_the_reason_for_stopping(tmp_path):
     prompt = Document("p", "interleaved", (Text("A <ship> & more"), Picture(tiny.picture(1))))
     drawn = [Picture(tiny.picture(2)), Text("It ends."), Picture(tiny.picture(3))]
-    demo_page.save([Continuation(prompt, tuple(drawn), "context")], tmp_path / "page")
+    made = [Continuation(prompt, tuple(drawn), "context")]
+    demo_page.save(made, [7], {"model": "<b>", "top_k": 3}, tmp_path / "page")
     text = (tmp_path / "page" / "index.html").read_text()
+    assert "seed 7; stopped where" in text and "model &lt;b&gt;; top k 3" in text
+    assert "prefers-color-scheme: dark" in text
     assert "A &lt;ship&gt; &amp; more" in text and "It ends." in text and "the context was full" in text
     assert text.count("data:image/png;base64,") == 3
     assert sorted(path.name for path in (tmp_path / "page").iterdir()) == ["1-1.png", "1-2.png", "index.html"]
@@ -107,6 +110,8 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
     cli.main(["generate", "Draw two dogs.", "What is <image> ?", *flags])
     text = (tmp_path / "page" / "index.html").read_text()
     assert text.count("<article>") == 2 and "Draw two dogs." in text
+    assert "seed 0; " in text and "seed 1; " in text
+    assert "model c; DreamLLM" in text and "max new tokens 5; " in text and "steps 2; guidance 3.0" in text
     assert capsys.readouterr().out.strip().endswith("index.html")
 
 

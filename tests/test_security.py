@@ -228,14 +228,14 @@ def test_settings_of_remotes_with_their_keys_stay_out_of_git():
 def test_a_page_shows_markup_as_text():
     hostile = '<script>alert(1)</script><img src=x onerror=alert(1)> & "quoted"'
     said = Document("prompt", "conversation", (Text(hostile, "user"),))
-    told = demo_page.render([SimpleNamespace(prompt=said, parts=(Text(hostile),), stopped="end")])
+    told = demo_page.render([SimpleNamespace(prompt=said, parts=(Text(hostile),), stopped="end")], [0], {})
     assert "<script" not in told and "<img" not in told
     assert told.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2
 
 
 def test_data_urls_of_pages_are_base64_of_png_alone():
     picture = tiny.story().parts
-    told = demo_page.render([SimpleNamespace(prompt=tiny.story(), parts=picture, stopped="end")])
+    told = demo_page.render([SimpleNamespace(prompt=tiny.story(), parts=picture, stopped="end")], [0], {})
     for url in told.split('src="')[1:]:
         kind, _, data = url.partition('"')[0].partition(";base64,")
         assert kind == "data:image/png" and base64.b64decode(data, validate=True).startswith(b"\x89PNG")

@@ -15,7 +15,8 @@ printf '%s\n' filelock fsspec jinja2 networkx setuptools sympy typing-extensions
     echo '#   pip install torch==2.13.0'
     echo '#   pip install --require-hashes --no-deps -r requirements.lock'
     echo '#   pip install --no-deps --no-build-isolation -e .'
-    "$work/uv/bin/uv" pip compile pyproject.toml "$work/torch-needs.in" --extra test --python-version 3.11 --quiet \
+    "$work/uv/bin/uv" pip compile pyproject.toml "$work/torch-needs.in" --extra test --extra demo \
+        --python-version 3.11 --quiet \
         --override "$work/override.txt" --constraint "$work/installed.txt" \
         --generate-hashes --no-header --no-annotate
 } > "$work/requirements.lock"

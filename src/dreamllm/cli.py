@@ -65,6 +65,7 @@ VERBS = {  # verb: (module, what it does)
     "draw": ("dreamllm.verbs.draw", "generate exactly one image for each prompt"),
     "ask": ("dreamllm.verbs.ask", "answer questions about images"),
     "chat": ("dreamllm.verbs.chat", "talk to the model at the terminal, with images in both directions"),
+    "demo": ("dreamllm.verbs.demo", "the same in the browser: a page to draw, chat and tell stories with a model"),
     "generate": ("dreamllm.evaluate.demo_page", "continue a prompt with text and pictures, as a small HTML page"),
     "export": ("dreamllm.verbs.export", "write a trained model as one Hugging Face folder"),
     "fetch-released": ("dreamllm.sources.released", "download what the authors released, at a pinned revision"),

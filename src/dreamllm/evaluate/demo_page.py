@@ -1,6 +1,7 @@
 """Continue prompts with text and pictures and show the result as a small page: `dreamllm generate "Draw a red cat."`
 
-Writes index.html, which holds its pictures and can be sent around, and every drawn picture as a PNG beside it.
+Writes index.html, which holds its pictures and can be sent around, and every drawn picture as a PNG beside it. The page
+names model, seeds and settings.
 In a prompt, <image> stands for the next --image file.
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import dreamllm
 from dreamllm.atomic import new_file
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.images import encode_png
@@ -37,36 +40,48 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width">
 <title>DreamLLM</title>
 <style>
-body {{ font: 18px/1.5 Georgia, serif; max-width: 40em; margin: 2em auto; padding: 0 1em; color: #222 }}
-article {{ border-top: 1px solid #ccc; padding: 1em 0 }}
-.prompt {{ color: #777 }}
-img {{ display: block; margin: 0.5em 0; min-width: 192px }}
-small {{ color: #777 }}
+:root {{ color-scheme: light dark; --text: #222; --quiet: #6b6b6b; --line: #ccc; --page: #fff }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --text: #ddd; --quiet: #a0a0a0; --line: #444; --page: #161616 }}
+}}
+body {{ font: 18px/1.5 Georgia, serif; max-width: 40em; margin: 2em auto; padding: 0 1em }}
+body {{ color: var(--text); background: var(--page) }}
+article, footer {{ border-top: 1px solid var(--line); padding: 1em 0 }}
+.prompt, small, footer {{ color: var(--quiet) }}
+img {{ display: block; margin: 0.5em 0; min-width: 192px; max-width: 100% }}
+footer {{ font-size: 15px; overflow-wrap: anywhere }}
 </style>
 {articles}
+<footer>{settings}</footer>
 </html>
 """
 
 
-def render(continuations: Sequence[Continuation]) -> str:
-    """The page for some continuations: prompts in grey, what the model made in black, and why it stopped."""
+def render(continuations: Sequence[Continuation], seeds: Sequence[int], settings: Mapping[str, Any]) -> str:
+    """The page for some continuations: prompts in grey, what the model made, its seed, and why it stopped.
+
+    settings: for the end of the page, by name
+    """
     articles = []
-    for continuation in continuations:
+    for continuation, seed in zip(continuations, seeds, strict=True):
         given = "\n".join(_element(part) for part in continuation.prompt.parts)
         made = "\n".join(_element(part) for part in continuation.parts)
-        why = f"<small>{STOPPED[continuation.stopped]}</small>"
+        why = f"<small>seed {seed}; {STOPPED[continuation.stopped]}</small>"
         articles.append(f'<article>\n<div class="prompt">\n{given}\n</div>\n{made}\n{why}\n</article>')
-    return PAGE.format(articles="\n".join(articles))
+    about = "; ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    return PAGE.format(articles="\n".join(articles), settings=html.escape(about))
 
 
-def save(continuations: Sequence[Continuation], folder: Path) -> None:
-    """Write index.html and the drawn pictures, PROMPT-PICTURE.png, into `folder`."""
+def save(
+    continuations: Sequence[Continuation], seeds: Sequence[int], settings: Mapping[str, Any], folder: Path
+) -> None:
+    """Write the page of `render`, index.html, and the drawn pictures, PROMPT-PICTURE.png, into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, continuation in enumerate(continuations, 1):
         drawn = [part.image for part in continuation.parts if isinstance(part, Picture)]
         for index, image in enumerate(drawn, 1):
             _write(folder / f"{number}-{index}.png", encode_png(image))
-    _write(folder / "index.html", render(continuations).encode())
+    _write(folder / "index.html", render(continuations, seeds, settings).encode())
 
 
 def _element(part: Part) -> str:
@@ -117,5 +132,7 @@ def main(arguments: argparse.Namespace) -> None:
     seeds = [arguments.seed + index for index in range(len(prompts))]
     model, processor = model_options.load(arguments)
     continuations = interleave(model, processor, prompts, seeds, text_sampling, picture_sampling)
-    save(continuations, arguments.out)
+    settings = {"model": model_options.name(arguments), "DreamLLM": dreamllm.__version__}
+    settings |= {k: v for k, v in {**asdict(text_sampling), **asdict(picture_sampling)}.items() if v not in (None, "")}
+    save(continuations, seeds, settings, arguments.out)
     print(arguments.out / "index.html")

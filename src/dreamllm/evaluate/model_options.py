@@ -70,6 +70,20 @@ def load(arguments: argparse.Namespace) -> tuple[DreamLLMForConditionalGeneratio
     return load_for_inference(arguments.foundations, checkpoints, dtype)
 
 
+def name(arguments: argparse.Namespace) -> str:
+    """What the flags of `add_model` say, for people."""
+    return arguments.model or ", ".join(map(str, arguments.checkpoints or [CHECKPOINT]))
+
+
+def knows_emoji_world(arguments: argparse.Namespace) -> bool:
+    """Whether the model of the flags of `add_model` is a checkpoint on foundation models of the emoji world, which have
+    a card."""
+    from dreamllm.train.checkpoint import METADATA
+
+    is_checkpoint = not arguments.model or (Path(arguments.model) / METADATA).is_file()
+    return is_checkpoint and (arguments.foundations / "card.json").is_file()
+
+
 def load_exported(folder: Path) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Model and processor, in fp32, of a folder of `dreamllm export` or of `DreamLLMPipeline.save_pretrained`.
 

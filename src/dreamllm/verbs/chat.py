@@ -9,23 +9,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from dreamllm.atomic import new_file
-from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.document import Text
 from dreamllm.data.images import encode_png
 from dreamllm.evaluate import model_options
 from dreamllm.output_paths import folder_to_write
 
 if TYPE_CHECKING:
-    from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
-    from dreamllm.model.generate import TextSampling
-    from dreamllm.model.processor import DreamLLMProcessor
-    from dreamllm.model.sampling import PictureSampling
+    from dreamllm.model.conversation import Conversation
 
 STOPPED = {
     "tokens": "[stopped at --max-new-tokens]",
@@ -36,21 +32,11 @@ HELP = "/image FILE, /draw WORDS, /reset, /quit; anything else is said to the mo
 
 
 class Chat:
-    """A conversation with a model. Images that it generates are written into a folder, as 1.png, 2.png, ..."""
+    """A conversation at the terminal. Generated images are written as 1.png, 2.png, ... into a folder."""
 
-    def __init__(
-        self,
-        model: DreamLLMForConditionalGeneration,
-        processor: DreamLLMProcessor,
-        text: TextSampling,
-        drawing: PictureSampling,
-        seed: int,
-        folder: Path,
-    ) -> None:
-        self.model, self.processor, self.text, self.drawing = model, processor, text, drawing
-        self.seed, self.folder = seed, folder
-        self.turns: list[Part] = []
-        self.shown: list[Part] = []  # images for the next words
+    def __init__(self, conversation: Conversation, folder: Path) -> None:
+        self.conversation, self.folder = conversation, folder
+        self.shown: list[Image.Image] = []  # for the next words
         self.num_saved = 0
 
     def respond(self, line: str) -> list[str]:
@@ -58,38 +44,24 @@ class Chat:
         command, _, rest = line.strip().partition(" ")
         rest = rest.strip()
         if command == "/reset":
-            self.turns, self.shown = [], []
+            self.conversation.parts, self.shown = (), []
             return ["a new conversation"]
         if command == "/image" and rest:
-            self.shown.append(Picture(model_options.read_image(Path(rest).expanduser()), "user"))
+            self.shown.append(model_options.read_image(Path(rest).expanduser()))
             return [f"{rest}: will be shown with your next words"]
         if command == "/draw" and rest:
-            return self._draw(rest)
+            image = self.conversation.draw(rest, self.shown)
+            self.shown = []
+            return [self._save(image)]
         if command.startswith("/"):
             return [HELP]
         return self._answer(line.strip()) if line.strip() else []
 
     def _answer(self, words: str) -> list[str]:
-        from dreamllm.model.generate import interleave
-
-        turns = (*self.turns, *self.shown, Text(words, "user"))
-        prompt = Document("the conversation", "conversation", turns)
-        (result,) = interleave(self.model, self.processor, [prompt], [self.seed], self.text, self.drawing)
-        self._keep(result.document.parts)
+        result = self.conversation.answer(words, self.shown)
+        self.shown = []
         said = [part.text if isinstance(part, Text) else self._save(part.image) for part in result.parts]
         return said + ([STOPPED[result.stopped]] if result.stopped in STOPPED else [])
-
-    def _draw(self, words: str) -> list[str]:
-        from dreamllm.model.generate import draw
-
-        prompt = Document("the conversation", "conversation", (*self.turns, *self.shown, Text(words, "user")))
-        (image,) = draw(self.model, self.processor, [prompt], [self.seed], self.drawing)
-        self._keep((*prompt.parts, Picture(image, "assistant")))
-        return [self._save(image)]
-
-    def _keep(self, parts: Iterable[Part]) -> None:
-        self.turns, self.shown = list(parts), []
-        self.seed += 1
 
     def _save(self, image: Image.Image) -> str:
         self.num_saved += 1
@@ -115,12 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     """Load the model and answer line after line."""
     from dreamllm.data.layout import LayoutProblem
+    from dreamllm.model.conversation import Conversation
     from dreamllm.model.processor import PromptProblem
 
     text = model_options.text_sampling(arguments, arguments.max_pictures)
     drawing = model_options.picture_sampling(arguments)
     model, processor = model_options.load(arguments)
-    chat = Chat(model, processor, text, drawing, arguments.seed, arguments.out)
+    chat = Chat(Conversation(model, processor, text, drawing, arguments.seed), arguments.out)
     print(HELP, flush=True)
     while True:
         try:
