@@ -83,7 +83,14 @@ def test_what_the_model_cannot_read_is_refused_with_the_tasks_name(content, mess
 
 
 def test_generation_arguments():
-    given = {"max_new_tokens": 16, "temperature": 0, "top_p": 0.3, "num_beams": 1, "do_sample": False, "until": ["", "\n"]}
+    given = {
+        "max_new_tokens": 16,
+        "temperature": 0,
+        "top_p": 0.3,
+        "num_beams": 1,
+        "do_sample": False,
+        "until": ["", "\n"],
+    }
     assert requests.options_of(given, "gqa") == Options(16, until=("\n",))  # top_p changes nothing at temperature 0
     sampled = requests.options_of({"temperature": 0.7, "top_p": 0.9, "top_k": None, "until": "###"}, "gqa")
     assert sampled == Options(1024, 1, 0.7, 0.9, 0, ("###",))
@@ -214,6 +221,8 @@ def evaluation(tmp_path, monkeypatch, parts):
         pytest.skip("lmms-eval is not installed here: make lmms-eval")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "1")
+    # In bf16, rounding differs with the size of a batch, and a word may.
+    monkeypatch.setattr("dreamllm.model.precision.resolve", lambda precision: "fp32")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
     monkeypatch.setenv("LMMS_EVAL_HOME", str(tmp_path / "lmms"))
     from lmms_eval.evaluator import simple_evaluate
@@ -265,7 +274,7 @@ def test_lmms_eval_gets_the_answers_of_ask(evaluation, tmp_path, capsys, force_s
         image, words = str(tmp_path / f"{number}.png"), QUESTIONS[number % 4]
         arguments = ["ask", "--model", str(tmp_path / "model"), "--image", image, "--max-new-tokens", "12", words]
         cli.main(arguments)
-        assert answers[number] == [capsys.readouterr().out.strip()] or answers[number] == capsys.readouterr().out
+        assert answers[number] == [capsys.readouterr().out.strip()]
 
 
 def test_lmms_eval_chooses_the_option_of_the_least_loss(evaluation, parts):

@@ -113,7 +113,9 @@ class DreamLLM(lmms):
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Raises NotImplementedError: tasks of several rounds ask other models' protocols."""
-        raise NotImplementedError("DreamLLM's adapter answers in one round; leave out tasks of generate_until_multi_round")
+        raise NotImplementedError(
+            "DreamLLM's adapter answers in one round; leave out tasks of generate_until_multi_round"
+        )
 
 
 class DreamLLMChat(DreamLLM):

@@ -139,17 +139,13 @@ def answer(
     from dreamllm.model.sampling import PictureSampling, SamplingProblem
 
     if not options.temperature:
-        texts = write(
-            model, processor, documents, max_new_tokens=options.max_new_tokens, num_beams=options.num_beams
-        )
+        texts = write(model, processor, documents, max_new_tokens=options.max_new_tokens, num_beams=options.num_beams)
         return [cut(text, options.until) for text in texts]
     if options.num_beams > 1:
         raise SamplingProblem(f"num_beams is {options.num_beams} and temperature {options.temperature}: choose one")
     sampling = TextSampling(options.temperature, options.top_p, options.max_new_tokens, 0, options.top_k)
     no_drawing = SuppressTokensLogitsProcessor([processor.vocabulary.dream_start], device=model.device)
-    written = interleave(
-        model, processor, documents, seeds, sampling, PictureSampling(), logits_processor=[no_drawing]
-    )
+    written = interleave(model, processor, documents, seeds, sampling, PictureSampling(), logits_processor=[no_drawing])
     texts = ["".join(part.text for part in one.parts if isinstance(part, Text)).strip() for one in written]
     return [cut(text, options.until) for text in texts]
 
