@@ -1,4 +1,7 @@
-"""Writers of public sets of prompts to generate images from: GenEval, DPG-Bench and MJHQ-30K. See `placing_writers.py`."""
+"""Writers of public sets of prompts to generate images from: GenEval, DPG-Bench and MJHQ-30K.
+
+As those of `placing_writers.py`.
+"""
 
 from __future__ import annotations
 

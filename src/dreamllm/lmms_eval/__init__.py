@@ -1,7 +1,7 @@
 """The model adapter for lmms-eval (EvolvingLMMs-Lab, 0.7): `lmms-eval --model dreamllm --model_args pretrained=FOLDER`.
 
-lmms-eval finds `manifest` by the entry point `lmms_eval.models` of this package. It is not among the dependencies: `make
-lmms-eval` installs both in an environment of their own (docs/evaluation.md).
+lmms-eval finds `manifest` by the entry point `lmms_eval.models` of this package. It is not among the dependencies:
+`make lmms-eval` installs both in an environment of their own (docs/evaluation.md).
 """
 
 from __future__ import annotations

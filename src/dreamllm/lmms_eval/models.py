@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
@@ -64,7 +64,7 @@ class DreamLLM(lmms):
         return of_request.question(f"{task} {number}", context, images or [])
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answers, in the order of the requests. An image prompt that fills the context has an empty one, with a warning.
+        """Answers, in the order of the requests. A prompt that fills the context has an empty one, with a warning.
 
         Raises RequestProblem for requests that the model cannot answer, such as videos.
         """
@@ -95,8 +95,10 @@ class DreamLLM(lmms):
                     bar.update(len(batch))
         return answers
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Loss of each answer and whether it is the greedy one; a loss, because lmms-eval looks for the least.
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """(loss of an answer, whether it is the greedy one) of each; a loss, because lmms-eval looks for the least.
+
+        In a GenerationResult each, whose content lmms-eval 0.7 passes on; a bare tuple it would make a string.
 
         Raises LayoutProblem for a question that does not fit the context, RequestProblem as `generate_until`.
         """
@@ -105,10 +107,11 @@ class DreamLLM(lmms):
             questions.append(self._question(context, images_of, number, task, split))
             row = self.task_dict[task][split][number]
             answers.append(answer_of if isinstance(answer_of, str) else str(answer_of(row)))
-        results: list[tuple[float, bool]] = []
+        results: list[GenerationResult] = []
         for start in tqdm(range(0, len(questions), self.batch_size), desc="likelihoods", disable=self.rank != 0):
             chosen = slice(start, start + self.batch_size)
-            results += of_request.losses(self.model, self.processor, questions[chosen], answers[chosen])
+            measured = of_request.losses(self.model, self.processor, questions[chosen], answers[chosen])
+            results += [GenerationResult(one) for one in measured]
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:

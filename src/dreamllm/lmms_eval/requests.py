@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.images import upright_rgb
 from dreamllm.data.layout import LayoutProblem
 
@@ -56,7 +56,7 @@ def document_of(id_: str, messages: Sequence[Mapping[str, Any]]) -> Document:
     """
     parts: list[Part] = []
     for message in messages:
-        role = "assistant" if message["role"] == "assistant" else "user"
+        role: Role = "assistant" if message["role"] == "assistant" else "user"
         for content in message["content"]:
             if content["type"] == "text":
                 parts += [Text(content["text"].strip(), role)] if content["text"].strip() else []
@@ -80,7 +80,7 @@ def question(id_: str, words: str, images: Sequence[Any]) -> Document:
     shown = [{"type": "image", "url": image} for image in images]
     if len(pieces) == 1:
         return document_of(id_, [{"role": "user", "content": [*shown, {"type": "text", "text": words}]}])
-    content = [{"type": "text", "text": pieces[0]}]
+    content: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}]
     for image, piece in zip(shown, pieces[1:], strict=True):
         content += [image, {"type": "text", "text": piece}]
     return document_of(id_, [{"role": "user", "content": content}])
@@ -89,10 +89,11 @@ def question(id_: str, words: str, images: Sequence[Any]) -> Document:
 def _image(image: Any, id_: str) -> Image.Image:
     """A picture of PIL, or of a local file."""
     if isinstance(image, str):
+        path = image
         try:
-            image = Image.open(image)
+            image = Image.open(path)
         except OSError as error:
-            raise RequestProblem(f"{id_}: cannot read the image {image[:200]!r}: {error}") from None
+            raise RequestProblem(f"{id_}: cannot read the image {path[:200]!r}: {error}") from None
     if not isinstance(image, Image.Image):
         raise RequestProblem(f"{id_}: expected an image of PIL, found {type(image).__name__}")
     return upright_rgb(image)

@@ -1,7 +1,7 @@
 """GenEval's checks of a generated image: the objects that its prompt names, their number, colour and position.
 
-The rules and thresholds are those of GenEval's evaluate_images.py (arXiv 2310.11513, github.com/djghosh13/geneval). This
-module knows neither detector nor CLIP: it gets what was detected, and a function that tells the colours.
+The rules and thresholds are those of GenEval's evaluate_images.py (arXiv 2310.11513, github.com/djghosh13/geneval).
+This module knows neither detector nor CLIP: it gets what was detected, and a function that tells the colours.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,7 @@ def score(job: ScoringJob, items: Sequence[GenEvalItem], predictions: Prediction
         threshold = job.detection.counting_threshold if item.tag == "counting" else job.detection.threshold
         objects = object_checks.surest(detector.find(image, names, threshold), threshold)
         wanted, unwanted = ([_wanted(one) for one in conditions] for conditions in (item.include, item.exclude))
-        reasons = object_checks.wrong(
-            objects, wanted, unwanted, lambda found, name, image=image: colours.colours(image, found, name)
-        )
-        right.append(not reasons)
+        right.append(not object_checks.wrong(objects, wanted, unwanted, partial(colours.colours, image)))
 
     def measure(chosen: Sequence[int]) -> Metrics:
         by_prompt: dict[int, list[bool]] = {}
