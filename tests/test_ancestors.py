@@ -11,9 +11,10 @@ import torch
 
 import test_train
 from dreamllm.official import exporter
-from dreamllm.train import checkpoint, export
+from dreamllm.train import checkpoint
 from dreamllm.train.ancestors import Ancestor, Contents, check
 from dreamllm.train.checkpoint import CheckpointProblem, load_model
+from dreamllm.verbs import export
 
 pytest.importorskip("peft")
 LORA = {"lora": {"rank": 2, "alpha": 4.0}}

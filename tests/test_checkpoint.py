@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 import tiny
-from dreamllm.train import checkpoint, export
+from dreamllm.train import checkpoint
 from dreamllm.train.checkpoint import CheckpointProblem, load_model, save_trained, trained_parameters
+from dreamllm.verbs import export
 
 OPTIONS = {"num_dream_queries": 4, "template": "plain", "vision_feature_layer": -2, "seed": 0}
 

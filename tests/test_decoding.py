@@ -131,4 +131,4 @@ def test_the_exported_processor_sees_the_pixels_of_training(name, processor):
     opened = Image.open(io.BytesIO(ORIGINALS[name]))
     assert processor.draw_pixels([opened]).equal(processor.draw_pixels([decoded]))
     asked = processor(images=Image.open(io.BytesIO(ORIGINALS[name])), text="<image>")
-    assert asked["read_pixels"].equal(processor.read_pixels([decoded]))
+    assert asked["pixel_values"].equal(processor.read_pixels([decoded]))

@@ -39,7 +39,8 @@ def package(tmp_path, server) -> Path:
     """A package `dreamllm` whose verb is the program main.py in the folder that is returned."""
     folder = tmp_path / "dreamllm"
     folder.mkdir()
-    for name in ("__init__.py", "_auto_classes.py", "_import_hooks.py", "_torchvision.py", "job_server.py"):
+    (folder / "__init__.py").write_text("")
+    for name in ("_auto_classes.py", "_import_hooks.py", "job_server.py"):
         (folder / name).write_text((repository.ROOT / "src/dreamllm" / name).read_text())
     main = "import sys\nfrom dreamllm.job_server import hand_over\nhand_over(sys.argv[1:])\nimport dreamllm.verb\n"
     (folder / "__main__.py").write_text(main)

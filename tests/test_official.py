@@ -19,8 +19,9 @@ from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.exporter import export_official
 from dreamllm.official.files import read_tensors
 from dreamllm.official.importer import import_official
-from dreamllm.train import checkpoint, export
+from dreamllm.train import checkpoint
 from dreamllm.train.checkpoint import load_model
+from dreamllm.verbs import export
 
 
 @pytest.fixture(scope="module")

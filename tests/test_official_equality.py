@@ -220,7 +220,7 @@ def official_null_states(model, case, differences) -> torch.Tensor:
     config = model.config
     dream = [config.dream_start_token_id, *[config.im_patch_token_id] * Q, config.dream_end_token_id]
     ids = torch.tensor([[config.bos_token_id, *dream, config.eos_token_id]])
-    states = model(ids).last_hidden_state[:, 2 : 2 + Q]
+    states = model(inputs_embeds=model.embed(ids)).last_hidden_state[:, 2 : 2 + Q]
     differences.check("null states", states.expand(3, -1, -1), case["head.u_encoder_hidden_states"])
     return states
 

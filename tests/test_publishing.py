@@ -14,8 +14,8 @@ from transformers.utils import hub
 import loopback
 import test_train
 from dreamllm.repro.report import hub_card
-from dreamllm.train import export
 from dreamllm.train.checkpoint import read_metadata
+from dreamllm.verbs import export
 
 NUMBER = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 100}
 

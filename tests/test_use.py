@@ -20,7 +20,8 @@ from dreamllm.model import generate, precision
 from dreamllm.model.pipeline import DreamLLMPipeline
 from dreamllm.model.sampling import PictureSampling
 from dreamllm.repro.report import hub_card
-from dreamllm.train import checkpoint, export
+from dreamllm.train import checkpoint
+from dreamllm.verbs import export
 
 MODEL, PROCESSOR = tiny.build()
 QUICK = ["--steps", "2"]

@@ -91,9 +91,8 @@ def test_the_walk_from_ten_images_to_answers(folder: Path, capsys: pytest.Captur
     program, *words = shlex.split(asked)
     assert program == "dreamllm"
     capsys.readouterr()
-    cli.main([*words, "--max-new-tokens", "4", "--max-pictures", "0"])
-    page = Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8")
-    assert page.count("<article") == 2 and "what is this?" in page
+    cli.main([*words, "--max-new-tokens", "4"])
+    assert len(capsys.readouterr().out.splitlines()) == len(words) - words.index("data/mine/pizza.png") - 1 == 2
 
 
 def test_own_questions_and_prompts_are_predicted_and_scored(folder: Path):

@@ -66,7 +66,7 @@ VERBS = {  # verb: (module, what it does)
     "ask": ("dreamllm.verbs.ask", "answer questions about images"),
     "chat": ("dreamllm.verbs.chat", "talk to the model at the terminal, with images in both directions"),
     "generate": ("dreamllm.evaluate.demo_page", "continue a prompt with text and pictures, as a small HTML page"),
-    "export": ("dreamllm.train.export", "write a trained model as one Hugging Face folder"),
+    "export": ("dreamllm.verbs.export", "write a trained model as one Hugging Face folder"),
     "fetch-released": ("dreamllm.sources.released", "download what the authors released, at a pinned revision"),
     "import-official": ("dreamllm.verbs.import_official", "read a checkpoint that the authors released"),
     "export-official": ("dreamllm.verbs.export_official", "write a trained model as their code reads it"),

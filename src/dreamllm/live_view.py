@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from logging import WARNING, LogRecord
 from pathlib import Path
 from typing import Any
@@ -207,7 +207,7 @@ class LiveView:
         now = time.monotonic()
         jobs = [f"{name} ({progress})" if progress else name for name, _, progress in self.run.jobs(now)]
         running = f"; {'; '.join(jobs)}" if jobs else ""
-        return f"{datetime.now().astimezone():%H:%M:%S} {self.run.headline(now)}{running}"
+        return f"{time.strftime('%H:%M:%S')} {self.run.headline(now)}{running}"
 
     def close(self) -> None:
         """End the view, and say what was done."""

@@ -20,6 +20,7 @@ from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.layout import Vocabulary
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import check_finite
+from dreamllm.model.packed import find_slots
 from dreamllm.model.processor import DreamLLMProcessor
 
 Stopped = Literal["end", "tokens", "pictures", "context", "criteria"]
@@ -87,7 +88,7 @@ class Sequences:
     mask: torch.Tensor
     cache: DynamicCache = field(default_factory=DynamicCache)
 
-    def advance(self, ids: torch.Tensor, mask: torch.Tensor, **pictures: torch.Tensor) -> torch.Tensor:
+    def advance(self, ids: torch.Tensor, mask: torch.Tensor, **pictures: torch.Tensor | None) -> torch.Tensor:
         """Append ids (B, L) that count where `mask` (B, L) is 1; returns their last hidden states (B, L, D).
 
         pictures: arguments of `embed`, with slots in these ids
@@ -117,11 +118,6 @@ class Sequences:
         self.ids, self.mask = self.ids[kept].gather(1, columns), mask.gather(1, columns)
         for layer in self.cache.layers:
             layer.keys, layer.values = (_at(states[kept], columns) for states in (layer.keys, layer.values))
-
-
-def _slots(ids: torch.Tensor, start: int) -> torch.Tensor:
-    """Slots (N, 2), (row, first position), after each `start` in ids (B, T)."""
-    return (ids == start).nonzero() + torch.tensor([0, 1], device=ids.device)
 
 
 def _at(states: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
@@ -158,9 +154,13 @@ def decode(
     mask = model_kwargs.get("attention_mask")  # None without padding
     mask = torch.ones_like(input_ids) if mask is None else mask
     sequences = Sequences(model, input_ids[:, :0], mask[:, :0])
-    reads, draws = (_slots(input_ids, start) for start in (vocabulary.im_start, vocabulary.dream_start))
-    pictures_read = {"read_pixels": model_kwargs["read_pixels"], "read_slots": reads} if len(reads) else {}
-    hidden = sequences.advance(input_ids, mask, **pictures_read, **({"draw_slots": draws} if len(draws) else {}))
+    hidden = sequences.advance(
+        input_ids,
+        mask,
+        read_pixels=model_kwargs.get("read_pixels"),
+        read_slots=find_slots(input_ids, vocabulary.im_start, vocabulary.im_patch),
+        draw_slots=find_slots(input_ids, vocabulary.dream_start, vocabulary.im_patch),
+    )
     rows = list(rows)
     while True:
         writing = list(range(len(rows)))

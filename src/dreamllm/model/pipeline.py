@@ -179,9 +179,8 @@ class DreamLLMPipeline(DiffusionPipeline):
         """As in diffusers: CLIP, language model, UNet and VAE are on the accelerator in turn, otherwise on the CPU."""
         super().enable_model_cpu_offload(gpu_id, device)
         model, device = self.model, self._offload_device
-        remove_hook_from_module(
-            model
-        )  # diffusers' hook moves the model as a whole, and as its `forward` is called only
+        # diffusers' hook moves the model as a whole, and only when its `forward` is called.
+        remove_hook_from_module(model)
         add_hook_to_module(model, ModelHook())  # by which diffusers finds the hooks inside
         self._keep_small_parts_on(device)
         language_model, hook, self._all_hooks = model.language_model.base_model, None, []
@@ -196,7 +195,7 @@ class DreamLLMPipeline(DiffusionPipeline):
     ) -> None:
         """As in diffusers: each layer is on the accelerator while it computes; the least memory, and slow."""
         super().enable_sequential_cpu_offload(gpu_id, device)
-        remove_hook_from_module(self.model)  # loads the dream queries as `forward` is called only
+        remove_hook_from_module(self.model)  # its hook loads the dream queries only when `forward` is called
         add_hook_to_module(self.model, ModelHook())
         self.model.dream_queries.data = self.model.dream_queries.data.to(self._offload_device)
 

@@ -4,8 +4,8 @@
     FOLDER/checkpoint.json       stage, configuration, digests of the tensors and of all inputs, versions, final losses
     FOLDER/losses.csv            one line per step
 
-A model is built from its foundations and the trained parameters of one or more checkpoints. `export.py` writes a whole
-model.
+A model is built from its foundations and the trained parameters of one or more checkpoints. `dreamllm export` writes a
+whole model.
 """
 
 from __future__ import annotations

@@ -38,6 +38,11 @@ class StoryItem:
     scenes: tuple[dict[str, Any], ...]
 
 
+def image_id(item: StoryItem, number: int) -> str:
+    """The id under which the scores of an image of a story stand; the first drawn one has number 0."""
+    return f"{item.id}-{number}"
+
+
 def read(folder: Path, split: str) -> list[list[StoryItem]]:
     """Stories: as many scenes as sentences, the opening being the first sentence."""
     path = folder / f"stories_{split}.jsonl"
@@ -123,6 +128,7 @@ def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions)
     of_images["all_judge2"] = [found == scene for found, scene in zip(second, followed, strict=True)]
     metrics = {name: mean_share(scores) for name, scores in of_stories.items()}
     metrics |= {name: mean_share(scores, "no picture was drawn") for name, scores in of_images.items()}
-    ids = [f"{item.id}-{number}" for item, scenes in zip(items, expected, strict=True) for number in range(len(scenes))]
+    counted = zip(items, expected, strict=True)
+    ids = [image_id(item, number) for item, scenes in counted for number in range(len(scenes))]
     by_image = {name: dict(zip(ids, scores, strict=True)) for name, scores in of_images.items()}
     return {"metrics": metrics, "groups": {}, "items": of_stories | by_image}

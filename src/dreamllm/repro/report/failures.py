@@ -20,7 +20,7 @@ from dreamllm.evaluate.predictions import Predictions, check_complete, read
 from dreamllm.evaluate.tasks.captions import CaptionItem
 from dreamllm.evaluate.tasks.in_context import context_pictures
 from dreamllm.evaluate.tasks.pope import PopeItem
-from dreamllm.evaluate.tasks.stories import StoryItem
+from dreamllm.evaluate.tasks.stories import StoryItem, image_id
 from dreamllm.evaluate.tasks.vqa import VqaItem
 from dreamllm.repro.report.gallery import FOLDER, ImageFile, save
 from dreamllm.repro.report.report import Report
@@ -117,7 +117,7 @@ def _story_images(item: Any, model: Predictions) -> list[tuple[str, str, str]]:
     """Of each image of a story the id of its score, its words and its file; nothing of another item."""
     panels = story_panels(model, item.id) if isinstance(item, StoryItem) else []
     shown = [(words, image) for words, image in panels if image]
-    return [(f"{item.id}-{number}", words, image) for number, (words, image) in enumerate(shown)]
+    return [(image_id(item, number), words, image) for number, (words, image) in enumerate(shown)]
 
 
 def _images(item: Any, model: Predictions, scores: Scores, real: Pictures) -> Iterator[tuple[str, Image.Image, bool]]:
