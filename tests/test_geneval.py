@@ -9,14 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import tiny
+from dreamllm import cli
 from dreamllm.config.pictures import Detection
 from dreamllm.evaluate import detection, predictions, score, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.metrics.object_checks import Found, Wanted, overall, relations, surest, wrong
 from dreamllm.evaluate.tasks import geneval
+from test_pictures import configure, run_predict
+from test_predict import world as predict_world
+
+world = predict_world
 
 LEFT, RIGHT, HIGH, LOW = (0, 40, 20, 60), (80, 40, 100, 60), (40, 0, 60, 20), (40, 80, 60, 100)
 
@@ -314,6 +320,25 @@ def test_a_real_detector_runs_from_the_archive_to_the_metrics(tmp_path, clip):
     # Random weights find a box in each of the 16 places: one object is there, and never exactly two.
     assert metrics["groups"]["single_object"]["images"]["value"] == 1
     assert metrics["groups"]["counting"]["images"]["value"] == 0
+
+
+@pytest.mark.parametrize("model", ["stage", "sd"])
+def test_the_verbs_generate_and_score_four_images_of_each_prompt(model, world, tmp_path):
+    write_lines(world / "benchmarks", LINES[:2])
+    torch.manual_seed(3)
+    owl = str(owlv2(tmp_path / "detector"))
+    settings = {"detector": owl, "threshold": 0.0, "counting_threshold": 0.0}
+    config = configure(world, tmp_path, drawing={"steps": 1}, detection=settings)
+    content = yaml.safe_load(config.read_text()) | {"benchmarks": {"geneval": {"task": "geneval", "source": "geneval"}}}
+    config.write_text(yaml.safe_dump(content))
+    shown = run_predict(world, config, tmp_path / "drawn.tar", model, "geneval")
+    assert list(shown.records) == [f"{prompt}-{image}" for prompt in range(2) for image in range(4)]
+    assert len({record["seed"] for record in shown.records.values()}) == 8
+    assert "detection" not in shown.header["protocol"]["settings"]
+    files = f"--benchmarks {world}/benchmarks --foundations {world}/foundations --predictions {tmp_path}/drawn.tar"
+    cli.main(f"score --benchmark geneval {files} --config {config} --out {tmp_path}/metrics.json".split())
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["metrics"]["overall"]["value"] == 0.5 and metrics["protocol"]["detection"]["threshold"] == 0.0
 
 
 def test_without_a_detector_there_is_no_score(tmp_path, clip):
