@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tables report foundations test test-all lint bench downloader audit restore record lock clean
+.PHONY: help setup tables report foundations test test-all lint bench downloader lmms-eval audit restore record lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,13 @@ bench: setup ## time a training step and decoding, beside a naive implementation
 downloader: ## img2dataset, which fetches pictures by address, in an environment of its own
 	$(PYTHON) -m venv .img2dataset
 	.img2dataset/bin/pip install --quiet img2dataset==1.47.0
+
+lmms-eval: ## lmms-eval, which evaluates models on other people's benchmarks, with this package in an environment of its own
+	$(PYTHON) -m venv .lmms-eval
+	.lmms-eval/bin/pip install $(TORCH)
+	.lmms-eval/bin/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	.lmms-eval/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	.lmms-eval/bin/pip install --quiet lmms-eval==0.7.3
 
 audit: setup ## sixteen checks of what can be trusted, with reason and fix
 	dreamllm audit

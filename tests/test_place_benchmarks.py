@@ -203,6 +203,51 @@ def test_vizwiz_test(tmp_path):
     assert item.answers == () and item.picture == "VizWiz_test_00000042.jpg"
 
 
+def test_geneval(tmp_path):
+    line = {
+        "tag": "colors",
+        "include": [{"class": "cat", "count": 1, "color": "red"}],
+        "prompt": "a photo of a red cat",
+    }
+    write(tmp_path / "raw/evaluation_metadata.jsonl", formats.jsonl([line]))
+    place(source("geneval"), tmp_path / "raw", (), tmp_path / "out")
+    items = tasks.load("geneval", tmp_path / "out", "test")
+    assert {item.prompt for item in items} == {"a photo of a red cat"} and len(items) == 4
+    write(tmp_path / "raw/evaluation_metadata.jsonl", formats.jsonl([line | {"include": [{"class": "cat"}]}]))
+    with pytest.raises(BenchmarkProblem, match=r"line 1, include\[0\]: has no field 'count'"):
+        place(source("geneval"), tmp_path / "raw", (), tmp_path / "out")
+
+
+def test_dpg_bench(tmp_path):
+    texts = {"10": "A red\n cat, and a dog. ", "9": "A boat.", "whoops7": "A ship."}
+    inside = {f"ELLA-1/dpg_bench/prompts/{name}.txt": text for name, text in texts.items()}
+    formats.archive(tmp_path / "raw/1.zip", inside | {"ELLA-1/requirements.txt": "torch", "ELLA-1/README.md": "x"})
+    place(source("dpg_bench"), tmp_path / "raw", (), tmp_path / "out")
+    items = tasks.load("draw", tmp_path / "out", "test")
+    assert [(item.id, item.prompt) for item in items] == [
+        ("9", "A boat."), ("10", "A red cat, and a dog."), ("whoops7", "A ship.")
+    ]  # fmt: skip
+    write(tmp_path / "raw/prompts/11.txt", " \n")
+    with pytest.raises(RecordProblem, match=r"prompts/11.txt: has no prompt"):
+        place(source("dpg_bench"), tmp_path / "raw", (), tmp_path / "out")
+
+
+def test_mjhq(tmp_path):
+    about = {"b2": {"category": "food", "prompt": "a  pie "}, "a1": {"category": "animals", "prompt": "a cat"}}
+    write(tmp_path / "raw/meta_data.json", about)
+    shown = {"animals/a1.jpg": formats.jpeg(40), "food/b2.jpg": formats.jpeg(90)}
+    formats.archive(tmp_path / "raw/mjhq30k_imgs.zip", shown)
+    place(source("mjhq"), tmp_path / "raw", (), tmp_path / "out")
+    items = tasks.load("draw", tmp_path / "out", "test")
+    assert [(item.id, item.prompt, item.picture) for item in items] == [
+        ("a1", "a cat", "000001.jpg"), ("b2", "a pie", "000002.jpg")
+    ]  # fmt: skip
+    assert [shade(tmp_path / "out", item.picture) for item in items] == [40, 90]
+    write(tmp_path / "raw/meta_data.json", about | {"c3": {"category": "art"}})
+    with pytest.raises(BenchmarkProblem, match="image c3: has no field 'prompt'"):
+        place(source("mjhq"), tmp_path / "raw", (), tmp_path / "out")
+
+
 def test_mm_vet(tmp_path):
     record = {"imagename": "v1_0.png", "question": "What is x?", "answer": "-1<AND>-5", "capability": ["ocr", "math"]}
     members = {"mm-vet/mm-vet.json": json.dumps({"v1_0": record}), "mm-vet/images/v1_0.png": formats.jpeg(9)}

@@ -65,9 +65,12 @@ def scoring_code(wildcards):
 
 
 def judge_settings(wildcards):
-    """Digest of the language model that judges free answers; empty for benchmarks that are scored without one."""
-    judge = EXPERIMENT.answer_judge
-    return digest(judge.endpoint, judge.model, judge.judgings) if task_of(wildcards.benchmark).judged else ""
+    """Digest of the language model that judges free answers, or of the settings of the object detector; empty for
+    benchmarks that are scored without."""
+    judge, task = EXPERIMENT.answer_judge, task_of(wildcards.benchmark)
+    if task.detects:
+        return digest(EXPERIMENT.evaluation.detection)
+    return digest(judge.endpoint, judge.model, judge.judgings) if task.judged else ""
 
 
 def features_settings(wildcards):

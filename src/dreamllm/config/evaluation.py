@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dreamllm.config.base import Count, Name, Section, Seed, Share, Unique, near
-from dreamllm.config.pictures import Attention, Latency, PictureProtocol
+from dreamllm.config.pictures import Attention, Detection, Latency, PictureProtocol
 
 
 @cache
@@ -104,6 +104,8 @@ class EvaluationSettings(Section):
     stories: StoryTelling = StoryTelling()
     pictures: PictureProtocol | None = None
     """Compute FID and CLIP score of generated pictures by the paper's protocol (docs/pictures.md); null = do not."""
+    detection: Detection | None = None
+    """Score the images of the task geneval by an object detector; null = do not."""
     latency: Latency = Latency()
     attention: Attention = Attention()
 

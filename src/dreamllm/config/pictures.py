@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Path, Section, Unique
+from dreamllm.config.base import Count, Path, Section, Share, Unique
 
 
 class PictureProtocol(Section):
@@ -20,6 +20,20 @@ class PictureProtocol(Section):
     """Folder with the two Inception files, which you have to put there (docs/pictures.md)."""
     clip: Path | None = None
     """Folder of the CLIP for the CLIP score (paper: ViT-L/14); null = that of the foundations."""
+
+
+class Detection(Section):
+    """The object detector that scores the images of the task geneval (docs/pictures.md)."""
+
+    detector: Path
+    """Folder of an object detector in transformers' layout: Mask2Former (GenEval's own), OWLv2, Grounding DINO, DETR
+    and others. Nothing is downloaded."""
+    clip: Path | None = None
+    """Folder of the CLIP that tells colours (GenEval: ViT-L/14); null = that of the foundations."""
+    threshold: Share = 0.3
+    """Score above which an object counts (GenEval: 0.3, chosen for its Mask2Former; other detectors need another)."""
+    counting_threshold: Share = 0.9
+    """The same for prompts with the tag counting (GenEval: 0.9)."""
 
 
 class Latency(Section):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.pictures import Detection
 from dreamllm.emoji.scenes import Scene
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
 from dreamllm.evaluate.prompts import PromptSet, Wording
@@ -92,6 +93,7 @@ class ScoringJob:
 
     header: of the prediction file.  folder: of the benchmark's files.  foundations: folder with judge/ and clip/
     chat: the language model that scores answers, `judgings` times each; None without one
+    detection: what finds objects in generated images; None without one
     """
 
     header: dict[str, Any]
@@ -99,6 +101,7 @@ class ScoringJob:
     foundations: Path
     chat: Chat | None = None
     judgings: int = 1
+    detection: Detection | None = None
 
     @property
     def public(self) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dreamllm.evaluate import placing_prompts
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, field
 from dreamllm.evaluate.tasks import mmbench, pope, vqa
 from dreamllm.seeds import seed_of
@@ -335,6 +336,7 @@ WRITERS: dict[str, Callable[[Path, Path], dict[str, str]]] = {
     "coco_captions": _coco_captions,
     "vqa": _own_vqa,
     "prompts": _prompts,
+    **placing_prompts.WRITERS,
 }
 
 

@@ -23,7 +23,9 @@ from dreamllm.evaluate.job import PredictionJob
 from dreamllm.output_paths import file_to_write, folder_to_write
 from dreamllm.provenance import machine, versions
 
-NOT_IN_PROTOCOL: dict[str, Any] = dict.fromkeys(("split", "limit", "pictures", "latency", "attention"), True)
+NOT_IN_PROTOCOL: dict[str, Any] = dict.fromkeys(
+    ("split", "limit", "pictures", "latency", "attention", "detection"), True
+)
 """Keys of `evaluation` that stand elsewhere in a prediction file, or matter to some benchmarks alone."""
 MOST_SAMPLES = 10_000  # images per prompt
 

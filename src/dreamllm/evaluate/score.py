@@ -25,6 +25,7 @@ from typing import Any
 
 from dreamllm.atomic import new_file
 from dreamllm.config.benchmarks import AnswerJudge
+from dreamllm.config.pictures import Detection
 from dreamllm.config.reading import load
 from dreamllm.digests import digest, sha256_of_file
 from dreamllm.evaluate import few_shot, tasks
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--benchmarks", required=True, type=Path, help="folder of the benchmark files")
     parser.add_argument("--foundations", required=True, type=Path, help="folder with judge/ and clip/, for images")
     parser.add_argument(
-        "--config", type=Path, help="experiment whose `answer_judge` scores free answers; needs --judgements"
+        "--config", type=Path, help="experiment whose `answer_judge` (with --judgements) and detector are used"
     )
     parser.add_argument("--judgements", type=Path, help="folder that keeps the replies of `answer_judge`")
     parser.add_argument("--out", required=True, type=file_to_write, help="metrics file to write (JSON)")
@@ -53,13 +54,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Score one prediction file, write its metrics and the scores of its items."""
-    judge = AnswerJudge()
-    if args.config and args.judgements:
-        judge = load(args.config).answer_judge
+    experiment = load(args.config) if args.config else None
+    judge = experiment.answer_judge if experiment and args.judgements else AnswerJudge()
+    detection = experiment.evaluation.detection if experiment else None
     chat = Chat(judge, args.judgements, os.environ.get("OPENAI_API_KEY", "")) if judge.endpoint else None
     predictions = read(args.predictions)
     metrics, items = score_items(
-        predictions, args.benchmark, args.benchmarks, args.foundations, chat=chat, judgings=judge.judgings
+        predictions,
+        args.benchmark,
+        args.benchmarks,
+        args.foundations,
+        chat=chat,
+        judgings=judge.judgings,
+        detection=detection,
     )
     if args.items:
         with new_file(args.items) as file:
@@ -81,10 +88,12 @@ def score_items(
     *,
     chat: Chat | None = None,
     judgings: int = 1,
+    detection: Detection | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All metrics of a prediction file, and the scores of its items, both ready for JSON.
 
     chat: the language model that scores answers to MMBench and MM-Vet (these `judgings` times)
+    detection: what finds the objects of GenEval's prompts in generated images
     Raises BenchmarkProblem when the predictions are for another benchmark, or not exactly one per item.
     """
     header = predictions.header
@@ -97,7 +106,7 @@ def score_items(
         items = [replace(item, id=few_shot.item_id(n, item.id)) for n in header["shots"] for item in items]
     if task.TASK.files:
         check_complete(predictions, [item.id for item in items])
-    job = ScoringJob(header, folder, foundations, chat, judgings)
+    job = ScoringJob(header, folder, foundations, chat, judgings, detection)
     result = task.score(job, items, predictions)
     scores = {
         metric: {id_: float(one) for id_, one in _with_ids(of_items, items)}
@@ -114,6 +123,7 @@ def score_items(
         "scorer": {library: version(library) for library in LIBRARIES},
         "inputs": {predictions.path.name: sha256_of_file(predictions.path)} | inputs,
     }
+    protocol |= result.pop("protocol", {})
     if task.TASK.instruments and not job.public:  # those of public sets are measured apart
         protocol["instruments"] = {part: digest(foundations / part) for part in task.TASK.instruments}
     if chat:

@@ -36,6 +36,9 @@ TASKS = {
     "coco_captions": "captions",
     "vqa": "vqa",
     "prompts": "draw",
+    "geneval": "geneval",
+    "dpg_bench": "draw",
+    "mjhq": "draw",
 }
 """Formats of evaluation sets (`dreamllm.evaluate.placing`), and the task that a set becomes."""
 BENCHMARK_FORMATS = (*TASKS, "as_is")

@@ -60,6 +60,7 @@ class Task:
     image_metrics: `evaluation.pictures` measures its generated images by FID and CLIP score
     timed: predictions measure time, so nothing else may run at the same time
     judged: a language model (`answer_judge`) scores its answers
+    detects: an object detector (`evaluation.detection`) scores its images
     submission: suffix of the file that an evaluation server takes
     """
 
@@ -75,6 +76,7 @@ class Task:
     image_metrics: bool = False
     timed: bool = False
     judged: bool = False
+    detects: bool = False
     submission: str = ""
 
     def wording_of(self, source: str | None, prompts: PromptSet) -> Wording:
