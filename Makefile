@@ -53,7 +53,7 @@ lint: setup ## formatting and static checks
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check workflow
+	snakefmt --check Snakefile workflow
 	pytest -q tests/test_dag.py -k lint
 
 bench: setup ## time a training step and decoding, beside a naive implementation and the authors' code

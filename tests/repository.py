@@ -14,7 +14,7 @@ import yaml
 import foundation_card
 
 ROOT = Path(__file__).parent.parent
-CHECKED_OUT = ("workflow", "profiles", "config", "paper", "src", "dvc.yaml", ".dvcignore", ".gitignore")
+CHECKED_OUT = ("Snakefile", "workflow", "profiles", "config", "paper", "src", "dvc.yaml", ".dvcignore", ".gitignore")
 CHECKED_OUT += ("environment.yml", "pyproject.toml", "requirements.lock", "data/sources.yaml", "data/made.yaml")
 
 
