@@ -568,11 +568,17 @@ PLACED: dict[str, dict[str, Any]] = {  # by format: the files of a small set; li
         "questions.json": {"questions": [{"question_id": 1, "image": NAME, "question": "What?"}]},
         "annotations.json": {"annotations": [{"question_id": 1, "answers": ["cat"]}]},
     },
+    "mjhq": {"meta_data.json": {"a1": {"category": "food", "prompt": "A pie."}}},
 }
+SEEN = {"class": "cat", "count": 1, "color": "red"}
+BESIDE = {"class": "dog", "count": 1, "position": ["above", 0]}
+GENEVAL = {"tag": "position", "include": [SEEN, BESIDE], "exclude": [{"class": "cat", "count": 2}], "prompt": "A cat."}
+VALUES = PLACED | {"geneval": {"evaluation_metadata.jsonl": [GENEVAL]}}  # without pictures
 PICTURES = {  # where the name is not NAME
     "ln_coco": "000000000010.jpg",
     "image_paragraphs": "10.jpg",
     "textvqa": "0a.jpg",
+    "mjhq": "a1.jpg",
     "vizwiz": "VizWiz_val_00000010.jpg",
 }
 ODD = (None, True, 7, -1, 1.5, 10**30, "", "x", "²", "cut \ud83d", [], [[]], [None], {}, {"a": []})
@@ -608,15 +614,15 @@ def changed(value: Any, path: tuple, new: Any) -> Any:
 DELETED = object()
 
 
-@pytest.mark.parametrize("format", PLACED)
+@pytest.mark.parametrize("format", VALUES)
 def test_every_value_of_an_evaluation_file_may_be_wrong_and_none_gives_a_traceback(format, tmp_path):
-    assert {*PLACED, "mmbench", "prompts"} == {*WRITERS}
-    write_set(tmp_path / "raw", format, PLACED[format])
+    assert {*VALUES, "mmbench", "prompts", "dpg_bench"} == {*WRITERS}
+    write_set(tmp_path / "raw", format, VALUES[format])
     place(source(format), tmp_path / "raw", (), tmp_path / "out")  # as it is, it can be placed
     named = 0
-    for file, told in list(PLACED[format].items())[:2]:  # POPE's third is read as the others
-        cases = [PLACED[format] | {file: odd} for odd in (None, 7, "x", [], {}, [7])]
-        cases += [PLACED[format] | {file: changed(told, path, new)} for path in paths(told) for new in (*ODD, DELETED)]
+    for file, told in list(VALUES[format].items())[:2]:  # POPE's third is read as the others
+        cases = [VALUES[format] | {file: odd} for odd in (None, 7, "x", [], {}, [7])]
+        cases += [VALUES[format] | {file: changed(told, path, new)} for path in paths(told) for new in (*ODD, DELETED)]
         for case in cases:
             write_set(tmp_path / "raw", format, case)
             try:
