@@ -196,7 +196,7 @@ def address(tmp_path_factory) -> Iterator[str]:
 
 async def until(page: browser.Page, condition: str) -> None:
     """Wait for a condition of JavaScript."""
-    for _ in range(600):
+    for _ in range(1500):
         if await page.evaluate(condition):
             return
         await asyncio.sleep(0.1)
@@ -224,14 +224,26 @@ async def write(page: browser.Page, label: str, text: str) -> None:
     await asyncio.sleep(0.5)  # the page sends it
 
 
+BUTTONS = {"Chat": "New conversation", "Story": "Continue", "Attention": "Show attention"}  # of one panel alone
+
+
 async def tab(page: browser.Page, name: str) -> None:
+    """Open a panel, and wait until it is the only one."""
     await click(page, name, ".q-tab")
-    await until(page, "document.querySelectorAll('.q-tab-panel').length == 1")
+    panels = "[...document.querySelectorAll('.q-tab-panel')].map(one => one.innerText)"
+    await until(page, f"{panels}.length == 1 && {panels}[0].includes({BUTTONS[name]!r})")
 
 
 async def opened(page: browser.Page, address: str, scheme: str = "light") -> None:
     await page.open(address, 380, 800, scheme)
     await until(page, "document.querySelectorAll('.q-tab').length == 4")
+
+
+async def quicken(page: browser.Page) -> None:
+    """Open the panel Story and choose quick settings there, which all panels share."""
+    await tab(page, "Story")
+    for label, number in (("Most tokens", "5"), ("Most images", "1"), ("Steps", "2")):
+        await write(page, label, number)
 
 
 def test_images_are_drawn_with_their_seeds_at_phone_width_in_both_themes(address):
@@ -273,6 +285,7 @@ def test_a_visitor_shows_the_model_an_image_and_talks_and_another_one_sees_nothi
     async def visit() -> None:
         async with browser.chromium() as page:
             await opened(page, address)
+            await quicken(page)
             await tab(page, "Chat")
             await attach(page, "b.png")
             await until(page, "document.body.innerText.includes('b.png: cannot be decoded as a picture')")
@@ -306,10 +319,7 @@ def test_stories_and_attention_are_shown(address):
     async def visit() -> None:
         async with browser.chromium() as page:
             await opened(page, address)
-            await tab(page, "Story")
-            await write(page, "Most tokens", "5")
-            await write(page, "Most images", "1")
-            await write(page, "Steps", "2")
+            await quicken(page)
             await write(page, "Beginning", "A ship.")
             await click(page, "Continue")
             await until(page, "document.querySelector('.story .given') !== null")
