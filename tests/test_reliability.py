@@ -140,6 +140,18 @@ WRITERS = {
 }
 
 
+@pytest.mark.parametrize("place", [".", "..", "home", "repository"])
+def test_a_folder_that_holds_more_than_results_is_never_replaced(place, tmp_path, monkeypatch):
+    for name in ("home/inside", "repository/.git"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home/inside"))
+    monkeypatch.chdir(tmp_path / "repository")
+    name = place if place.startswith(".") else tmp_path / place
+    with pytest.raises(FileExistsError, match="name a folder for the output alone"), new_folder(name) as folder:
+        (folder / "part").write_text("new")
+    assert (tmp_path / "home/inside").is_dir() and (tmp_path / "repository/.git").is_dir()
+
+
 @pytest.mark.parametrize("place", [new_file, new_folder])
 @pytest.mark.parametrize("library", WRITERS)
 def test_a_full_disk_is_one_error_whichever_library_writes(mounted, library, place):

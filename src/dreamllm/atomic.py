@@ -55,10 +55,12 @@ def new_file(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 def new_folder(path: str | Path) -> Iterator[Path]:
     """An empty temporary folder. It replaces `path` when the block succeeds and is removed when it fails.
 
-    Raises OSError where the disk refuses, also for errors of libraries that are none, and for a file called `path`.
+    Raises OSError where the disk refuses, also for errors of libraries that are none, for a file called `path`, and for
+    a folder that holds more than results.
     """
-    path = Path(path)
+    path = Path(path).absolute()
     refuse_file(path)
+    _refuse_home(path)
     temporary = temporary_name(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -84,6 +86,14 @@ def refuse_file(path: str | Path) -> None:
     """Raises NotADirectoryError for a file where a folder is to be written, before any work for it is done."""
     if Path(path).is_file():
         raise NotADirectoryError(errno.ENOTDIR, "is a file, but a folder is to be written there", str(path))
+
+
+def _refuse_home(path: Path) -> None:
+    """Raises FileExistsError for the working folder, the home folder, a folder around them, a root of a repository."""
+    whole = path.resolve()
+    if (whole / ".git").exists() or any(own.resolve().is_relative_to(whole) for own in (Path.cwd(), Path.home())):
+        what = "would be replaced with all that is in it: name a folder for the output alone"
+        raise FileExistsError(errno.EEXIST, what, str(path))
 
 
 def temporary_name(path: Path) -> Path:
