@@ -102,7 +102,11 @@ def planned(folder: Path, *arguments: str) -> dict[str, int]:
     """Number of jobs that Snakemake would run, by rule."""
     result = run(folder, "snakemake", "--dry-run", *arguments)
     stats = result.stdout.rpartition("Job stats:")[2].partition("total")[0]
-    return {rule: int(count) for rule, count in re.findall(r"(?m)^(\w+) +(\d+)$", stats) if rule != "all"}
+    return {
+        rule: int(count)
+        for rule, count in re.findall(r"(?m)^(\w+) +(\d+)$", stats)
+        if rule not in ("all", "tables_and_figures")
+    }
 
 
 def jobs(folder: Path, *arguments: str) -> list[tuple[str, list[str], list[str]]]:

@@ -189,7 +189,7 @@ def test_the_workflow_catalog_of_snakemake_finds_what_its_rules_ask_for():
     """https://github.com/snakemake/snakemake-workflow-catalog, "standardized usage"."""
     root = repository.ROOT
     assert (root / "workflow/Snakefile").is_file()
-    assert (root / "Snakefile").read_text().splitlines()[-1] == 'include: "workflow/Snakefile"'
+    assert (root / "Snakefile").read_text().splitlines()[1] == 'include: "workflow/Snakefile"'
     readme = (root / "README.md").read_text(encoding="utf-8").lower()
     assert "snakemake" in readme and "workflow" in readme
     page = (root / "config/README.md").read_text(encoding="utf-8")

@@ -155,7 +155,7 @@ def test_predictions_are_the_same_bytes_every_time(world: Path, tmp_path: Path) 
             "sd",
             "vqa",
             [],
-            "run only the tasks 'draw' and 'draw_human' and 'illustrations' and 'in_context' and 'latency' and 'narrat",
+            "run only the tasks 'draw' and 'draw_human' and 'geneval' and 'illustrations' and 'in_context",
         ),
         ("llm", "draw", [], "run only the tasks 'harness' and 'language'"),
         ("stage", "vqa", [], "give its --checkpoints"),

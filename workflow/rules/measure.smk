@@ -101,3 +101,8 @@ JUDGED = [
     for model, benchmark in EVALUATED
     if benchmark == "stories" and judgements(model, run)
 ]
+
+
+def losses(wildcards, input):
+    """The losses of each stage, for the flag --losses."""
+    return [f"{Path(checkpoint).name}={checkpoint}/losses.csv" for checkpoint in input.checkpoints]

@@ -3,11 +3,6 @@
 # summary for DVC is made with it.
 
 
-def losses(wildcards, input):
-    """The losses of each stage, for the flag --losses."""
-    return [f"{Path(checkpoint).name}={checkpoint}/losses.csv" for checkpoint in input.checkpoints]
-
-
 rule tables:
     input:
         metrics=METRICS,

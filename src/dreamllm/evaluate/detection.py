@@ -32,8 +32,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.metrics.object_checks import COLOURS, Found
+from dreamllm.evaluate.metrics.object_checks import Found
 from dreamllm.evaluate.networks import Clip
+from dreamllm.evaluate.tasks.geneval import COLOURS
 from dreamllm.model.precision import default_device
 from dreamllm.model.weights import load_part, load_weights
 

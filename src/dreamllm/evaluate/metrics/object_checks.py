@@ -14,8 +14,6 @@ import numpy as np
 
 from dreamllm.evaluate.metrics.intervals import bootstrap, measurement, undefined
 
-COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-RELATIONS = ("left of", "right of", "above", "below")
 OBJECTS_PER_CLASS = 16  # most that count, the surest first
 POSITION_THRESHOLD = 0.1  # share of both objects' size by which they may overlap and still be beside each other
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -44,6 +42,13 @@ class Wanted:
     colour: str = ""
     position: tuple[str, int] | None = None
 
+    @classmethod
+    def from_file(cls, condition: dict[str, Any]) -> Wanted:
+        """A condition of GenEval's file, which `tasks.geneval` has checked."""
+        position = condition.get("position")
+        colour = condition.get("color", "")
+        return cls(condition["class"], condition["count"], colour, tuple(position) if position else None)
+
 
 def surest(found: Sequence[Found], threshold: float) -> dict[str, list[Found]]:
     """The objects above a threshold by class, the surest first."""
@@ -55,7 +60,7 @@ def surest(found: Sequence[Found], threshold: float) -> dict[str, list[Found]]:
 
 
 def relations(box: Box, other: Box) -> set[str]:
-    """How a box lies to another one: up to two of RELATIONS, none where they overlap by more than the threshold."""
+    """Up to two of `tasks.geneval.RELATIONS` of a box to another; none where they overlap beyond the threshold."""
     ends = np.array([box, other], dtype=np.float64).reshape(2, 2, 2)  # (box, corner, x and y)
     (centre, other_centre), sizes = ends.mean(axis=1), np.abs(ends[:, 1] - ends[:, 0])
     offset = centre - other_centre
@@ -76,7 +81,7 @@ def wrong(
     """What is wrong with an image, a line for each condition that fails; [] for a right one.
 
     objects: detected ones by class, the surest first, of which each condition looks at the first `count`
-    colours_of: the colour of each of some objects of a class, one of COLOURS
+    colours_of: the colour of each of some objects of a class, one of `tasks.geneval.COLOURS`
     """
     reasons: list[str] = []
     matched: list[Sequence[Found] | None] = []  # for each condition its objects, None where it failed

@@ -23,6 +23,8 @@ from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.tasks import Task
 
 IMAGES = 4  # of each prompt
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+RELATIONS = ("left of", "right of", "above", "below")
 NO_DETECTOR = "evaluation.detection names no detector (docs/pictures.md)"
 
 TASK = Task(
@@ -74,8 +76,6 @@ def first(items: list[GenEvalItem], limit: int | None) -> list[GenEvalItem]:
 
 def _conditions(record: Any, key: str, path: Path, place: str) -> tuple[dict[str, Any], ...]:
     """The conditions of a line, checked. Raises BenchmarkProblem."""
-    from dreamllm.evaluate.metrics.object_checks import COLOURS, RELATIONS
-
     conditions = field(record, key, list, path, place)
     for number, one in enumerate(conditions):
         where = f"{place}, {key}[{number}]"
@@ -126,7 +126,9 @@ def score(job: ScoringJob, items: Sequence[GenEvalItem], predictions: Prediction
         names = list(dict.fromkeys(one["class"] for one in (*item.include, *item.exclude)))
         threshold = job.detection.counting_threshold if item.tag == "counting" else job.detection.threshold
         objects = object_checks.surest(detector.find(image, names, threshold), threshold)
-        wanted, unwanted = ([_wanted(one) for one in conditions] for conditions in (item.include, item.exclude))
+        wanted, unwanted = (
+            [object_checks.Wanted.from_file(one) for one in conditions] for conditions in (item.include, item.exclude)
+        )
         right.append(not object_checks.wrong(objects, wanted, unwanted, partial(colours.colours, image)))
 
     def measure(chosen: Sequence[int]) -> Metrics:
@@ -143,12 +145,3 @@ def score(job: ScoringJob, items: Sequence[GenEvalItem], predictions: Prediction
     instruments = {"detector": digest(detector_folder), "clip": digest(clip_folder)}
     used = job.detection.model_dump(include={"threshold", "counting_threshold"})
     return result | {"items": {"images": right}, "protocol": {"detection": used | instruments}}
-
-
-def _wanted(condition: dict[str, Any]) -> Any:
-    """A condition of the file as `object_checks` takes it."""
-    from dreamllm.evaluate.metrics.object_checks import Wanted
-
-    position = condition.get("position")
-    colour = condition.get("color", "")
-    return Wanted(condition["class"], condition["count"], colour, tuple(position) if position else None)
