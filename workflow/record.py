@@ -53,7 +53,10 @@ def main() -> None:
         with new_folder(f"{RECORDED}/{part}") as folder:
             for run in runs:
                 shutil.copytree(f"results/{part}/{run}", folder / run)
-    subprocess.run(["dvc", "push", *([] if default_remote() else ["foundations", SUMMARY])], check=True)
+    subprocess.run(["dvc", "push", "foundations"], check=True)
+    subprocess.run(["dvc", "push", SUMMARY], check=True)  # a call of its own: named together, it was not pushed
+    if default_remote():
+        subprocess.run(["dvc", "push"], check=True)
 
 
 if __name__ == "__main__":
