@@ -45,8 +45,8 @@ def commands(audited: AuditedRun) -> CheckResult:
 def orphans(audited: AuditedRun) -> CheckResult:
     """A14: every file below results/ is the output of a rule."""
     others, elsewhere = _other_experiments(audited), _of_the_same_name(audited)
-    made = [Path(output.path) for output in audited.outputs]
-    made += [Path(path.format(name=name)) for path in NOT_OF_TABLES for name in audited.run.runs]
+    made = {Path(output.path) for output in audited.outputs}
+    made |= {Path(path.format(name=name)) for path in NOT_OF_TABLES for name in audited.run.runs}
     folder = audited.root / "results"
     foreign = counted = 0
     committed = set((audited.run.git("ls-files", "-z", *COMMITTED) or "").split("\0"))
@@ -64,9 +64,9 @@ def orphans(audited: AuditedRun) -> CheckResult:
         counted += 1
         if len(path.parts) > 3 and path.parts[2] in others:
             foreign += 1
-        elif any(one == path or one in path.parents for one in made):
+        elif not made.isdisjoint((path, *path.parents)):
             continue
-        elif any(one == path or one in path.parents for one in elsewhere):
+        elif not elsewhere.isdisjoint((path, *path.parents)):
             foreign += 1
         else:
             what = "is not the output of any rule of the experiment"
@@ -89,8 +89,8 @@ def _links(audited: AuditedRun, folder: Path) -> Iterator[Fault]:
 def _other_experiments(audited: AuditedRun) -> set[str]:
     """Names of the other experiments in config/; their results may also be below results/."""
     files = sorted((audited.root / "config").glob("*.yaml"))
-    others = [file for file in files if file != audited.root / audited.run.config]
-    names = {name for file in others for name in (load(file).name, *load(file).runs())}
+    others = [load(file) for file in files if file != audited.root / audited.run.config]
+    names = {name for other in others for name in (other.name, *other.runs())}
     return names - {audited.run.experiment.name, *audited.run.runs}
 
 
