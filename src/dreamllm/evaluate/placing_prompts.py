@@ -1,4 +1,4 @@
-"""Writers of public sets of prompts to generate images from: GenEval, DPG-Bench and MJHQ-30K.
+"""Writers of prompts to generate images from: GenEval, DPG-Bench, MJHQ-30K, and people's own.
 
 As those of `placing_writers.py`.
 """
@@ -63,4 +63,15 @@ def mjhq(raw: Path, folder: Path) -> dict[str, str]:
     return names
 
 
-WRITERS = {"geneval": geneval, "dpg_bench": dpg_bench, "mjhq": mjhq}
+def prompts(raw: Path, folder: Path) -> dict[str, str]:
+    """People's own prompts, one on each line of a .txt file, without pictures to compare with (docs/your-data.md)."""
+    file = one(raw, ".txt")
+    lines = _text(file).split("\n")
+    told = [(number, " ".join(line.split())) for number, line in enumerate(lines, 1) if line.strip()]
+    if not told:
+        raise RecordProblem(f"{file}: has no prompt; write one on each line")
+    _draw(folder, [{"id": number, "prompt": prompt} for number, prompt in told])
+    return {}
+
+
+WRITERS = {"prompts": prompts, "geneval": geneval, "dpg_bench": dpg_bench, "mjhq": mjhq}

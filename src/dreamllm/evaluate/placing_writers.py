@@ -238,18 +238,6 @@ def _own_vqa(raw: Path, folder: Path) -> dict[str, str]:
     return {f"{number:012d}{Path(name).suffix}": name for name, number in numbers.items()}
 
 
-def _prompts(raw: Path, folder: Path) -> dict[str, str]:
-    """Prompts to generate pictures from, one on each line of a .txt file, without pictures to compare with."""
-    file = one(raw, ".txt")
-    with file.open() as opened, file.damage():
-        lines = opened.read().decode("utf-8-sig").split("\n")
-    told = [(number, " ".join(line.split())) for number, line in enumerate(lines, 1) if line.strip()]
-    if not told:
-        raise RecordProblem(f"{file}: has no prompt; write one on each line")
-    _jsonl(folder / "draw_test.jsonl", [{"id": number, "prompt": prompt} for number, prompt in told])
-    return {}
-
-
 def _mm_vet(raw: Path, folder: Path) -> dict[str, str]:
     """MM-Vet: mm-vet.json, beside its pictures."""
     file = one(raw, "mm-vet.json")
@@ -335,7 +323,6 @@ WRITERS: dict[str, Callable[[Path, Path], dict[str, str]]] = {
     "mm_vet": _mm_vet,
     "coco_captions": _coco_captions,
     "vqa": _own_vqa,
-    "prompts": _prompts,
     **placing_prompts.WRITERS,
 }
 
