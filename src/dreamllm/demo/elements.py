@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -13,8 +12,9 @@ from nicegui.events import UploadEventArguments
 from PIL import Image
 
 from dreamllm.data.document import Part, Text
-from dreamllm.data.images import decode, encode_png
+from dreamllm.data.images import decode
 from dreamllm.demo.actions import FIELDS, Settings
+from dreamllm.evaluate.demo_page import data_url
 
 MOST_BYTES = 32 * 2**20  # of an uploaded file
 
@@ -22,7 +22,7 @@ MOST_BYTES = 32 * 2**20  # of an uploaded file
 def picture(image: Image.Image, alt: str) -> Element:
     """An image, which is part of the page."""
     element = ui.element("img").classes("picture")
-    element.props["src"] = "data:image/png;base64," + base64.b64encode(encode_png(image)).decode()
+    element.props["src"] = data_url(image)
     element.props["alt"] = alt
     return element
 
