@@ -1,10 +1,11 @@
-"""A model of the paper's size with random weights on one GPU: a training step of stage II, and sampling of pictures.
+"""A model of the paper's size with random weights on one GPU: training steps of stage II, and sampling of pictures.
 
-    python benchmarks/gpu.py [--rows 4 8 16] [--compile no yes] [--steps 3] [--pictures 8]
+    python benchmarks/gpu.py [--rows 8] [--documents 1 4] [--compile yes] [--steps 3] [--pictures 8]
 
-Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step; then pictures per
-second (512 px, 25 DDIM steps with guidance) by this repository and by diffusers' StableDiffusionPipeline on the same
-networks.
+Prints milliseconds, tokens per second, model FLOP utilisation (MFU) and peak memory of the step, for rows of one and of
+several documents, with one way to save time or memory after the other; the losses must agree. Then the time of the
+frozen networks, which `precompute` spends once, and pictures per second (512 px, 25 DDIM steps with guidance) by this
+repository and by diffusers' StableDiffusionPipeline on the same networks. About ten minutes on an H200.
 A step needs about 120 GB of GPU memory: weights, gradients and AdamW's moments are fp32, the computation is bfloat16.
 """
 
@@ -13,7 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,18 +30,27 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig
+from unet_gradient import recomputation
 
 from dreamllm.config.machine import Machine
+from dreamllm.config.stages import Stage
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.data.layout import lay_out
 from dreamllm.data.packing import Batch
+from dreamllm.model import varlen
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.sampling import PictureSampling, draw_from_states
-from dreamllm.train import distributed
+from dreamllm.train import adamw, distributed
 
 Model = DreamLLMForConditionalGeneration
 CONTEXT = 2048
+PICTURES = 4  # of a row
+TOLERANCE = 0.03  # relative, of losses and norms of gradients in bfloat16
+STAGE = Stage(
+    trains=["language_model"], mode="joint", mixture={"pages": 1}, steps=1, rows_per_batch=1, context=CONTEXT,
+    learning_rate=1e-30,
+)  # fmt: skip
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16 FLOP/s, from NVIDIA's data sheets
 
 
@@ -76,34 +89,105 @@ def build(device: str = "cuda") -> Model:
     return model.train()
 
 
-def step(model: Model, optimizer: torch.optim.Optimizer, accelerator: Accelerator, rows: int, steps: int) -> str:
-    """Time, speed and memory of an I-GPT step on rows of 2048 tokens with four pictures each, all drawn and read."""
-    picture = Picture(Image.new("RGB", (1, 1)))
-    words = miniature.vocabulary(model)
-    taken = 4 * (words.num_queries + words.num_patches + 4) + 2
-    parts = [part for _ in range(4) for part in (Text(str((CONTEXT - taken) // 4)), picture)]
-    document = Document("page", "interleaved", tuple(parts))
-    batch = miniature.batch(model, [lay_out(document, words, "joint", CONTEXT) for _ in range(rows)]).to("cuda")
-    noise = model.draw_noise(len(batch.draw_slots))
+def packed_batch(model: Model, rows: int, documents: int) -> Batch:
+    """Rows of as many equal documents with four pictures in all, all drawn and read."""
+    words, context = miniature.vocabulary(model), model.config.text_config.max_position_embeddings
+    pictures, length = PICTURES // documents, context // documents
+    taken = pictures * (words.num_queries + words.num_patches + 4) + 2
+    text, picture = Text(str((length - taken) // pictures)), Picture(Image.new("RGB", (1, 1)))
+    document = Document("page", "interleaved", (text, picture) * pictures)
+    return miniature.batch(model, [lay_out(document, words, "joint", length) * documents for _ in range(rows)])
+
+
+@dataclass
+class Setup:
+    """What a variant changes beside the model."""
+
+    optimizer: torch.optim.Optimizer
+    precomputed: bool = False
+
+
+def variants(model: Model, accelerator: Accelerator, compiled: bool) -> Iterator[tuple[str, Setup]]:
+    """Change the model step by step; yields the name of each change, after it, and what else to use."""
+    groups = [{"params": speed.trainable_parameters(model)}]
+    machine = Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16)
+    distributed.prepare_model(model, machine, accelerator)
+    setup = Setup(adamw.build(groups, STAGE, machine))
+    model.unet.enable_gradient_checkpointing()
+    with recomputation():
+        yield "all checkpointed", setup
+    model.unet.disable_gradient_checkpointing()
+    yield "+ gradient of the diffusion loss in the forward pass", setup
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    attention = varlen.implementation(model.device, dtype)
+    model.language_model.set_attn_implementation(attention)
+    yield f"+ attention by lengths ({attention})", setup
+    if compiled:
+        distributed.compile_layers(model)
+        yield "+ compiled", setup
+    setup.precomputed = True
+    yield "+ precompute", setup
+    for every in (4, None):
+        model.language_model.activation_checkpointing_disable()
+        distributed.checkpoint_activations(model, every, None)
+        yield f"+ {f'every {every}th layer' if every else 'no layer'} checkpointed", setup
+    if find_spec("bitsandbytes"):
+        setup.optimizer = None  # free its memory first
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        setup.optimizer = adamw.build(groups, STAGE, machine.model_copy(update={"optimizer": "adamw_8bit"}))
+        yield "+ AdamW in 8 bits", setup
+
+
+def step(model: Model, setup: Setup, batch: Batch, accelerator: Accelerator, steps: int) -> tuple[torch.Tensor, str]:
+    """Loss and norm of the gradient in the first step, (2,); and time, speed and memory of a step, as text."""
+    batch = batch.to(model.device)
+    with accelerator.autocast():
+        used = speed.precomputed(model, batch) if setup.precomputed else batch
+    noise = model.draw_noise(len(batch.draw_slots), torch.Generator().manual_seed(0))
     parameters = speed.trainable_parameters(model)
+    results: list[torch.Tensor] = []
 
     def run() -> None:
         with accelerator.autocast():
-            loss = model(**batch.inputs(), noise=noise).loss
+            loss = model(**used.inputs(), noise=noise).loss
         loss.backward()
-        distributed.clip_gradients(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        results.append(torch.stack([loss.detach(), distributed.clip_gradients(parameters, 1.0)]))
+        setup.optimizer.step()
+        setup.optimizer.zero_grad(set_to_none=True)
 
-    torch.cuda.reset_peak_memory_stats()
+    if on_gpu := torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     seconds = timed(run, steps)
     tokens, operations = batch.input_ids.numel(), model_flops(model, batch)
-    peak = next((value for name, value in PEAKS.items() if name in torch.cuda.get_device_name()), None)
-    utilisation = "unknown GPU" if peak is None else f"{100 * operations / seconds / peak:.1f} %"
-    return (
-        f"{rows} rows: {1000 * seconds:.0f} ms, {tokens / seconds:,.0f} tokens/s, {operations / 1e12:.0f} TFLOP, "
-        f"MFU {utilisation}, peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    )
+    name = torch.cuda.get_device_name() if on_gpu else "CPU"
+    peak = next((value for gpu, value in PEAKS.items() if gpu in name), None)
+    utilisation = "unknown" if peak is None else f"{100 * operations / seconds / peak:.1f} %"
+    memory = f", peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if on_gpu else ""
+    speeds = f"{1000 * seconds:.0f} ms, {tokens / seconds:,.0f} tokens/s, {operations / 1e12:.3g} TFLOP"
+    return results[0].cpu(), f"{speeds}, MFU {utilisation}{memory}"
+
+
+def training_steps(
+    model: Model, accelerator: Accelerator, rows: Sequence[int], documents: Sequence[int], compiled: bool, steps: int
+) -> Iterator[str]:
+    """Lines with the times of all variants. The learning rate is next to 0, so that all have the same weights.
+
+    Raises AssertionError where loss or gradient of a variant are not those of the first.
+    """
+    first: dict[tuple[int, int], torch.Tensor] = {}
+    for name, setup in variants(model, accelerator, compiled):
+        for count, parts in product(rows, documents):
+            try:
+                found, line = step(model, setup, packed_batch(model, count, parts), accelerator, steps)
+                wanted = first.setdefault((count, parts), found)
+                same = torch.allclose(found, wanted, rtol=TOLERANCE)
+                assert same, f"{name}: loss and norm of the gradient are {found.tolist()}, not {wanted.tolist()}"
+            except torch.OutOfMemoryError as error:
+                setup.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                line = f"do not fit ({str(error).split('.')[0]})"
+            yield f"{name}: {count} rows of {parts} document(s): {line}"
 
 
 def frozen_networks(model: Model, pictures: int) -> str:
@@ -203,9 +287,10 @@ def main() -> None:
     """Measure the training step, then sampling."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rows", type=int, nargs="+", default=[4], help="rows of 2048 tokens per step, one after another"
+        "--rows", type=int, nargs="+", default=[8], help="rows of 2048 tokens per step, one after another"
     )
-    parser.add_argument("--compile", nargs="+", choices=["no", "yes"], default=["no"], help="layers as machine.compile")
+    parser.add_argument("--documents", type=int, nargs="+", choices=[1, 2, 4], default=[1, 4], help="documents per row")
+    parser.add_argument("--compile", choices=["no", "yes"], default="yes", help="layers and blocks as machine.compile")
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=8, help="pictures at a time; 0: none")
     arguments = parser.parse_args()
@@ -214,30 +299,14 @@ def main() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     accelerator = Accelerator(mixed_precision="bf16")
     model = build()
-    distributed.prepare_model(model, Machine(gpus=1, gradient_checkpointing=True, pictures_at_a_time=16), accelerator)
-    optimizer = torch.optim.AdamW(speed.trainable_parameters(model), lr=1e-5, fused=True)
-    for compiled in arguments.compile:
-        if compiled == "yes":
-            distributed.compile_layers(model)
-        for rows in arguments.rows:
-            try:
-                line = step(model, optimizer, accelerator, rows, arguments.steps)
-            except torch.OutOfMemoryError as error:
-                optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                line = f"{rows} rows: do not fit ({str(error).split('.')[0]})"
-            print(f"compiled: {compiled}, {line}", flush=True)
-    memory_formats = (torch.contiguous_format, torch.channels_last) * 2  # each twice, to show the noise
-    for memory_format in memory_formats:
-        speed.set_memory_format(model, memory_format)
-        with accelerator.autocast():
-            print(f"{memory_format}: {frozen_networks(model, 16)}", flush=True)
-    del optimizer
+    compiled = arguments.compile == "yes"
+    for line in training_steps(model, accelerator, arguments.rows, arguments.documents, compiled, arguments.steps):
+        print(line, flush=True)
     torch.cuda.empty_cache()
+    with accelerator.autocast():
+        print(frozen_networks(model, 16), flush=True)
     if arguments.pictures:
-        for memory_format in memory_formats:
-            speed.set_memory_format(model, memory_format)
-            print(f"{memory_format}: {sampling(model, arguments.pictures)}", flush=True)
+        print(sampling(model, arguments.pictures), flush=True)
 
 
 if __name__ == "__main__":

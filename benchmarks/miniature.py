@@ -142,6 +142,6 @@ def attention_flops(model: DreamLLMForConditionalGeneration, batch: Batch) -> fl
     torch's FlopCounterMode does not count them on a CPU.
     """
     text = model.config.text_config
-    rows, length = batch.input_ids.shape
-    forward = 2 * length**2 * text.hidden_size  # of a row and a layer: 4 n^2 d, of which half is masked
-    return 3.0 * text.num_hidden_layers * rows * forward
+    squares = batch.cu_seq_lens.diff().double().square().sum().item()
+    forward = 2 * squares * text.hidden_size  # of a layer: 4 n^2 d for a document, of which half is masked
+    return 3.0 * text.num_hidden_layers * forward

@@ -341,7 +341,8 @@ def test_min_snr_weights_cap_the_easy_timesteps():
     expected = torch.tensor([5 / 10, 1.0, 1.0])
     assert torch.allclose(diffusion.snr_weights(alphas, 5.0, "v_prediction"), expected)
     target = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(3, 4, 8, 8)
-    weighted = diffusion.squared_error(torch.zeros(3, 4, 8, 8), target, torch.tensor([0.5, 1.0, 1.0]))
+    errors = diffusion.squared_errors(torch.zeros(3, 4, 8, 8), target)
+    weighted = diffusion.mean_error(errors, torch.tensor([0.5, 1.0, 1.0]))
     assert weighted.item() == pytest.approx((0.5 + 4 + 9) / 3)
 
 

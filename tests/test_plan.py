@@ -115,6 +115,25 @@ def test_frozen_parts_cost_less_and_recomputing_more():
     assert adapted["language model"] == 2 * forward
 
 
+@pytest.mark.parametrize(
+    ("chosen", "pictures", "trains", "language", "unet"),
+    [
+        (True, None, [], 4, 3),
+        (True, 1, [], 4, 2),
+        (True, 1, ["unet"], 4, 5),
+        ({"language_model": 2}, 1, [], 3 + 2 / 3, 2),
+        ({"language_model": 3, "unet": 2}, None, [], 3 + 1 / 3, 2.5),
+        ({"unet": 1}, 1, ["unet"], 3, 5),
+    ],
+)
+def test_flops_of_checkpointed_layers_by_hand(chosen, pictures, trains, language, unet):
+    machine = Machine.model_validate({"gradient_checkpointing": chosen, "pictures_at_a_time": pictures})
+    costs = arithmetic.step_flops(SIZE, stage(trains=["language_model", *trains]), machine, Load(100, 30, 5, 2))
+    forward = arithmetic.language_forward(SIZE, 100, 16)
+    assert costs["language model"] == pytest.approx(language * forward)
+    assert costs["UNet"] == pytest.approx(unet * 26.0)
+
+
 def test_the_alignment_loss_costs_clip_and_a_trained_unet_its_gradients():
     load = Load(100, 30, 5, 2)
     aligned = stage(loss_weights={"language": 1, "diffusion": 0, "alignment": 1})
@@ -166,12 +185,27 @@ def test_memory_of_sharded_training_by_hand(sharding, copies):
     memory = arithmetic.gpu_memory(SIZE, stage(), machine, Load(128, 40, 0, 16))
     parts = 1 if sharding == "none" else 4
     assert memory["weights"] == 4 * (500 + 1040 / parts)
-    assert memory["gradients"] == 4 * 1000 / parts
+    # exchanged after the last of two micro-batches, so not sharded before
+    assert memory["gradients"] == 4 * 1000 / (parts if sharding == "full_shard" else 1)
     assert memory["optimiser state"] == 8 * 1000 / parts
     assert memory["bf16 copies"] == pytest.approx(copies)
     assert memory["activations of the language model"] == 16 * (4 * 4 * 3 + arithmetic.layer_activations(SIZE))
-    assert memory["activations of UNet or VAE"] == 200, "of one picture, of which the VAE needs more than the UNet"
+    assert memory["activations of UNet or VAE"] == 500, "of one picture, for whose gradient the UNet runs once"
     assert memory["logits"] == 10 * 50 * 5, "of one row of eight"
+
+
+def test_memory_of_moments_in_8_bits_by_hand():
+    memory = arithmetic.gpu_memory(SIZE, stage(), Machine(gpus=1, optimizer="adamw_8bit"), Load(128, 40, 0, 4))
+    assert memory["optimiser state"] == 2 * 1000 * (1 + 4 / 256)
+
+
+def test_memory_of_every_nth_layer_by_hand():
+    layer = arithmetic.layer_activations(SIZE)
+    for every, kept, whole in (("none", 0, 3), (3, 1, 3), (2, 2, 2), (1, 3, 1)):  # one checkpointed layer is whole too
+        machine = Machine.model_validate({"gradient_checkpointing": {"language_model": every, "unet": 2}})
+        memory = arithmetic.gpu_memory(SIZE, stage(), machine, Load(128, 40, 0, 4))
+        assert memory["activations of the language model"] == 8 * 16 * (16 * kept + whole * layer), every
+        assert memory["activations of UNet or VAE"] == 4 * (500 + 100) / 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -305,6 +339,26 @@ def test_the_small_configuration_fits_a_gpu_of_24_gb(monkeypatch, capsys):
     cli.main(["plan", "--config", "config/single_gpu.yaml", "--gpu", "RTX4090"])
     text = capsys.readouterr().out
     assert text.count("fits RTX4090 (24 GB)") == len(load("config/single_gpu.yaml").stages)
+
+
+def test_the_plan_proposes_the_checkpointing_that_fits_and_costs_least(monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    experiment = load("config/smoke.yaml")
+    sets = report.kinds(experiment, report.read_assumptions(ASSUMPTIONS), ASSUMPTIONS)
+    sizes = dict.fromkeys({experiment.queries(name) for name in experiment.stages}, SIZE)
+
+    def proposed(memory: float, chosen=True) -> str:
+        changed = experiment.machine.model_copy(update={"gradient_checkpointing": chosen})
+        of = experiment.model_copy(update={"machine": changed})
+        return report.proposed_checkpointing(of, sizes, sets, 1.0, arithmetic.RESERVED + memory)
+
+    assert re.fullmatch(
+        r"\{language_model: none, unet: none\}, .* GB at most, \d+% fewer FLOPs than now", proposed(1e12)
+    )
+    assert proposed(1e12, False) == "as it is: nothing that fits costs fewer FLOPs"
+    assert proposed(1).startswith("nothing makes all stages fit; lower rows_at_a_time")
+    found = [proposed(memory) for memory in range(0, 10**6, 20_000)]
+    assert any("language_model: 2" in line for line in found), "between all layers and none"
 
 
 def test_wrong_flags_and_assumptions_are_told(monkeypatch, tmp_path):

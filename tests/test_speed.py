@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import test_official_equality as official
 from dreamllm.data.packing import Batch
+from dreamllm.model import varlen
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
@@ -19,6 +21,7 @@ import gpu  # noqa: E402
 import miniature  # noqa: E402
 import naive  # noqa: E402
 import speed  # noqa: E402
+import unet_gradient  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,34 @@ def test_the_flops_for_the_mfu_are_those_that_torch_counts(model):
     model.zero_grad()
     operations = gpu.model_flops(model, packed) + miniature.attention_flops(model, packed)
     assert operations == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_the_gpu_benchmark_measures_all_its_variants_of_a_step():
+    """On a small model on a CPU, without compiling; that the losses agree is asserted there."""
+    accelerator, tiny = Accelerator(cpu=True), miniature.build("tiny")
+    found = list(gpu.training_steps(tiny, accelerator, [1], [1, 4], compiled=False, steps=1))
+    names = [line.split(": ")[0] for line in found[::2]]
+    assert names[:3] == [
+        "all checkpointed", "+ gradient of the diffusion loss in the forward pass", "+ attention by lengths (varlen)"
+    ]  # fmt: skip
+    assert names[3:6] == ["+ precompute", "+ every 4th layer checkpointed", "+ no layer checkpointed"]
+    assert len(found) == 2 * len(names) and names[6:] in ([], ["+ AdamW in 8 bits"])
+    for line in found:
+        assert re.search(r"1 rows of [14] document\(s\): \d+ ms, [\d,]+ tokens/s, .* TFLOP, MFU unknown$", line), line
+
+
+def test_a_variant_that_computes_something_else_is_noticed(monkeypatch):
+    tiny = miniature.build("tiny")
+    attend = varlen.one_by_one
+    monkeypatch.setattr(varlen, "one_by_one", lambda *inputs: 0 * attend(*inputs))
+    with pytest.raises(AssertionError, match=r"attention by lengths \(varlen\): loss and norm of the gradient are"):
+        list(gpu.training_steps(tiny, Accelerator(cpu=True), [1], [4], compiled=False, steps=1))
+
+
+def test_the_unets_part_of_a_checkpointed_step_runs_it_once_instead_of_three_times():
+    table = unet_gradient.measure("tiny", 8, 1)
+    found = [line.split(" | ")[1] for line in table.splitlines()[2:]]
+    assert found == ["1", "3", "1"]
 
 
 def test_the_gpu_benchmark_samples_with_diffusers_alone_too():

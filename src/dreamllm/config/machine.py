@@ -8,6 +8,15 @@ from typing import Literal
 from dreamllm.config.base import Count, Number, Section
 
 
+class GradientCheckpointing(Section):
+    """Of which layers activations are recomputed in the backward pass: of every n-th, or none."""
+
+    language_model: Count | Literal["none"] = "none"
+    """1 = every decoder layer, 2 = every second one, ...; none = no layer."""
+    unet: Count | Literal["none"] = "none"
+    """1 = every block of the UNet, 2 = every second one, ...; none = no block."""
+
+
 class Machine(Section):
     """Resources of one job. Results do not depend on them: a change reruns nothing."""
 
@@ -24,15 +33,23 @@ class Machine(Section):
     """Packed rows per forward pass on a GPU; the gradients of several passes are accumulated. null = all of its
     rows."""
     pictures_at_a_time: Count | None = None
-    """Pictures per pass through CLIP, VAE and UNet, with activation checkpointing. null = all at once, without."""
-    gradient_checkpointing: bool = False
-    """Recompute the activations of the language model's layers in the backward pass: less memory, slower."""
-    attention: Literal["sdpa", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
-    """Attention implementation of the language model in training, by its name in transformers; flash attention needs
-    its own package."""
+    """Pictures per pass through CLIP, VAE and UNet. A frozen UNet's gradient is then computed in its forward pass, so
+    that the activations of these pictures alone are in memory; a trained UNet runs again in the backward pass. null =
+    all at once."""
+    gradient_checkpointing: bool | GradientCheckpointing = False
+    """Recompute activations in the backward pass: less memory, slower. true = of every layer of the language model, and
+    of the UNet's blocks where it is trained or `pictures_at_a_time` is null; a mapping sets both apart."""
+    attention: Literal["sdpa", "varlen", "eager", "flex_attention", "flash_attention_2", "flash_attention_3"] = "sdpa"
+    """Attention of the language model in training. varlen: a flash kernel for rows of several documents too, for which
+    sdpa needs a mask and has no flash kernel: torch's own, else that of the package flash-attn, else flex_attention.
+    The others are those of transformers; flash_attention_2 and _3 need their own packages."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit: AdamW with both moments in 8 bits (arXiv 2110.02861), a quarter of the memory, by bitsandbytes, which
+    has to be installed; not with `sharding`. It rounds what a training keeps from step to step: checkpoint.json names
+    it, and a training does not continue from the state of the other."""
     compile: bool = False
-    """Compile the language model's layers with torch.compile in training: faster on a GPU, after some minutes of
-    compiling; not for a CPU."""
+    """Compile the language model's layers and the blocks of UNet and VAE with torch.compile in training: faster on a
+    GPU, after some minutes of compiling; not for a CPU."""
     tracker: Literal["tensorboard", "trackio", "wandb"] = "tensorboard"
     """Where a training writes its losses of every step, through accelerate: TensorBoard's files in its work folder, or
     the project `dreamllm` of trackio or Weights & Biases, which have to be installed (docs/training.md)."""
@@ -44,6 +61,19 @@ class Machine(Section):
     """Time limit per job in minutes, requested from a cluster scheduler."""
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
     """How img2dataset distributes its downloads: over the cores of one machine, or over a Spark or Ray cluster."""
+
+
+def checkpointed(machine: Machine, *, trains_unet: bool) -> tuple[int | None, int | None]:
+    """`machine.gradient_checkpointing` as numbers n, of the language model and of the UNet.
+
+    Activations of every n-th layer are recomputed; None: of no layer.
+    """
+    chosen = machine.gradient_checkpointing
+    if isinstance(chosen, bool):
+        unet = chosen and (trains_unet or machine.pictures_at_a_time is None)
+        return (1 if chosen else None), (1 if unet else None)
+    language_model, unet = (None if n == "none" else n for n in (chosen.language_model, chosen.unet))
+    return language_model, unet
 
 
 def tracker_problem(machine: Machine) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from dreamllm.data.layout import IGNORE, TokenSequence, Vocabulary
@@ -35,23 +36,46 @@ class Batch:
     read_pixels: torch.Tensor | None  # (N, 3, Hc, Wc), normalised for CLIP
     draw_pixels: torch.Tensor | None  # (M, 3, Hd, Wd) in [-1, 1]
     document_ids: list[list[str]]  # per row, in order
+    cu_seq_lens: torch.Tensor | None = None  # (number of documents + 1,), `document_boundaries`
+    target_positions: torch.Tensor | None = None  # (number of targets,), `positions_of_targets`
     read_features: torch.Tensor | None = None  # (N, P, Dv), of CLIP
     draw_moments: torch.Tensor | None = None  # (M, 2C, h, w), of the VAE
     target_pixels: torch.Tensor | None = None  # (M, 3, Hc, Wc), pictures to draw for CLIP: for the alignment loss
     target_features: torch.Tensor | None = None  # (M, P, Dv), of CLIP
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        """The same batch with its tensors on `device`. A GPU copies pinned memory while the step before it runs."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch with its tensors in pinned memory."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
 
     def inputs(self) -> dict[str, Any]:
         """The keyword arguments of `DreamLLMForConditionalGeneration.forward`."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "document_ids"}
+
+
+def document_boundaries(position_ids: torch.Tensor) -> torch.Tensor:
+    """Where documents begin in the concatenated rows of position_ids (B, T), and where the last ends, in int32.
+
+    Padding counts as a document. On a GPU this waits for the device, so `collate` does it.
+    """
+    flat = position_ids.flatten()
+    starts = (flat == 0).nonzero().flatten().to(torch.int32)
+    return F.pad(starts, (0, 1), value=len(flat))  # (number of documents + 1,)
+
+
+def positions_of_targets(labels: torch.Tensor) -> torch.Tensor:
+    """Positions in the concatenated rows of labels (B, T) whose next label is a target, in order."""
+    is_target = F.pad(labels[:, 1:] != IGNORE, (0, 1))  # (B, T)
+    return is_target.flatten().nonzero().flatten()
 
 
 def pack(sequences: list[TokenSequence], context: int) -> list[Row]:
@@ -114,6 +138,8 @@ def collate(
         read_pixels=read_pixels(_pictures(reads)) if reads else None,
         draw_pixels=draw_pixels(_pictures(draws)) if draws and draw_pixels else None,
         document_ids=[[sequence.document.id for sequence in row] for row in rows],
+        cu_seq_lens=document_boundaries(position_ids),
+        target_positions=positions_of_targets(labels),
         target_pixels=read_pixels(_pictures(draws)) if draws and align else None,
     )
 

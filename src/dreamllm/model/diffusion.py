@@ -124,17 +124,16 @@ def snr_weights(alphas: torch.Tensor, gamma: float, prediction_type: str) -> tor
     return snr.clamp(max=gamma) / snr
 
 
-def squared_error(
-    prediction: torch.Tensor,
-    target: torch.Tensor,
-    weights: torch.Tensor | None = None,
-    count: int | None = None,
-) -> torch.Tensor:
-    """Mean squared error of M pictures in fp32, optionally with a weight (M,) for each picture; a scalar.
+def squared_errors(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of each of M pictures in fp32, (M,)."""
+    return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+def mean_error(errors: torch.Tensor, weights: torch.Tensor | None = None, count: int | None = None) -> torch.Tensor:
+    """Mean of the errors (M,) of M pictures, optionally with a weight (M,) for each picture; a scalar.
 
     count: number of pictures of the whole batch to divide by, if these are some of them; the losses then add up.
     """
-    errors = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)  # (M,)
     if weights is not None:
         errors = errors * weights
     return errors.sum() / (len(errors) if count is None else count)

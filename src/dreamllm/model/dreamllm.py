@@ -10,8 +10,7 @@ Elsewhere: tokens (`data/layout.py`), generation (`generate.py`), loading of fou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -23,13 +22,13 @@ from transformers import AutoModelForCausalLM, CLIPVisionModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
+from transformers.utils.generic import can_return_tuple
 
-from dreamllm.data.layout import IGNORE
+from dreamllm.data.packing import positions_of_targets
 from dreamllm.model import diffusion, processor  # noqa: F401  for AutoProcessor
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.output import DreamLLMOutput
 from dreamllm.model.packed import (
     fill_slots,
     find_slots,
@@ -37,27 +36,13 @@ from dreamllm.model.packed import (
     in_chunks,
     packed_attention_mask,
     packed_lengths,
+    with_gradient,
 )
 from dreamllm.model.text_only import TextGenerationMixin
 from dreamllm.model.vision import patch_features
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
 TRAINABLE = (*UNFROZEN, "unet")
-
-
-@dataclass
-class DreamLLMOutput(ModelOutput):
-    """`loss` is the weighted sum of the others. Training with losses has no logits. Hidden states are post-norm."""
-
-    loss: torch.Tensor | None = None
-    language_loss: torch.Tensor | None = None
-    diffusion_loss: torch.Tensor | None = None
-    alignment_loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None  # (B, T, V)
-    last_hidden_state: torch.Tensor | None = None  # (B, T, D)
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None  # with output_hidden_states=True
-    attentions: tuple[torch.Tensor, ...] | None = None  # with output_attentions=True, eager attention
 
 
 class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
@@ -108,6 +93,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         input_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        cu_seq_lens: torch.Tensor | None = None,
+        target_positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
@@ -130,7 +117,9 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
     ) -> DreamLLMOutput:
         """Losses of a packed batch (`packing.Batch.inputs`) or of padded texts; logits, unless it trains on losses.
 
-        input_ids, labels, position_ids (B, T).  attention_mask: for padded, unpacked texts only.  pixel_values or
+        input_ids, labels, position_ids (B, T).  cu_seq_lens, target_positions: `packing.document_boundaries` of
+        position_ids and `positions_of_targets` of labels; a GPU has to be waited for if they are None.
+        attention_mask: for padded, unpacked texts only.  pixel_values or
         read_pixels (N, 3, Hc, Wc): embedded at the P positions from each of read_slots (N, 2).  draw_slots (M, 2): the
         dream queries are at the Q positions from each. Slots that are None are found in input_ids.  draw_pixels
         (M, 3, Hd, Wd) in [-1, 1]: targets of the diffusion loss.  noise: its random numbers; drawn from `generator` if
@@ -154,8 +143,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
             inputs_embeds = self.embed(input_ids, read_pixels, read_slots, draw_slots, read_features)
         if attention_mask is None and past_key_values is None and position_ids is not None:
             attention_mask = packed_attention_mask(self.language_model.config, inputs_embeds, position_ids)
-            if is_flash_attention_requested(self.language_model.config):
-                kwargs = packed_lengths(position_ids) | kwargs
+            kwargs = packed_lengths(self.language_model.config, position_ids, cu_seq_lens) | kwargs
         outputs = self.language_model.base_model(
             inputs_embeds=inputs_embeds,
             position_ids=position_ids,
@@ -168,7 +156,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         losses: dict[str, torch.Tensor] = {}
         with_losses = not (labels is None and draw_pixels is None and draw_moments is None)
         if labels is not None and self.config.language_loss_weight:
-            losses["language_loss"] = self.language_loss(hidden, labels, num_targets)
+            losses["language_loss"] = self.language_loss(hidden, labels, num_targets, target_positions)
         if with_losses and draw_slots is not None:
             states = gather_slots(hidden, draw_slots, self.config.num_dream_queries)
             if self.config.diffusion_loss_weight:
@@ -227,13 +215,17 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         """CLIP's features (N, P, Dv) of pictures (N, 3, Hc, Wc): the visual projector's input."""
         return patch_features(self.vision_model, pixels, self.config.vision_feature_layer)
 
-    def language_loss(self, hidden: torch.Tensor, labels: torch.Tensor, num_targets: int | None = None) -> torch.Tensor:
-        """Cross entropy of the next token, averaged over the targets. Computes their logits only, to save memory."""
-        targets = labels[:, 1:]
-        is_target = targets != IGNORE
-        logits = self.language_model.get_output_embeddings()(hidden[:, :-1][is_target])  # (number of targets, V)
-        count = is_target.sum().clamp(min=1) if num_targets is None else max(1, num_targets)
-        return F.cross_entropy(logits.float(), targets[is_target], reduction="sum") / count
+    def language_loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, count: int | None = None, at: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Cross entropy of the next token, averaged over the targets. Computes their logits only, to save memory.
+
+        hidden (B, T, D), labels (B, T); count: of the targets to divide by; at: `positions_of_targets` of the labels.
+        """
+        positions = positions_of_targets(labels) if at is None else at
+        logits = self.language_model.get_output_embeddings()(hidden.flatten(0, 1)[positions])  # (number of targets, V)
+        total = F.cross_entropy(logits.float(), labels.flatten()[positions + 1], reduction="sum")
+        return total / max(1, len(positions) if count is None else count)
 
     def diffusion_loss(
         self,
@@ -276,13 +268,18 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         alphas = self.alphas.to(mean.device)[noise.timesteps]
         input_noise = noise.noise if noise.perturbation is None else noise.noise + noise.perturbation
         noisy = diffusion.add_noise(latents, input_noise, alphas)
-        inputs = (noisy, noise.timesteps, conditions)
-        prediction = in_chunks(self.denoise, self.pictures_at_a_time, *inputs, recompute=True)
         target = diffusion.prediction_target(latents, noise.noise, alphas, self.prediction_type)
+
+        def errors_of(conditions: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, target: torch.Tensor):
+            return diffusion.squared_errors(self.denoise(noisy, times, conditions), target)
+
+        is_trained = any(parameter.requires_grad for parameter in self.unet.parameters())
+        in_parts = partial(in_chunks, recompute=True) if is_trained else with_gradient
+        errors = in_parts(errors_of, self.pictures_at_a_time, conditions, noisy, noise.timesteps, target)
         weights = None
         if config.snr_gamma is not None:
             weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
-        return diffusion.squared_error(prediction, target, weights, num_pictures and num_pictures * draws)
+        return diffusion.mean_error(errors, weights, num_pictures and num_pictures * draws)
 
     def alignment_loss(
         self,
@@ -304,7 +301,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         if features is None:
             raise ValueError("the alignment loss needs target_pixels: collate the batch with align=True")
         targets = alignment_targets(features, self.config.num_dream_queries)
-        return diffusion.squared_error(conditions, targets, count=num_pictures)
+        return diffusion.mean_error(diffusion.squared_errors(conditions, targets), count=num_pictures)
 
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
         """Draw the random numbers of the diffusion loss of `count` pictures, with the options of the configuration.
@@ -341,7 +338,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         ids = [config.bos_token_id, config.dream_start_token_id, *[config.im_patch_token_id] * config.num_dream_queries]
         slots = torch.tensor([[0, 2]], device=self.device)
         embeds = self.embed(torch.tensor([ids], device=self.device), draw_slots=slots)
-        hidden = self.language_model.base_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        lengths = packed_lengths(self.language_model.config, torch.arange(len(ids), device=self.device)[None])
+        hidden = self.language_model.base_model(inputs_embeds=embeds, use_cache=False, **lengths).last_hidden_state
         return gather_slots(hidden, slots, config.num_dream_queries)
 
     @property

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
+from transformers.utils.generic import is_flash_attention_requested
+
+from dreamllm.data.packing import document_boundaries
+from dreamllm.model.varlen import VARLEN
 
 
 def packed_attention_mask(
@@ -31,14 +35,17 @@ def packed_attention_mask(
     )
 
 
-def packed_lengths(position_ids: torch.Tensor) -> dict[str, Any]:
-    """Boundaries of the documents of position_ids (B, T) as arguments of flash attention, over the concatenated rows.
+def packed_lengths(
+    config: PreTrainedConfig, position_ids: torch.Tensor, cu_seq_lens: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """Boundaries of the documents of position_ids (B, T) as arguments of an attention that takes them, else nothing.
 
-    Without them, transformers separates packed documents in batches of one row only.
+    cu_seq_lens: `document_boundaries` of position_ids, if they are known. Without them, transformers' flash attention
+    separates packed documents in batches of one row only.
     """
-    flat = position_ids.flatten()
-    starts = (flat == 0).nonzero().flatten().to(torch.int32)
-    ends = F.pad(starts, (0, 1), value=len(flat))  # (number of documents + 1,)
+    if not (is_flash_attention_requested(config) or config._attn_implementation == VARLEN):
+        return {}
+    ends = document_boundaries(position_ids) if cu_seq_lens is None else cu_seq_lens
     longest = position_ids.shape[1]  # an upper bound; the exact length would have to be fetched from the GPU
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
@@ -56,6 +63,45 @@ def in_chunks(
     if recompute:
         return torch.cat([checkpoint(function, *part, use_reentrant=False) for part in parts])
     return torch.cat([function(*part) for part in parts])
+
+
+def with_gradient(
+    function: Callable[..., torch.Tensor], size: int | None, inputs: torch.Tensor, *others: torch.Tensor
+) -> torch.Tensor:
+    """Apply a function in parts of at most `size` entries, and compute its gradient by `inputs` in the same pass.
+
+    function: one number (M,) for each entry of its tensors, which depends on that entry alone, and on no trained
+    parameters.  inputs (M, ...); others (M, ...) take no gradient.
+    Unlike checkpointing, it runs the function once: the backward pass scales the stored gradient. Activations of one
+    part are in memory at a time. Without a size, or without gradients of `inputs`, it is `in_chunks`.
+    """
+    if size is not None and torch.is_grad_enabled() and inputs.requires_grad:
+        return _WithGradient.apply(function, size, inputs, *others)
+    return in_chunks(function, size, inputs, *others)
+
+
+class _WithGradient(torch.autograd.Function):
+    """See `with_gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., torch.Tensor], size: int, *tensors: torch.Tensor) -> torch.Tensor:
+        values, gradients = [], []
+        for inputs, *others in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+            leaf = inputs.detach().requires_grad_()
+            with torch.enable_grad():
+                value = function(leaf, *others)
+            with torch.autocast(inputs.device.type, enabled=False):  # as in a backward pass
+                gradients += torch.autograd.grad(value, leaf, torch.ones_like(value))
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        scaled = outer.reshape(-1, *[1] * (gradient.ndim - 1)) * gradient
+        return (None, None, scaled.to(gradient.dtype), *[None] * (len(ctx.needs_input_grad) - 3))
 
 
 def find_slots(input_ids: torch.Tensor, start: int | None, patch: int | None) -> torch.Tensor | None:

@@ -20,15 +20,15 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from torch import distributed
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
 from dreamllm.config.experiment import Experiment
-from dreamllm.config.machine import Machine, tracker_problem
+from dreamllm.config.machine import Machine, checkpointed, tracker_problem
 from dreamllm.config.stages import Stage
-from dreamllm.model import precision
+from dreamllm.model import precision, varlen
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 
 TIMEOUT = timedelta(minutes=30)  # of a collective call; long, because the first process hashes all data at the start
@@ -102,16 +102,21 @@ def prepare_model(
     Raises MachineProblem for an attention implementation that is not installed.
     """
     model.pictures_at_a_time = machine.pictures_at_a_time
-    if machine.attention != "sdpa":
+    dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    attention = machine.attention
+    if attention == varlen.VARLEN:
+        attention = varlen.implementation(accelerator.device, dtype)
+        accelerator.print(f"machine.attention: varlen is {attention} on this machine")
+    if attention != "sdpa":
         try:
-            model.language_model.set_attn_implementation(machine.attention)
+            model.language_model.set_attn_implementation(attention)
         except ImportError as error:
-            raise MachineProblem(f"machine.attention: {machine.attention} cannot be used here ({error})") from error
-    if machine.gradient_checkpointing:
-        checkpoint_activations(model)
+            raise MachineProblem(f"machine.attention: {attention} cannot be used here ({error})") from error
+    trains_unet = any(parameter.requires_grad for parameter in model.unet.parameters())
+    checkpoint_activations(model, *checkpointed(machine, trains_unet=trains_unet))
     if machine.compile:
         compile_layers(model)
-    precision.for_training(model, torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32)
+    precision.for_training(model, dtype)
     if machine.sharding == "none" or accelerator.num_processes == 1:
         broadcast_module(model, accelerator.device)
         return accelerator.prepare_model(model)
@@ -121,10 +126,9 @@ def prepare_model(
     }
     if accelerator.mixed_precision == "bf16":  # the shards stay in fp32 and are what the optimiser works on
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for module in model.language_model.modules():
-        if isinstance(module, GradientCheckpointingLayer):  # what transformers calls a decoder layer
-            broadcast_module(module, accelerator.device)  # layer by layer: no device holds the whole language model
-            fully_shard(module, **options)
+    for layer in decoder_layers(model):
+        broadcast_module(layer, accelerator.device)  # layer by layer: no device holds the whole language model
+        fully_shard(layer, **options)
     broadcast_module(model, accelerator.device)
     encoders = (model.vision_model, model.vae, model.unet)
     options["ignored_params"] = {p for encoder in encoders for p in encoder.parameters() if not p.requires_grad}
@@ -146,34 +150,54 @@ def broadcast_module(module: torch.nn.Module, device: torch.device) -> None:
                 distributed.broadcast(tensor, 0)
 
 
-def checkpoint_activations(model: DreamLLMForConditionalGeneration) -> None:
-    """Keep the inputs of decoder layers and UNet blocks only, and recompute their activations in the backward pass."""
-    model.language_model.activation_checkpointing_enable({"use_reentrant": False})
-    model.unet.enable_gradient_checkpointing()
-    for module in model.language_model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
+def checkpoint_activations(
+    model: DreamLLMForConditionalGeneration, language_model: int | None = 1, unet: int | None = 1
+) -> None:
+    """Keep the inputs of decoder layers and UNet blocks only, and recompute their activations in the backward pass.
+
+    language_model, unet: n, for every n-th decoder layer or UNet block, from the first; None: no layer, no block.
+    """
+    if language_model:
+        model.language_model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=language_model)
+        for layer in decoder_layers(model):
             # transformers checkpoints a layer in training mode only, but gradients also flow through a frozen language
             # model, which is in evaluation mode. The modules inside keep their mode, so dropout stays off there.
-            module.training = True
+            layer.training = True
+    if unet:
+        model.unet.enable_gradient_checkpointing()
+        blocks = [*model.unet.down_blocks, model.unet.mid_block, *model.unet.up_blocks]
+        for module in [module for index, block in enumerate(blocks) if index % unet for module in block.modules()]:
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = False
+
+
+def decoder_layers(model: DreamLLMForConditionalGeneration) -> list[torch.nn.Module]:
+    """The decoder layers of the language model, in order."""
+    return [module for module in model.language_model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def compile_layers(model: DreamLLMForConditionalGeneration) -> None:
-    """Compile each decoder layer with torch.compile, which fuses element-wise operations; layers share compiled code.
+    """Compile decoder layers and blocks of UNet and VAE with torch.compile, which fuses element-wise operations.
 
-    Sizes that change from step to step are traced as symbolic ones.
+    Decoder layers share compiled code; blocks differ, so each has its own, and its own limit of recompilations. Sizes
+    that change from step to step are traced as symbolic ones.
     """
-    for module in model.language_model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile()
+    for layer in decoder_layers(model):
+        layer.compile()
+    unet, encoder = model.unet, model.vae.encoder
+    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, *encoder.down_blocks, encoder.mid_block):
+        block.compile(isolate_recompiles=True)
 
 
-def no_sync_unless_last(model: torch.nn.Module, *, last: bool) -> AbstractContextManager:
-    """Context for the forward and backward pass of one micro-batch: DDP averages gradients after the last one only.
+def no_sync_unless_last(model: torch.nn.Module, machine: Machine, *, last: bool) -> AbstractContextManager:
+    """Context for the forward and backward pass of one micro-batch: gradients are exchanged after the last one only.
 
-    FSDP reduces them after each micro-batch, because its gradients are only sharded then.
+    With `full_shard` after each one, because gradients are sharded by the exchange, and this is for the least memory.
     """
     if isinstance(model, torch.nn.parallel.DistributedDataParallel) and not last:
         return model.no_sync()
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last or machine.sharding == "full_shard")
     return nullcontext()
 
 

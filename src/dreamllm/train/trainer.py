@@ -32,14 +32,14 @@ from dreamllm.data import shards
 from dreamllm.data.document import Document
 from dreamllm.data.layout import TokenSequence
 from dreamllm.data.mixture import Mixture, MixtureProblem, pair_mode
-from dreamllm.data.packing import Row
+from dreamllm.data.packing import Batch, Row
 from dreamllm.data.stream import Stream, prefetch, start_position
 from dreamllm.digests import digest
 from dreamllm.model import precision
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.progress import Progress
 from dreamllm.seeds import seed_of
-from dreamllm.train import checkpoint, distributed, feature_cache, lora, resume
+from dreamllm.train import adamw, checkpoint, distributed, feature_cache, lora, resume
 from dreamllm.train.log import METRIC_COLUMNS, StepMetrics, count_rows, flush, losses_csv, stack_losses, totals
 from dreamllm.train.schedule import learning_rate
 
@@ -89,6 +89,7 @@ def train(
             "config": stage.model_dump(mode="json"),
             "model": options,
             "precision": used,
+            "optimizer": experiment.machine.optimizer,
             "foundations": checkpoint.foundation_digests(foundations),
             "init": [digest(Path(folder) / checkpoint.TENSORS) for folder in init],
             "ancestors": [checkpoint.about_ancestor(folder) for folder in init],
@@ -110,7 +111,7 @@ def train(
         prepared_model = distributed.prepare_model(model, experiment.machine, accelerator)
         parameters = checkpoint.trained_parameters(model)
         groups = parameter_groups(model, parameters, stage.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, fused=True)
+        optimizer = adamw.build(groups, stage, experiment.machine)
 
         state = resume.broadcast_state(resume.load(work, identity) if is_first else None, parameters, optimizer)
         if state:
@@ -128,6 +129,9 @@ def train(
         local_rows = distributed.local_rows(stage, accelerator)
         rows_at_a_time = experiment.machine.rows_at_a_time or stage.rows_per_batch
 
+        def on_its_way(batch: Batch) -> Batch:
+            return batch.pin_memory() if accelerator.device.type == "cuda" else batch
+
         def lay_out(document: Document, epoch: int) -> list[TokenSequence]:
             mode = pair_mode(stage.mode, document, epoch, seed, stage.read_share)
             return processor.lay_out(document, mode, stage.context)
@@ -135,7 +139,7 @@ def train(
         stream = Stream(
             mixture,
             lay_out,
-            lambda rows: [collate(part) for part in batched(rows, rows_at_a_time)],  # micro-batches
+            lambda rows: [on_its_way(collate(part)) for part in batched(rows, rows_at_a_time)],  # micro-batches
             stage.rows_per_batch,
             stage.context,
             position,
@@ -173,7 +177,7 @@ def train(
                     pictures = slice(picture, picture + len(micro_batch.draw_slots))
                     row, picture = row + len(micro_batch.document_ids), pictures.stop
                     is_last_micro_batch = len(micro_losses) + 1 == len(batch.collated)
-                    with distributed.no_sync_unless_last(prepared_model, last=is_last_micro_batch):
+                    with distributed.no_sync_unless_last(prepared_model, experiment.machine, last=is_last_micro_batch):
                         with accelerator.autocast():
                             output = prepared_model(
                                 **micro_batch.to(accelerator.device).inputs(),

@@ -6,16 +6,18 @@ set's documents, the speed of a GPU) are in paper/assumptions.yaml and are print
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dreamllm.config.machine import Machine
+from dreamllm.config.machine import Machine, checkpointed
 from dreamllm.config.stages import Stage
 from dreamllm.data.layout import Mode
 
 FP32, BF16 = 4, 2  # bytes
 ADAM = 2 * FP32  # two moments per trained parameter
+ADAM_8BIT = 2 * (1 + FP32 / 256)  # the same in 8 bits, with a scale in fp32 for 256 of them
 BOUNDARY_TOKENS = 2  # of a document: <s>, </s>; of a picture: <im_start>, <im_end> or <dream_start>, <dream_end>
 Layout = Literal["text", "pair", "interleaved", "conversation"]  # of the documents of a set
 RESERVED = 2e9  # bytes of a GPU for CUDA, its libraries and fragmentation
@@ -134,22 +136,25 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     """FLOPs of one optimiser step of `load`, by part.
 
     Language model: forward, the gradient of its inputs (always: projectors and queries are on their other side), the
-    gradient of its weights when all of them are trained, and the forward pass once more with gradient checkpointing.
+    gradient of its weights when all of them are trained, and the forward pass of checkpointed layers once more.
     Head: the same at the targets alone. UNet: forward, the gradient of its inputs, that of its weights when they are
-    trained, and the forward pass once more where its activations are computed again, for each of a picture's draws.
-    CLIP and VAE: forward; for the alignment loss CLIP also of drawn pictures.
+    trained, and the forward pass of checkpointed blocks once more, and once more where it is trained in parts of
+    pictures_at_a_time, for each of a picture's draws. CLIP and VAE: forward; for the alignment loss CLIP also of drawn
+    pictures.
     """
     whole = "language_model" in stage.trains and stage.lora is None
-    again = machine.gradient_checkpointing
+    trains_unet = "unet" in stage.trains
+    every, every_unet = checkpointed(machine, trains_unet=trains_unet)
+    again = math.ceil(size.layers / every) / size.layers if every else 0
+    unet_again = (1 / every_unet if every_unet else 0) + (trains_unet and machine.pictures_at_a_time is not None)
     head = 2 * size.vocabulary * size.hidden * load.targets if stage.loss_weights.language else 0.0
     drawn = load.drawn if stage.loss_weights.diffusion else 0.0
-    unet_again = again or machine.pictures_at_a_time is not None
     return {
         "language model": language_forward(size, load.tokens, stage.context) * (2 + whole + again),
         "head": head * (2 + ("language_model" in stage.trains)),
         "CLIP": size.clip * (load.read + (load.drawn if stage.loss_weights.alignment else 0.0)),
         "VAE": size.vae * drawn,
-        "UNet": size.unet * drawn * stage.noise_draws * (2 + ("unet" in stage.trains) + unet_again),
+        "UNet": size.unet * drawn * stage.noise_draws * (2 + trains_unet + unet_again),
     }
 
 
@@ -191,13 +196,14 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
 
     S: parameters of the language model and of what is new; E: of CLIP, VAE and UNet, whole on every GPU in fp32 (a
     trained UNet is of S); A: the trained ones; N: GPUs.
-        sharding none             4 S weights, 4 A gradients, 8 A optimiser state
-        shard_grad_op             the same / N, and 2 S: weights in bf16, gathered from forward to backward
+        sharding none             4 S weights, 4 A gradients, 8 A optimiser state (2 A with optimizer adamw_8bit)
+        shard_grad_op             the same / N, and 2 S: weights in bf16, gathered from forward to backward; with
+                                  several micro-batches 4 A gradients, which are exchanged after the last one
         full_shard                the same / N, and 2 S x 2 / layers: two layers gathered at a time
     bf16 copies of autocast: 2 A; without gradient checkpointing of all weights that gradients pass through, S and UNet.
-    Activations: rows_at_a_time x context x layers x `layer_activations`, with gradient checkpointing 4 h per layer and
-    one whole layer; those of the UNet, with all draws, or, where it needs more, of the VAE for as many pictures as are
-    in these rows or pictures_at_a_time; logits: 10 V per target (bf16, fp32 and their gradient).
+    Activations: rows_at_a_time x context x layers x `layer_activations`, of a checkpointed layer 4 h, and one of these
+    whole; those of the UNet, with all draws, or, where it needs more, of the VAE for as many pictures as are in these
+    rows or pictures_at_a_time; logits: 10 V per target (bf16, fp32 and their gradient).
     """
     processes = max(1, machine.gpus) * machine.nodes
     parameters = size.parameters
@@ -214,23 +220,23 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     tokens = here * stage.context
     drawn = part.drawn if stage.loss_weights.diffusion else 0.0
     most = machine.pictures_at_a_time or drawn * stage.noise_draws
-    if machine.gradient_checkpointing:
-        language = tokens * (FP32 * size.hidden * size.layers + layer_activations(size))
-    else:
-        language = tokens * size.layers * layer_activations(size)
-    unet = size.unet_kept if machine.gradient_checkpointing else size.unet_saved
+    every, every_unet = checkpointed(machine, trains_unet="unet" in stage.trains)
+    again = math.ceil(size.layers / every) if every else 0  # layers
+    whole = size.layers - again + (again > 0)
+    language = tokens * (FP32 * size.hidden * again + whole * layer_activations(size))
+    unet = size.unet_saved - ((size.unet_saved - size.unet_kept) / every_unet if every_unet else 0)
     copies = 0.0
     if sharded:
         copies = BF16 * shared * (1 if machine.sharding == "shard_grad_op" else min(1, 2 / size.layers))
-    elif machine.gradient_checkpointing:
+    elif every:
         copies = BF16 * trained
     else:
         frozen_unet = parameters["unet"] if stage.loss_weights.diffusion and "unet" not in stage.trains else 0
         copies = BF16 * (shared + adapters + frozen_unet)
     return {
         "weights": FP32 * (encoders + (shared + adapters) / parts),
-        "gradients": FP32 * trained / parts,
-        "optimiser state": ADAM * trained / parts,
+        "gradients": FP32 * trained / (1 if machine.sharding == "shard_grad_op" and here < rows else parts),
+        "optimiser state": (ADAM_8BIT if machine.optimizer == "adamw_8bit" else ADAM) * trained / parts,
         "bf16 copies": copies,
         "activations of the language model": language,
         "activations of UNet or VAE": max(

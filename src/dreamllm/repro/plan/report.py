@@ -11,12 +11,13 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from dreamllm.config.base import Positive, Section, Share
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import GradientCheckpointing
 from dreamllm.config.reading import ConfigProblem, load, read_yaml
 from dreamllm.config.world import WORLD_SETS
 from dreamllm.repro.plan import arithmetic
@@ -25,6 +26,7 @@ from dreamllm.sources import manifest
 
 ASSUMPTIONS = Path("paper/assumptions.yaml")
 GPU = "A800"
+EVERY: tuple[Literal["none"] | int, ...] = ("none", 8, 4, 3, 2, 1)  # layers of the language model to propose
 
 
 class Value(Section):
@@ -120,6 +122,34 @@ def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, Do
     )
 
 
+def proposed_checkpointing(
+    experiment: Experiment, sizes: Mapping[int, Size], sets: dict[str, DocumentKind], fill: float, memory: float
+) -> str:
+    """The value of machine.gradient_checkpointing that costs the fewest FLOPs of those with which every stage fits.
+
+    memory: of a GPU, in bytes
+    """
+
+    def cost(chosen: bool | GradientCheckpointing) -> tuple[float, float]:
+        """FLOPs of all stages, and bytes on a GPU in the stage that needs most."""
+        machine = experiment.machine.model_copy(update={"gradient_checkpointing": chosen})
+        changed = experiment.model_copy(update={"machine": machine})
+        plans = [plan_stage(changed, name, sizes[experiment.queries(name)], sets, fill) for name in experiment.stages]
+        return sum(p.steps * sum(p.flops.values()) for p in plans), max(sum(p.memory.values()) for p in plans)
+
+    options = [GradientCheckpointing(language_model=n, unet=m) for n in EVERY for m in ("none", 1)]
+    fitting = [(*cost(option), option) for option in options]
+    fitting = [found for found in fitting if found[1] <= memory]
+    if not fitting:
+        return "nothing makes all stages fit; lower rows_at_a_time or pictures_at_a_time, or shard over more GPUs"
+    flops, need, best = min(fitting, key=lambda found: found[:2])
+    now, now_need = cost(experiment.machine.gradient_checkpointing)
+    if flops >= now and now_need <= memory:
+        return "as it is: nothing that fits costs fewer FLOPs"
+    saving = f", {1 - flops / now:.0%} fewer FLOPs than now" if flops < now else ""
+    return f"{{language_model: {best.language_model}, unet: {best.unet}}}, {need / 1e9:.1f} GB at most{saving}"
+
+
 def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumptions: Assumptions) -> dict[str, float]:
     """Bytes on disk by purpose; sets of unknown size count only with their pictures."""
     public = manifest.of_experiment(experiment) if experiment.sources else {}
@@ -177,6 +207,9 @@ def lines(
         text += [f"    {what:<38} {share:>9.0%}" for what, share in _shares(stage.flops)]
         text += [f"  GPU-hours              {of_stage:,.1f}, {of_stage / processes:,.1f} h on {processes} GPU(s)"]
     text += ["", f"all stages               {hours:,.1f} GPU-hours, {hours / processes:,.1f} h on {processes} GPU(s)"]
+    if stages:
+        proposal = proposed_checkpointing(experiment, sizes, sets, assumptions.fill.value, card.memory)
+        text += [f"gradient_checkpointing   proposed for {gpu}: {proposal}"]
     used = disk(experiment, size, stages, assumptions)
     text += ["", f"disk                     {sum(used.values()) / 1e12:.3f} TB"]
     text += [f"    {what:<38} {size_:>9.1f} GB" for what, size_ in _in(1e9, used)]
