@@ -54,6 +54,37 @@ def test_same_arguments_give_the_same_bytes(foundations, tmp_path):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
 
 
+def test_large_checkpoints_are_split_as_transformers_does_and_load_the_same(foundations, tmp_path, monkeypatch):
+    whole = save_changed(tmp_path / "whole", foundations, ["language_model", "dream_queries"])
+    monkeypatch.setattr(checkpoint, "LARGEST_FILE", 20_000)
+    folder = save_changed(tmp_path / "split", foundations, ["language_model", "dream_queries"])
+    index = json.loads((folder / "trained.safetensors.index.json").read_text())
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"trained-00001-of-{len(files):05d}.safetensors"
+    assert sorted(set(index["weight_map"].values())) == files
+    tensors = load_file(whole / "trained.safetensors")
+    assert index["weight_map"].keys() == tensors.keys()
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    wanted, found = (load_model(foundations, [one])[0].state_dict() for one in (whole, folder))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert checkpoint.has_query_parts(folder)
+
+    part = folder / index["weight_map"]["dream_queries"]
+    content = part.read_bytes()
+    part.write_bytes(content[:-4] + b"\0\0\0\0")
+    with pytest.raises(CheckpointProblem, match="is not the file that checkpoint.json describes"):
+        load_model(foundations, [folder])
+    part.unlink()
+    with pytest.raises(CheckpointProblem, match=f"{part.name}"):
+        load_model(foundations, [folder])
+    part.write_bytes(content)
+    load_model(foundations, [folder])
+    index["weight_map"]["dream_queries"] = "../whole/trained.safetensors"
+    (folder / "trained.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointProblem, match="is not the name of a file in the same folder"):
+        load_model(foundations, [folder])
+
+
 def test_a_new_checkpoint_replaces_the_old_one_whole(foundations, tmp_path):
     folder = save_changed(tmp_path / "c", foundations, ["language_model"])
     (folder / "leftover").touch()
@@ -66,7 +97,7 @@ def test_a_failed_save_leaves_the_old_one(foundations, tmp_path):
     folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
     before = (folder / "checkpoint.json").read_bytes()
     with pytest.raises(TypeError):
-        save_trained(folder, {}, {"not json": object()}, "")
+        save_trained(folder, {"dream_queries": torch.zeros(1)}, {"not json": object()}, "")
     assert (folder / "checkpoint.json").read_bytes() == before
     assert list(tmp_path.iterdir()) == [folder]
 

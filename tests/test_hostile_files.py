@@ -302,17 +302,20 @@ def test_a_release_with_nan_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{}", "[" * 100_000, '{"tensors": "../secret.safetensors", "identity": {}, "step": 1, "position": {}}',
-     '{"tensors": 3}', '{"tensors": "state-1.safetensors", "identity": 3, "step": 1, "position": {}}'],
+    ["[]", "{}", "[" * 100_000, '{"folder": "../secret", "identity": {"a": 1}, "step": 1, "position": %s}',
+     '{"folder": 3, "identity": {"a": 1}, "step": 1, "position": %s}',
+     '{"folder": "state-1", "identity": {"a": 1}, "step": 1, "position": 7}',
+     '{"folder": "state-1", "identity": {"a": 1}, "step": 1, "position": %s, "files": {}}',
+     '{"folder": "state-1", "identity": 3, "step": 1, "position": %s}'],
     ids=lambda text: text[:30],
 )  # fmt: skip
 def test_an_odd_state_of_a_training_starts_it_anew(tmp_path, content, capsys):
     work = tmp_path / "work"
-    work.mkdir()
-    for path in (tmp_path / "secret.safetensors", work / "state-1.safetensors"):
-        save_file({"/log": torch.zeros(1)}, path)
-    (work / resume.STATE).write_text(content)
-    assert resume.load(work, {"a": 1}) is None
+    for folder in (tmp_path / "secret", work / "state-1"):
+        folder.mkdir(parents=True)
+        save_file({"/log": torch.zeros(1, 1)}, folder / "part-00001.safetensors")
+    (work / resume.STATE).write_text(content.replace("%s", '{"drawn": {}, "pending": [], "skipped": 0}'))
+    assert resume.Checkpointer(work, {"a": 1}, {}, torch.optim.AdamW([torch.zeros(1)])).load() is None
     assert "cannot be read" in capsys.readouterr().out
 
 

@@ -346,15 +346,16 @@ def test_each_document_comes_once_an_epoch_while_the_number_of_processes_changes
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
 def test_a_killed_training_resumes_with_another_number_of_processes(world, alone, tmp_path, before, after):
-    save = resume.save
+    save = resume.Checkpointer.save
 
     def killed(rank: int) -> None:
-        def save_and_die(work, identity, state):
-            save(work, identity, state)
+        def save_and_die(self, state):
+            save(self, state)
             if state.step == 2:
+                self.wait()
                 os._exit(9)
 
-        resume.save = save_and_die
+        resume.Checkpointer.save = save_and_die
         test_train.run(world, tmp_path, experiment({"sharding": "full_shard"}), save_every=0)
 
     ranks.run(before, killed, tmp_path)

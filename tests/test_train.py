@@ -29,7 +29,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.machine import Machine
 from dreamllm.data import shards
 from dreamllm.data.mixture import Mixture, pair_mode
-from dreamllm.data.stream import Position, Stream, start_position
+from dreamllm.data.stream import Stream, start_position
 from dreamllm.seeds import seed_of
 from dreamllm.train import distributed, resume, trainer
 from dreamllm.train.checkpoint import load_model
@@ -279,35 +279,6 @@ def saved_step(work: Path) -> int:
     return json.loads(path.read_text())["step"] if path.exists() else 0
 
 
-def test_a_state_is_restored_exactly_and_only_for_its_own_training(tmp_path, capsys):
-    log = torch.tensor([[0.1, math.nan]], dtype=torch.float64)
-    state = resume.State(1, Position({"a": 3}, (("a", 2, 0),), 1), {"w": torch.ones(2), "w/step": torch.ones(())}, log)
-    assert resume.load(tmp_path, {"seed": 1}) is None
-    resume.save(tmp_path, {"seed": 1, "data": {"a": ["x"]}}, state)
-    found = resume.load(tmp_path, {"seed": 1, "data": {"a": ["x"]}})
-    assert found.step == 1 and found.position == state.position and set(found.tensors) == {"w", "w/step"}
-    assert torch.equal(found.log.nan_to_num(7), log.nan_to_num(7))
-    assert capsys.readouterr().out == ""
-    assert resume.load(tmp_path, {"seed": 2, "data": {"a": ["x"]}}) is None
-    assert "different seed; starting from step 0" in capsys.readouterr().out
-    (tmp_path / "state-1.safetensors").write_bytes(b"cut")
-    assert resume.load(tmp_path, {"seed": 1, "data": {"a": ["x"]}}) is None
-    assert "cannot be read" in capsys.readouterr().out
-    resume.save(tmp_path, {"seed": 1}, state)
-    resume.clear(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_save_cut_short_leaves_the_state_before(tmp_path):
-    state = resume.State(1, Position({"a": 3}), {"w": torch.ones(2)}, torch.zeros(1, 1))
-    resume.save(tmp_path, {}, state)
-    (tmp_path / "state-2.safetensors").write_bytes(b"written, but state.json does not know it yet")
-    (tmp_path / ".state.json.123").write_text("{")
-    assert resume.load(tmp_path, {}).step == 1
-    resume.save(tmp_path, {}, state)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["state-1.safetensors", "state.json"]
-
-
 def test_two_trainers_never_share_a_work_folder(world, tmp_path):
     with resume.locked(tmp_path / "work"), pytest.raises(resume.FolderInUse, match="another training"):
         run(world, tmp_path, experiment())
@@ -384,12 +355,12 @@ def test_a_stage_without_pictures_or_without_language_targets_trains(world, tmp_
 
 def test_a_training_in_another_precision_starts_anew_and_says_so(world, tmp_path, monkeypatch, capsys):
     def save_and_stop(*arguments):
-        saved(*arguments)
+        save(*arguments)
         raise KeyboardInterrupt
 
-    saved = resume.save
+    save = resume.Checkpointer.save
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(resume, "save", save_and_stop)
+        patched.setattr(resume.Checkpointer, "save", save_and_stop)
         run(world, tmp_path, experiment("bf16"), save_every=0)
     assert saved_step(tmp_path / "work") == 1
     out = run(world, tmp_path, experiment("fp32"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os.path
 from pathlib import Path
+
+from dreamllm.safe_join import shards_of
 
 NOT_CONTENT = ".snakemake_timestamp"  # Snakemake leaves such a file in folders that it made; also in .dvcignore
 
@@ -17,7 +20,9 @@ def sha256_of_file(path: str | Path) -> str:
 def digest(path: str | Path) -> str:
     """SHA-256, in hex, of a file; or of a folder: of the names and SHA-256 of its `content_files`.
 
-    Raises FileNotFoundError when the path does not exist.
+    Weights that are split have the path that they would have in one file (model.safetensors): the digest is that of the
+    names and SHA-256 of their index and the files that it names.
+    Raises FileNotFoundError when the path does not exist, and NameProblem for a malformed index.
     """
     files = _listing(path, "sha256")
     if isinstance(files, str):
@@ -44,10 +49,13 @@ def content_files(folder: str | Path) -> list[Path]:
 
 
 def _listing(path: str | Path, algorithm: str) -> str | list[tuple[str, str]]:
-    """The digest of a file, or (name, digest) of each file of a folder."""
+    """The digest of a file, or (name, digest) of each file of a folder or of split weights."""
     path = Path(path)
     if path.is_file():
         return _of_file(path, algorithm)
+    index = path.with_name(f"{path.name}.index.json")
+    if os.path.isfile(index):  # noqa: PTH113, which would raise for a long name
+        return [(name, _of_file(path.with_name(name), algorithm)) for name in (index.name, *shards_of(index))]
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
     return [(file.relative_to(path).as_posix(), _of_file(file, algorithm)) for file in content_files(path)]

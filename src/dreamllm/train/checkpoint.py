@@ -1,6 +1,7 @@
 """Checkpoints of a stage: its trained parameters, and a record of everything they were made from.
 
-    FOLDER/trained.safetensors   the trained parameters only, in fp32, named as in the model's state dict; see lora.py
+    FOLDER/trained.safetensors   the trained parameters only, in fp32, named as in the model's state dict; see lora.py.
+                                 More than 5 GB are split into several files with an index (tensor_files.py)
     FOLDER/checkpoint.json       stage, configuration, digests of the tensors and of all inputs, versions, final losses
     FOLDER/losses.csv            one line per step
 
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 
 from dreamllm.atomic import new_folder
 from dreamllm.config.stages import QUERY_PARTS
@@ -28,11 +29,15 @@ from dreamllm.model.build import build_from_foundations
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
 from dreamllm.model.weights import not_finite
+from dreamllm.safe_join import NameProblem
 from dreamllm.train import ancestors, lora
 from dreamllm.train.ancestors import OBJECTS, CheckpointProblem
+from dreamllm.train.tensor_files import TensorFiles, index_of
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
 FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
+FILES = "trained{suffix}.safetensors"  # where the tensors are split
+LARGEST_FILE = 5 * 10**9  # bytes of tensors; more are split
 LARGEST_METADATA = 50_000_000  # bytes; one of many thousand shards takes a hundredth of it
 MOST_QUERIES = 100_000  # the paper has 64; more than this is no model, but an attack on the memory
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
@@ -56,7 +61,7 @@ def save_trained(
     """
     with new_folder(folder) as temporary:
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in parameters.items()}
-        save_file(tensors, temporary / TENSORS, {"format": "pt"})
+        save_torch_state_dict(tensors, temporary, filename_pattern=FILES, max_shard_size=LARGEST_FILE)
         about = {**metadata, "tensors": digest(temporary / TENSORS)}
         (temporary / METADATA).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (temporary / LOSSES).write_text(losses, encoding="utf-8")
@@ -221,7 +226,7 @@ def _parts(folder: str | Path) -> tuple[frozenset[str], frozenset[str]]:
 def _is_of(metadata: Path, tensors: str) -> bool:
     """Whether a checkpoint.json is of the checkpoint with this digest."""
     try:
-        return read_metadata(metadata.parent).get("tensors") == tensors and (metadata.parent / TENSORS).is_file()
+        return read_metadata(metadata.parent).get("tensors") == tensors and _is_there(metadata.parent / TENSORS)
     except CheckpointProblem:
         return False
 
@@ -278,12 +283,19 @@ def _finite(file: Any, name: str, folder: str | Path) -> torch.Tensor:
     return tensor
 
 
-def _tensors(folder: str | Path) -> Any:
-    """The tensor file of a checkpoint, opened. Raises CheckpointProblem when it is missing or damaged."""
+def _tensors(folder: str | Path) -> TensorFiles:
+    """The tensors of a checkpoint, opened. Raises CheckpointProblem when a file of them is missing or damaged."""
     path = Path(folder) / TENSORS
-    if not path.is_file():
+    if not _is_there(path):
         raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {TENSORS}")
     try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
+        return TensorFiles(path)
+    except (SafetensorError, NameProblem) as error:
         raise CheckpointProblem(f"{path}: is no whole safetensors file ({error})") from None
+    except FileNotFoundError as error:
+        raise CheckpointProblem(f"{path}: one of the files that its index names is missing ({error})") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there are tensors, in one file or in several."""
+    return path.is_file() or index_of(path).is_file()

@@ -21,7 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
@@ -206,6 +206,29 @@ def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> tor
     return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
 
 
+def is_first() -> bool:
+    """Whether this is the first process, which alone writes the checkpoint and the log."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def own_share(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What this process saves of tensors that all processes name in the same order: its shards of sharded tensors, and
+    about as many bytes as the others of those that all processes hold whole."""
+    if not distributed.is_initialized():
+        return dict(tensors)
+    share: dict[str, torch.Tensor] = {}
+    sizes = [0] * distributed.get_world_size()
+    for name, tensor in tensors.items():
+        owner = sizes.index(min(sizes))
+        if isinstance(tensor, DTensor):
+            owner = distributed.get_rank()
+        else:
+            sizes[owner] += tensor.nbytes
+        if owner == distributed.get_rank():
+            share[name] = tensor
+    return share
+
+
 # ---- collective operations: every process must call them, in the same order ------------------------------------------
 
 
@@ -224,24 +247,14 @@ def gather_full_tensors(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> d
     return gathered
 
 
-def broadcast_like(tensor: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """Send the first process's tensor to all; returned on the device of `like`, and sharded as `like` is.
-
-    tensor: that of the first process; ignored in the others, which may pass None.  like: gives shape and dtype there
-    """
-    if tensor is None:
-        tensor = torch.empty(like.shape, dtype=like.dtype)
-    tensor = tensor.to(like.device)
-    if isinstance(like, DTensor):
-        return distribute_tensor(tensor, like.device_mesh, like.placements)
-    if distributed.is_initialized():
-        distributed.broadcast(tensor, 0)
-    return tensor
-
-
 def broadcast_object(value: Any) -> Any:
     """The first process's value, in all processes."""
     return broadcast_object_list([value])[0] if distributed.is_initialized() else value
+
+
+def new_gloo_group() -> distributed.ProcessGroup | None:
+    """A process group of all processes for collective calls from another thread; None where there is one process."""
+    return distributed.new_group(backend="gloo", timeout=TIMEOUT) if distributed.is_initialized() else None
 
 
 def make_all_gather_dict() -> Callable[[dict], dict]:
@@ -249,9 +262,9 @@ def make_all_gather_dict() -> Callable[[dict], dict]:
 
     It has a process group of its own, so that the thread that prepares batches can call it during the training step.
     """
-    if not distributed.is_initialized():
+    group = new_gloo_group()
+    if group is None:
         return lambda local: local
-    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     def all_gather_dict(local: dict) -> dict:
         dicts: list[dict] = [{}] * distributed.get_world_size()

@@ -13,12 +13,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from dreamllm.atomic import new_folder
 from dreamllm.train import lora
 from dreamllm.train.ancestors import CheckpointProblem
 from dreamllm.train.checkpoint import TENSORS, read_contents
+from dreamllm.train.tensor_files import TensorFiles
 
 PREFIX = "base_model.model."
 
@@ -28,7 +29,8 @@ def export_adapter(checkpoint: str | Path, out: str | Path) -> None:
     from peft import LoraConfig  # slow to import, and only needed here
 
     read_contents(checkpoint)  # checks the digest
-    tensors = load_file(Path(checkpoint) / TENSORS)
+    with TensorFiles(Path(checkpoint) / TENSORS) as files:
+        tensors = {name: files.get_tensor(name) for name in files.keys()}  # noqa: SIM118, it is no mapping
     modules = [name.removesuffix(lora.A) for name in tensors if name.endswith(lora.A)]
     if not modules:
         raise CheckpointProblem(f"{checkpoint}: has no low-rank adapters; export it without --adapter")

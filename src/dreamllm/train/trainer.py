@@ -44,7 +44,7 @@ from dreamllm.train.log import METRIC_COLUMNS, StepMetrics, count_rows, flush, l
 from dreamllm.train.schedule import learning_rate
 
 FLUSH_EVERY = 10  # steps between fetches of the losses from a GPU, each of which waits for it; on a CPU every step
-MAX_SAVING_FRACTION = 0.05  # of the training time for saving the state, which takes minutes for a large model
+MAX_SAVING_FRACTION = 0.05  # of the training time may be lost to copying the state to CPU memory before it is saved
 
 
 def train(
@@ -113,8 +113,8 @@ def train(
         groups = parameter_groups(model, parameters, stage.weight_decay)
         optimizer = adamw.build(groups, stage, experiment.machine)
 
-        state = resume.broadcast_state(resume.load(work, identity) if is_first else None, parameters, optimizer)
-        if state:
+        checkpointer = resume.Checkpointer(work, identity, parameters, optimizer)
+        if state := checkpointer.load():
             accelerator.print(f"resuming after step {state.step} of {stage.steps}")
             first_step, position, log = state.step, state.position, state.log.tolist()
         else:
@@ -151,6 +151,7 @@ def train(
         # ---- the training loop --------------------------------------------------------------------------------------
         distributed.start_tracker(accelerator, experiment, name, work, first_step)
         with (
+            closing(checkpointer),
             closing(prefetch(islice(stream, stage.steps - first_step))) as batches,
             Progress(name, stage.steps, first=first_step, disable=not is_first) as progress,
         ):
@@ -206,15 +207,14 @@ def train(
 
                 # Save the resume state.
                 pause = max(save_every, save_seconds / MAX_SAVING_FRACTION) if save_every else 0.0
-                is_due = time.monotonic() - last_save > pause
+                is_due = not save_every or (not checkpointer.is_saving() and time.monotonic() - last_save > pause)
                 if not is_last_step and distributed.broadcast_object(is_due):
                     begin = time.monotonic()
-                    tensors = resume.gather_tensors(parameters, optimizer, keep=is_first)
-                    if is_first:
-                        rows = torch.tensor(log, dtype=torch.float64)
-                        resume.save(work, identity, resume.State(step + 1, batch.position, tensors, rows))
+                    rows = torch.tensor(log, dtype=torch.float64)
+                    checkpointer.save(resume.State(step + 1, batch.position, rows))
                     last_save = time.monotonic()
-                    save_seconds = last_save - begin
+                    save_seconds = last_save - begin  # for the copy; it is written beside the next steps
+            checkpointer.wait()
 
         # ---- the checkpoint -----------------------------------------------------------------------------------------
         trained = distributed.gather_full_tensors(parameters, keep=is_first)
@@ -224,7 +224,7 @@ def train(
             origin = provenance.commit() | {"machine": provenance.machine()}
             metadata = {**identity, **origin, "totals": totals(log, batch)}
             checkpoint.save_trained(out, trained, metadata, losses_csv(log))
-            resume.clear(work)
+            checkpointer.clear()
         accelerator.wait_for_everyone()  # so that no process exits successfully before the checkpoint is written
         # DDP must not hold the last reference to the process group: its destructor joins the group's threads without
         # releasing the GIL, which they may be waiting for.

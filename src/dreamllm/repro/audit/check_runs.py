@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from dreamllm import provenance
 from dreamllm.config.evaluation import WITHOUT_EFFECT
@@ -18,7 +18,9 @@ from dreamllm.evaluate.predict import NOT_IN_PROTOCOL
 from dreamllm.repro.audit import lineage, origins
 from dreamllm.repro.audit.audited_run import AuditedRun
 from dreamllm.repro.audit.findings import CheckResult, Fault, not_applicable, pass_or_fail
+from dreamllm.safe_join import NameProblem
 from dreamllm.seeds import seed_of
+from dreamllm.train.tensor_files import TensorFiles
 
 TRAINED_BY = {"sd_finetuned": "dreamllm.train.finetune_sd"}  # all other stages by dreamllm.train.trainer
 
@@ -273,12 +275,12 @@ def _check_shapes(audited: AuditedRun, stage: str, about: Mapping[str, Any]) -> 
     file = f"{audited.run.paths.checkpoint(stage)}/trained.safetensors"
     fix = f"restore the recorded file (dvc checkout), or train again: {audited.command}"
     try:
-        with safe_open(audited.root / file, "numpy") as tensors:
+        with TensorFiles(audited.root / file, "numpy") as tensors:
             shapes = {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError:
         yield Fault("is missing", file, fix)
         return
-    except SafetensorError as error:
+    except (SafetensorError, NameProblem) as error:
         yield Fault(f"is not a complete safetensors file ({error})", file, fix)
         return
     parts = {name.partition(".")[0] for name in shapes}

@@ -28,6 +28,7 @@ from dreamllm.config.reading import load
 from dreamllm.digests import digest
 from dreamllm.paths import TABLES, Paths
 from dreamllm.repro.audit.untrusted import as_object, is_inside, read_checkpoint_json, read_json_or_none
+from dreamllm.safe_join import NameProblem
 from dreamllm.timings import TimingProblem, Usage, read_usage
 
 Kind = Literal[
@@ -105,10 +106,12 @@ class Run:
         return next(iter(runs.values()))
 
     def digest(self, path: str) -> str:
-        """sha256 of a file or a folder, as `dreamllm.digests.digest`; "" if it does not exist."""
+        """sha256 of a file or a folder, as `dreamllm.digests.digest`; "" if it does not exist or is no whole one."""
         if path not in self._digests:
-            exists = path and (self.root / path).exists()
-            self._digests[path] = digest(self.root / path) if exists else ""
+            try:
+                self._digests[path] = digest(self.root / path) if path else ""
+            except (FileNotFoundError, NameProblem):
+                self._digests[path] = ""
         return self._digests[path]
 
     def git(self, *arguments: str) -> str | None:
