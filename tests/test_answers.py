@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import numpy as np
 import pytest
@@ -175,7 +176,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[d
         evaluation = {"prompts": variant, "text": {"batch_size": 2}}
         experiment = Experiment.model_validate({"name": "x", "foundations": foundations, "evaluation": evaluation})
         module, out = tasks.module(use.task), tmp_path / "out.jsonl"
-        one = PredictionJob(experiment, use, module.TASK, "sft", tmp_path, [], tmp_path, "test", out)
+        one = PredictionJob(
+            experiment, use, module.TASK, "sft", tmp_path, [], tmp_path, "test", out, Path(mkdtemp(dir=tmp_path))
+        )
         module.predict(one, items, {"model": "sft", "benchmark": use.task, "split": "test"})
         return list(predictions.read(out).records.values())
 

@@ -168,13 +168,13 @@ def test_jobs_get_of_the_machine_what_they_need_and_what_is_timed_runs_alone(che
     many = repository.run(checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'many.yaml'}", target).stdout
     assert "bash workflow/launch.sh 2 8 --job logs/smoke/train_align_creation.log train" in many
     assert "nodes=2" in many and "mpi=srun" in many
-    (tmp_path / "shared.yaml").write_text(text + "\nmachine: {gpus: 1, jobs_per_gpu: 8}\n")
+    (tmp_path / "shared.yaml").write_text(text + "\nmachine: {gpus: 2, jobs_per_gpu: 8, gpus_per_prediction: 2}\n")
     timed = [f"results/predictions/smoke/sft/{name}.jsonl" for name in ("latency", "captions")]
     shared = repository.run(
         checkout, "snakemake", "-n", "-p", f"--configfile={tmp_path / 'shared.yaml'}", *timed
     ).stdout
-    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 --job logs/smoke/train_sft.log train" in shared
-    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 1 --job logs/smoke/predict_sft_captions.log predict" in shared
+    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 2 --job logs/smoke/train_sft.log train" in shared
+    assert "JOBS_PER_GPU=8 bash workflow/launch.sh 1 2 --job logs/smoke/predict_sft_captions.log predict" in shared
     assert "JOBS_PER_GPU=1 bash workflow/launch.sh 1 1 --job logs/smoke/predict_sft_latency.log predict" in shared
     small = ("--cores", "3", "--configfile=config/smoke.yaml")
     alone = repository.run(checkout, "snakemake", "-n", "-p", *small, *timed).stdout

@@ -16,7 +16,7 @@ from dreamllm import cli
 from dreamllm.config.machine import Machine
 from dreamllm.config.reading import ConfigProblem, load
 from dreamllm.config.stages import Lora, Stage
-from dreamllm.repro.plan import arithmetic, report
+from dreamllm.repro.plan import arithmetic, evaluation, report
 from dreamllm.repro.plan.architecture import PlanProblem, build, configurations, measure, parameters_by_part
 from dreamllm.repro.plan.arithmetic import DocumentKind, Load, Size
 
@@ -332,6 +332,26 @@ def test_the_plan_of_the_paper(monkeypatch, capsys):
     whole = float(re.search(r"all stages +([\d,.]+) GPU-hours", text)[1].replace(",", ""))
     assert sum(hours) == pytest.approx(whole, rel=1e-3)
     assert "a document of mmc4_core: 380 tokens of text, 3 picture(s)" in text
+    assert "images to generate" in text and "assumed: a A800 reaches" in text
+
+
+def test_the_images_of_an_evaluation_by_hand(monkeypatch):
+    monkeypatch.chdir(repository.ROOT)
+    paper = load("config/paper.yaml")
+    assert evaluation.seconds_per_picture(paper, 1e12, 300e12, 0.5) == pytest.approx(150 * 2 * 1e12 / 150e12)
+    found = {(one.model, one.benchmark): one for one in evaluation.generations(paper)}
+    coco = found["sft", "coco_fid"]
+    assert (coco.prompts, coco.samples, coco.pictures) == (30_000, 8, 240_000)
+    assert found["sd", "in_context"].samples == 1, "FID is of benchmarks with real images alone"
+    assert found["sft", "stories"].prompts is None and ("sft", "captions") not in found
+    text = evaluation.lines(paper, 3.6, "measured, as given")
+    assert text[0] == "evaluation: images to generate, 3.6 s each (measured, as given)"
+    assert "  sft coco_fid                                 240.0 GPU-hours, 30,000 prompts x 8 samples" in text
+    assert "  sft stories                              number of images not known" in text
+    total = sum(one.pictures for one in found.values())
+    assert text[-1].startswith(f"  {total:,} images, {total / 1000:,.1f} GPU-hours, ")
+    few = paper.model_copy(update={"evaluation": paper.evaluation.model_copy(update={"limit": 10, "pictures": None})})
+    assert {(one.prompts, one.samples) for one in evaluation.generations(few) if one.prompts} == {(10, 1)}
 
 
 def test_the_small_configuration_fits_a_gpu_of_24_gb(monkeypatch, capsys):
@@ -367,6 +387,8 @@ def test_wrong_flags_and_assumptions_are_told(monkeypatch, tmp_path):
         cli.main(["plan", "--config", "config/paper.yaml", "--gpu", "B9"])
     with pytest.raises(SystemExit, match="--utilisation 40.0: should be above 0"):
         cli.main(["plan", "--config", "config/paper.yaml", "--utilisation", "40"])
+    with pytest.raises(SystemExit, match=r"--seconds-per-picture 0.0: should be above 0"):
+        cli.main(["plan", "--config", "config/paper.yaml", "--seconds-per-picture", "0"])
     text = ASSUMPTIONS.read_text()
     (tmp_path / "wrong.yaml").write_text(text.replace("fill: {value: 0.95", "fill: {value: full"))
     with pytest.raises(ConfigProblem, match="fill.value: .* 'full'"):

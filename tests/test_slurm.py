@@ -10,7 +10,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,13 +48,16 @@ def checkout(cluster, tmp_path_factory) -> Path:
     return folder
 
 
-def snakemake(folder: Path, cluster: dict[str, str], machine: str, *arguments: str, **environment: str) -> str:
-    """Run Snakemake with the Slurm profile on a section `machine`; returns what it said."""
+def snakemake(
+    folder: Path, cluster: dict[str, str], machine: str, *arguments: str, steps: int = 2, **environment: str
+) -> str:
+    """Run Snakemake with the Slurm profile on a section `machine`; returns what it said. steps: of align_creation"""
     content = yaml.safe_load((folder / "config/smoke.yaml").read_text(encoding="utf-8"))
     for evaluation in content["evaluations"]:
         evaluation["benchmarks"] = [name for name in evaluation["benchmarks"] if name in BENCHMARKS]
     content["evaluations"] = [evaluation for evaluation in content["evaluations"] if evaluation["benchmarks"]]
     content["machine"] = yaml.safe_load(machine)
+    content["stages"]["align_creation"]["steps"] = steps
     (folder / "config/slurm.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     path = os.pathsep.join([str(Path(sys.executable).parent), cluster["PATH"]])
     variables = {**cluster, "PATH": path, "PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", **environment}
@@ -117,3 +122,22 @@ def test_a_training_runs_on_two_gpus_and_on_two_nodes_to_the_same_losses(checkou
         assert job["Partition"] == partition
         for found, wanted in zip(test_train.losses(checkout / CHECKPOINT), alone, strict=True):
             assert found == pytest.approx(wanted, rel=1e-4, nan_ok=True)
+
+
+def test_sigterm_stops_a_training_and_snakemake_submits_it_again(checkout, cluster):
+    """What a preemption or the end of the time limit sends, to all processes of the job's step. Bit-equal resuming is
+    in test_preemption.py."""
+    log = checkout / "logs/smoke/train_align_creation.log"
+    log.unlink()
+    with ThreadPoolExecutor(1) as thread:
+        machine = "{gpus: 1, memory_mb: 1000}"
+        run = thread.submit(snakemake, checkout, cluster, machine, "--retries", "1", "--", CHECKPOINT, steps=300)
+        while not (log.exists() and "step 1 of 300" in log.read_text()):
+            assert not run.done(), run.result()
+            time.sleep(0.05)
+        (job,) = (job["JobId"] for job in all_jobs(cluster) if job["JobState"] == "RUNNING")
+        subprocess.run(["scancel", "--signal=TERM", job], check=True, env=cluster)
+        said = run.result()
+    assert said.count("Trying to restart job") == 1
+    assert re.search(r"resuming after step \d+ of 300", log.read_text())
+    assert [row["step"] for row in test_train.losses(checkout / CHECKPOINT)] == list(range(1, 301))

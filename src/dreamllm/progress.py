@@ -54,9 +54,9 @@ class Progress:
             self.last_line = now
 
 
-def counted(title: str, total: int, unit: str) -> Iterator[int]:
+def counted(title: str, total: int, unit: str, *, disable: bool = False) -> Iterator[int]:
     """The numbers from 0 to total - 1, with their progress on stderr."""
-    with Progress(title, total, unit=unit) as progress:
+    with Progress(title, total, unit=unit, disable=disable) as progress:
         for number in range(total):
             yield number
             progress.update(number + 1)

@@ -91,31 +91,21 @@ def configfile(wildcards, output):
 
 
 def launch(wildcards, output):
-    """The command that starts the processes of a training, from `machine`."""
+    """The command that starts the processes of a training, from `machine`. It replaces its shell (`exec`), which SIGTERM
+    to all processes of a Slurm job would end at once; Slurm would then kill the training while it saves its state."""
     if MACHINE.gpus * MACHINE.nodes == 0:
-        return "python -m dreamllm"
-    return f"JOBS_PER_GPU={MACHINE.jobs_per_gpu} bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
-
-
-def is_timed(wildcards):
-    """Whether a prediction measures time, so that no other job may run beside it."""
-    return "benchmark" in wildcards.keys() and task_of(wildcards.benchmark).timed
+        return "exec python -m dreamllm"
+    return f"exec env JOBS_PER_GPU={MACHINE.jobs_per_gpu} bash workflow/launch.sh {MACHINE.nodes} {MACHINE.gpus}"
 
 
 def launch_one(wildcards, output):
-    """The command that starts a job on at most one GPU, from `machine`; a timed job shares its GPU with no other."""
+    """The command that starts any other job; a timed one shares its GPU with no other job."""
     timed = is_timed(wildcards)
-    if MACHINE.gpus:
-        return f"JOBS_PER_GPU={1 if timed else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 1"
+    if number := gpus(wildcards):
+        return f"exec env JOBS_PER_GPU={1 if timed else MACHINE.jobs_per_gpu} bash workflow/launch.sh 1 {number}"
     if timed:  # it reserves all cores but computes with `machine.threads` of them; torch reads both variables
-        return f"OMP_NUM_THREADS={MACHINE.threads} MKL_NUM_THREADS={MACHINE.threads} python -m dreamllm"
-    return "python -m dreamllm"
-
-
-def cores(wildcards):
-    """Cores that a prediction reserves: all of them for a timed job without a GPU, so that nothing runs beside it."""
-    alone = is_timed(wildcards) and not MACHINE.gpus
-    return max(MACHINE.threads, workflow.resource_settings.cores or 0) if alone else MACHINE.threads
+        return f"exec env OMP_NUM_THREADS={MACHINE.threads} MKL_NUM_THREADS={MACHINE.threads} python -m dreamllm"
+    return "exec python -m dreamllm"
 
 
 # Resources of the three kinds of jobs. Each rule names one of them; a rule without `threads` uses one core.

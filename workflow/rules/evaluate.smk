@@ -15,7 +15,9 @@ rule predict_text:
         "logs/{run}/predict_{model}_{benchmark}.log",
     threads: cores
     resources:
-        **GPU_JOB,
+        **CPU_JOB,
+        gpu=gpus,
+        nodes=1,
     params:
         launch=launch_one,
         experiment=configfile,
@@ -25,7 +27,7 @@ rule predict_text:
         examples=lambda wildcards, input: ["--shots", *input.examples] if input.examples else [],
         split=EXPERIMENT.evaluation.split,
         sample=lambda wildcards: ["--sample", wildcards.sample] if "sample" in wildcards.keys() else [],
-        work="scratch/{run}/pictures",
+        work="scratch/{run}/predictions",
         code=prediction_code,
         config=evaluation_settings,
     shell:

@@ -1,4 +1,5 @@
-# What is evaluated: models and benchmarks, their files, and the digests of the settings that they depend on.
+# What is evaluated: models and benchmarks, their files, what their jobs may use, and the digests of the settings that
+# they depend on.
 import functools
 
 from dreamllm.config.evaluation import WITHOUT_EFFECT
@@ -7,6 +8,23 @@ from dreamllm.config.evaluation import WITHOUT_EFFECT
 def task_of(benchmark):
     """The facts about a benchmark, from its module in src/dreamllm/evaluate/tasks."""
     return tasks.about(EXPERIMENT.benchmark(benchmark).task)
+
+
+def is_timed(wildcards):
+    """Whether a prediction measures time, so that no other job may run beside it."""
+    return "benchmark" in wildcards.keys() and task_of(wildcards.benchmark).timed
+
+
+def gpus(wildcards):
+    """GPUs of a job other than a DreamLLM training: one, or as many as a prediction's items are divided among."""
+    divided = "benchmark" in wildcards.keys() and task_of(wildcards.benchmark).parallel
+    return MACHINE.gpus_per_prediction if MACHINE.gpus and divided else min(1, MACHINE.gpus)
+
+
+def cores(wildcards):
+    """Cores that a prediction reserves: all of them for a timed job without a GPU, so that nothing runs beside it."""
+    alone = is_timed(wildcards) and not MACHINE.gpus
+    return max(MACHINE.threads, workflow.resource_settings.cores or 0) if alone else MACHINE.threads
 
 
 def predictions(model, benchmark, run="{run}"):

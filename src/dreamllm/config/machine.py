@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Literal
 
+from pydantic import model_validator
+
 from dreamllm.config.base import Count, Number, Section
 
 
@@ -21,7 +23,11 @@ class Machine(Section):
     """Resources of one job. Results do not depend on them: a change reruns nothing."""
 
     gpus: Number = 0
-    """GPUs per node of a training job; a sampling job gets one of them. 0 = CPU."""
+    """GPUs per node of a training job; a sampling job gets `gpus_per_prediction` of them. 0 = CPU."""
+    gpus_per_prediction: Count = 1
+    """GPUs of a job that predicts a benchmark, at most `gpus`: its items are divided among them, a process on each. Use
+    more than one where a benchmark takes longer than you want to wait (docs/cluster.md); not for latency, attention
+    and harness, which take one."""
     nodes: Count = 1
     """Nodes of a training job; more than one need Slurm."""
     jobs_per_gpu: Count = 1
@@ -48,8 +54,8 @@ class Machine(Section):
     has to be installed; not with `sharding`. It rounds what a training keeps from step to step: checkpoint.json names
     it, and a training does not continue from the state of the other."""
     compile: bool = False
-    """Compile the language model's layers and the blocks of UNet and VAE with torch.compile in training: faster on a
-    GPU, after some minutes of compiling; not for a CPU."""
+    """Compile the language model's layers and the blocks of UNet and VAE with torch.compile in training, and the UNet's
+    blocks in predictions: faster on a GPU, after some minutes of compiling; not for a CPU."""
     tracker: Literal["tensorboard", "trackio", "wandb"] = "tensorboard"
     """Where a training writes its losses of every step, through accelerate: TensorBoard's files in its work folder, or
     the project `dreamllm` of trackio or Weights & Biases, which have to be installed (docs/training.md)."""
@@ -61,6 +67,12 @@ class Machine(Section):
     """Time limit per job in minutes, requested from a cluster scheduler."""
     distributor: Literal["multiprocessing", "pyspark", "ray"] = "multiprocessing"
     """How img2dataset distributes its downloads: over the cores of one machine, or over a Spark or Ray cluster."""
+
+    @model_validator(mode="after")
+    def _have_the_gpus(self) -> Machine:
+        if self.gpus_per_prediction > max(1, self.gpus):
+            raise ValueError(f"gpus_per_prediction is {self.gpus_per_prediction}, more than the {self.gpus} of `gpus`")
+        return self
 
 
 def checkpointed(machine: Machine, *, trains_unet: bool) -> tuple[int | None, int | None]:

@@ -191,15 +191,13 @@ def prefetch(stream: Iterable[StepBatch], ahead: int = 2) -> Generator[StepBatch
 
     A position counts once its batch is consumed: batches that were prepared but not used are prepared again after a
     restart. With several processes, end the stream where the training ends (`islice`): preparing a batch waits for the
-    other processes. A thread is enough, because decoding and resizing pictures and most of the training step release
+    other processes. So closing it early waits for the batches that were begun, which are the same ones in all of them,
+    and cancels none. A thread is enough, because decoding and resizing pictures and most of the training step release
     Python's global interpreter lock.
     """
     source = iter(stream)
     with ThreadPoolExecutor(1, "batches") as thread:
         futures = deque(thread.submit(next, source) for _ in range(ahead))
-        try:
-            while True:
-                yield futures.popleft().result()
-                futures.append(thread.submit(next, source))
-        finally:
-            thread.shutdown(cancel_futures=True)
+        while True:
+            yield futures.popleft().result()
+            futures.append(thread.submit(next, source))

@@ -10,7 +10,7 @@ from dreamllm.data.document import Document
 from dreamllm.evaluate import prompts
 from dreamllm.evaluate.few_shot import Examples, most_common_answer
 from dreamllm.evaluate.files import BenchmarkProblem
-from dreamllm.evaluate.job import PredictionJob, batches, record
+from dreamllm.evaluate.job import PredictionJob, record
 from dreamllm.seeds import seed_of
 
 if TYPE_CHECKING:
@@ -45,12 +45,14 @@ def answer(
     question_of: Callable[[Any, bool], str] = lambda item, with_options: getattr(item, "question", ""),
     says_unknown: Callable[[str], bool] = lambda reply: False,
     if_unknown: str = "",
+    name: str = "answers",
 ) -> list[dict[str, Any]]:
     """Write an answer to each item; returns the records of the prediction file.
 
     Where the wording asks first whether a question can be answered, `first` is the reply. If it `says_unknown`, the
     answer is `if_unknown` without being asked again, or the question is asked with its options where that is empty.
     question_of: an item's question, with its options if it has any and they are to be seen
+    name: of the answers, where a job answers its items several times
     """
     from dreamllm.model import generate
 
@@ -61,9 +63,9 @@ def answer(
         most, beams = settings.text.max_new_tokens, settings.text.num_beams
         return generate.write(model, processor, documents, max_new_tokens=most, num_beams=beams) if documents else []
 
-    records = []
-    for batch in batches(items, settings.text.batch_size, job.use.task):
-        pictures = [shown.read(name) if (name := chosen[item.picture]) else None for item in batch]
+    def answer_batch(batch: Sequence[Any]) -> list[dict[str, Any]]:
+        records = []
+        pictures = [shown.read(file) if (file := chosen[item.picture]) else None for item in batch]
         firsts: list[str | None] = [None] * len(batch)
         if wording.first:
             asked = [
@@ -90,4 +92,6 @@ def answer(
             one |= {} if first is None else {"first": first}
             one |= {} if examples is None else {"shots": [example.id for example in examples.by_question[document.id]]}
             records.append(one | {"output": if_unknown if done else next(outputs)})
-    return records
+        return records
+
+    return job.in_batches(name, items, settings.text.batch_size, answer_batch)

@@ -5,7 +5,7 @@ Both use the same scheduler, steps, guidance and initial noise for an item, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dreamllm.config.evaluation import Drawing as DrawingSettings
-from dreamllm.config.evaluation import TextSampling
 from dreamllm.data.document import Document, Part, Picture, Text
 from dreamllm.data.layout import LayoutProblem
 from dreamllm.evaluate import prompts, selection
 from dreamllm.evaluate.job import PredictionJob, batches
+from dreamllm.evaluate.parallel import ALONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +51,17 @@ def plan(items: Sequence[Any], seed: int, sample: int, texts: Sequence[str] | No
     ]
 
 
+def missing(
+    requests: Sequence[DrawRequest], drawn: Container[str], size: int, processes: Processes
+) -> list[DrawRequest]:
+    """The requests of this process's batches (of `size`) of which an image is missing; drawn: the names of the others.
+
+    Whole batches, so that what was interrupted is computed as if it had not been.
+    """
+    batches = processes.share(requests, size)
+    return [one for _, batch in batches if not all(one.name in drawn for one in batch) for one in batch]
+
+
 # ---- DreamLLM ------------------------------------------------------------------------------------------------------
 
 
@@ -78,11 +89,13 @@ def illustrate(
     requests: Sequence[DrawRequest],
     settings: DrawingSettings,
     drawn: Mapping[str, Image.Image],
+    processes: Processes = ALONE,
 ) -> Iterator[tuple[DrawRequest, Image.Image]]:
     """Generate the images of whole documents, each from all text before it and the model's own images before it.
 
-    Generates the first image of every document, then the second, and so on. drawn: images that exist already, by name;
-    these are not generated again, and the caller must add each image that is yielded.
+    Generates the first image of every document, then the second, and so on, the images of each position divided among
+    the processes. drawn: images that exist already, by name, of all processes; their batches are not generated again,
+    and the caller must add each image that is yielded.
     A document longer than the context loses its beginning, a text and its image at a time.
     """
     from dreamllm.model import generate
@@ -98,13 +111,15 @@ def illustrate(
         return _truncate_to_context(processor, request.item.id, [*parts, Text(request.item.text)])
 
     for position in range(max(map(len, by_document.values()), default=0)):
-        pending = [request for request in requests if request.item.position == position and request.name not in drawn]
+        of_position = [request for request in requests if request.item.position == position]
+        pending = missing(of_position, drawn, settings.batch_size, processes)
         for batch in batches(pending, settings.batch_size, "pictures"):
             documents = [document(request) for request in batch]
             pictures = generate.draw(
                 model, processor, documents, [request.seed for request in batch], picture_sampling(settings)
             )
             yield from zip(batch, pictures, strict=True)
+        processes.wait()
 
 
 def _truncate_to_context(processor: DreamLLMProcessor, id_: str, parts: Sequence[Part]) -> Document:
@@ -123,11 +138,10 @@ def _truncate_to_context(processor: DreamLLMProcessor, id_: str, parts: Sequence
 
 
 def rewrite(
+    job: PredictionJob,
     model: DreamLLMForConditionalGeneration,
     processor: DreamLLMProcessor,
     items: Sequence[Any],
-    wording: prompts.PromptSet,
-    sampling: TextSampling,
 ) -> list[str]:
     """Let the language model rewrite each item's prompt, for Stable Diffusion (paper Table 10).
 
@@ -135,16 +149,15 @@ def rewrite(
     """
     from dreamllm.model import generate
 
-    texts: list[str] = []
-    for start in range(0, len(items), sampling.batch_size):
-        documents = [
-            prompts.rewrite_request(item.id, item.prompt, wording)
-            for item in items[start : start + sampling.batch_size]
-        ]
-        texts += generate.write(
-            model, processor, documents, max_new_tokens=sampling.max_new_tokens, num_beams=sampling.num_beams
-        )
-    return texts
+    sampling = job.settings.text
+
+    def rewrite_batch(batch: Sequence[Any]) -> list[dict[str, Any]]:
+        documents = [prompts.rewrite_request(item.id, item.prompt, job.prompts) for item in batch]
+        most, beams = sampling.max_new_tokens, sampling.num_beams
+        texts = generate.write(model, processor, documents, max_new_tokens=most, num_beams=beams)
+        return [{"text": text} for text in texts]
+
+    return [record["text"] for record in job.in_batches("rewritten", items, sampling.batch_size, rewrite_batch)]
 
 
 # ---- Stable Diffusion ----------------------------------------------------------------------------------------------
@@ -164,11 +177,18 @@ def sd_folders(job: PredictionJob) -> tuple[Path, Path | None]:
 
 
 def draw_with_sd(
-    folder: Path, unet: Path | None, dtype: torch.dtype, requests: Sequence[DrawRequest], settings: DrawingSettings
+    folder: Path,
+    unet: Path | None,
+    dtype: torch.dtype,
+    requests: Sequence[DrawRequest],
+    settings: DrawingSettings,
+    *,
+    compiled: bool = False,
 ) -> Iterator[tuple[DrawRequest, Image.Image]]:
     """Generate images with Stable Diffusion and its own text encoder, from the same initial noise as `draw`.
 
     unet: folder of a UNet that replaces the foundation's.  dtype: what text encoder and UNet compute in
+    compiled: compile the UNet's blocks with torch.compile
     Raises NonFiniteValues, with the item's id, where the UNet or the VAE give NaN or infinity, SamplingProblem for
     settings that do not fit the model.
     """
@@ -185,6 +205,8 @@ def draw_with_sd(
     pipeline = pipeline.to(precision.default_device())
     precision.cast(pipeline.text_encoder.parameters(), dtype)
     precision.cast_unet(pipeline.unet, dtype)
+    if compiled:
+        pipeline.unet.compile_repeated_blocks()
     pipeline.set_progress_bar_config(disable=True)
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     sampling, scale = picture_sampling(settings), pipeline.vae_scale_factor

@@ -1,12 +1,11 @@
-"""Prediction files of generated images. Images are stored in a folder one by one, so that a killed run resumes.
+"""Prediction files of generated images. Images are stored in a folder one by one, so that a killed job resumes, and
+several processes generate the images of one file.
 
 30,000 images of 512 pixels do not fit in memory, and take too long to generate twice.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,9 @@ from dreamllm.data.images import decode, encode_png
 from dreamllm.evaluate import drawing
 from dreamllm.evaluate.drawing import DrawRequest
 from dreamllm.evaluate.job import PredictionJob
-from dreamllm.evaluate.predictions import write
-from dreamllm.provenance import code_digest
 
 Draw = Callable[[Sequence[DrawRequest], Mapping[str, Image.Image]], Iterator[tuple[DrawRequest, Image.Image]]]
-"""Generates images. Arguments: requests without an image yet; the images that exist already, by name."""
+"""Generates images. Arguments: this process's requests, in whole batches; the images that exist already, by name."""
 
 
 def write_images(
@@ -36,13 +33,12 @@ def write_images(
     header["sample"] = job.sample
     requests = drawing.plan(items, job.settings.seed, job.sample, texts)
     records = [request.record() for request in requests]
-    with tempfile.TemporaryDirectory() as temporary:
-        identity = {"header": header, "records": records, "code": code_digest(drawing.__name__)}
-        images = ImageFolder(job.work or Path(temporary), identity)
-        for request, image in draw([request for request in requests if request.name not in images], images):
-            images.add(request.name, image)
-        write(job.out, header, records, {request.name: images.folder / request.name for request in requests})
-        shutil.rmtree(images.folder)
+    images = ImageFolder(job.work, {"records": records})
+    pending = drawing.missing(requests, images, job.settings.drawing.batch_size, job.processes)
+    for request, image in draw(pending, images):
+        images.add(request.name, image)
+    job.processes.wait()
+    job.write(header, records, {request.name: images.folder / request.name for request in requests})
 
 
 def write_sd_images(
@@ -52,10 +48,12 @@ def write_sd_images(
     sd, unet = drawing.sd_folders(job)
     prompts = [item.prompt for item in items] if texts is None else texts
     header["protocol"]["text_encoder"] = drawing.count_truncated(sd, prompts)
-    settings = job.settings.drawing
-    write_images(
-        job, items, header, lambda pending, _: drawing.draw_with_sd(sd, unet, job.dtype, pending, settings), texts
-    )
+
+    def draw(pending: Sequence[DrawRequest], _: Mapping[str, Image.Image]) -> Iterator[tuple[DrawRequest, Image.Image]]:
+        compiled = job.experiment.machine.compile
+        return drawing.draw_with_sd(sd, unet, job.dtype, pending, job.settings.drawing, compiled=compiled)
+
+    write_images(job, items, header, draw, texts)
 
 
 class ImageFolder(Mapping[str, Image.Image]):

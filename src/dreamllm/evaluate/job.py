@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from PIL import Image
+
+from dreamllm.atomic import new_file
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.config.experiment import Experiment
 from dreamllm.config.pictures import Detection
 from dreamllm.emoji.scenes import Scene
+from dreamllm.evaluate import predictions
 from dreamllm.evaluate.files import BenchmarkProblem, Pictures, pictures_of
+from dreamllm.evaluate.parallel import ALONE, Processes
 from dreamllm.evaluate.prompts import PromptSet, Wording
 from dreamllm.evaluate.tasks import Task
 from dreamllm.progress import counted
@@ -35,7 +41,8 @@ class PredictionJob:
 
     foundations: folder with llm/, clip/ and sd/.  checkpoints: of the stages that make up the model, in loading order
     folder: of the benchmark's files.  examples: folder of the files with the worked examples, if it is another
-    sample: which of several images per prompt, from 0.  work: folder in which a killed run finds its images again
+    sample: which of several images per prompt, from 0.  work: folder of finished batches, of this very job: a killed
+    job finds them again.  processes: among which the batches are divided
     """
 
     experiment: Experiment
@@ -47,9 +54,10 @@ class PredictionJob:
     folder: Path
     split: str
     out: Path
+    work: Path
     examples: Path | None = None
     sample: int = 0
-    work: Path | None = None
+    processes: Processes = ALONE
 
     @property
     def settings(self) -> EvaluationSettings:
@@ -80,11 +88,46 @@ class PredictionJob:
 
         return DTYPES[resolve(self.experiment.precision)]
 
-    def load(self) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
-        """The DreamLLM made of the checkpoints, ready for inference."""
+    def load(self, *, compiled: bool = True) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+        """The DreamLLM made of the checkpoints, ready for inference.
+
+        compiled: compile the UNet's blocks with torch.compile where `machine.compile` says so
+        """
         from dreamllm.train.checkpoint import load_for_inference
 
-        return load_for_inference(self.foundations, self.checkpoints, self.dtype)
+        model, processor = load_for_inference(self.foundations, self.checkpoints, self.dtype)
+        if compiled and self.experiment.machine.compile:
+            model.unet.compile_repeated_blocks()
+        return model, processor
+
+    def in_batches(
+        self, name: str, items: Sequence[Item], size: int, predict: Callable[[Sequence[Item]], list[dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """The records of all items in their order, `predict`ed in batches of `size`, each by one of the processes.
+
+        name: of these batches among those of the job, and of their progress on stderr
+        predict: a batch's records, of what JSON can hold; called for the batches of this process that are not stored
+        """
+        files = [self.work / f"{name}-{size}" / f"{number:06d}.json" for number in range(math.ceil(len(items) / size))]
+        mine = [(files[number], batch) for number, batch in self.processes.share(items, size)]
+        missing = [(file, batch) for file, batch in mine if not file.exists()]
+        for number in counted(name, len(missing), "batch", disable=not self.processes.is_first):
+            file, batch = missing[number]
+            records = json.dumps(predict(batch), allow_nan=False)
+            with new_file(file) as path:
+                path.write_text(records, encoding="utf-8")
+        self.processes.wait()
+        return [record for file in files for record in json.loads(file.read_text(encoding="utf-8"))]
+
+    def write(
+        self,
+        header: Mapping[str, Any],
+        records: Sequence[Mapping[str, Any]],
+        images: Mapping[str, Image.Image | Path] | None = None,
+    ) -> None:
+        """Write the prediction file (`predictions.write`), in the first process."""
+        if self.processes.is_first:
+            predictions.write(self.out, header, records, images)
 
 
 @dataclass(frozen=True)

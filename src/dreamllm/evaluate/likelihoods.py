@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dreamllm.config.evaluation import EvaluationSettings
 from dreamllm.data.document import Document
 from dreamllm.data.layout import TEMPLATES, Vocabulary, lay_out_prompt
-from dreamllm.evaluate.job import PredictionJob, batches, record
+from dreamllm.evaluate.job import PredictionJob, record
 from dreamllm.evaluate.prompts import PromptSet, as_text
 
 
@@ -43,11 +42,11 @@ def language_model(job: PredictionJob) -> tuple[Any, Vocabulary, int]:
 
 
 def choose(
+    job: PredictionJob,
     model: Any,
     vocabulary: Vocabulary,
     context: int,
     items: Sequence[Any],
-    settings: EvaluationSettings,
     choices: Callable[[Any, PromptSet], tuple[Document, list[Document]]],
 ) -> list[dict[str, Any]]:
     """Records with the log-likelihood of each option after its question.
@@ -59,9 +58,11 @@ def choose(
 
     from dreamllm.model.finite import check_finite
 
+    settings = job.settings
     skipped = 1 if settings.prompts == "official" else 0
-    records: list[dict[str, Any]] = []
-    for batch in batches(items, settings.text.batch_size, "language"):
+
+    def choose_batch(batch: Sequence[Any]) -> list[dict[str, Any]]:
+        records = []
         rows: list[tuple[list[int], int]] = []
         for item in batch:
             question, answered = choices(item, settings.prompts)
@@ -77,7 +78,9 @@ def choose(
             check_finite(torch.tensor([numbers]), [item.id], "log-likelihoods")
             options = {"options": list(item.options), "loglikelihoods": numbers}
             records.append(record(item.id, prompt, settings.seed) | options)
-    return records
+        return records
+
+    return job.in_batches("language", items, settings.text.batch_size, choose_batch)
 
 
 def loglikelihoods(model: Any, rows: Sequence[tuple[list[int], int]], pad: int) -> list[float]:

@@ -8,20 +8,23 @@ benchmark is a module in `tasks/`; public sets are named in the experiment's `be
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from dreamllm.config import reading
 from dreamllm.config.base import near
 from dreamllm.config.benchmarks import BenchmarkUse
 from dreamllm.config.evaluation import WITHOUT_EFFECT
 from dreamllm.config.experiment import FOUNDATION_MODELS, Experiment
 from dreamllm.config.reading import ConfigProblem, load
-from dreamllm.digests import digest
-from dreamllm.evaluate import tasks
+from dreamllm.digests import content_files, digest
+from dreamllm.evaluate import parallel, tasks
 from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.evaluate.job import PredictionJob
 from dreamllm.output_paths import file_to_write, folder_to_write
-from dreamllm.provenance import machine, versions
+from dreamllm.provenance import code_digest, machine, versions
 
 NOT_IN_PROTOCOL: dict[str, Any] = dict.fromkeys(
     ("split", "limit", "pictures", "latency", "attention", "detection"), True
@@ -43,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", type=Path, help="folder of the benchmark files with the worked examples")
     parser.add_argument("--sample", type=int, default=0, help="number of the image per prompt, from 0")
     parser.add_argument(
-        "--work", type=folder_to_write, help="folder for images already generated; a killed run resumes from it"
+        "--work", type=folder_to_write, help="folder for finished batches; a killed run continues with the others"
     )
     parser.add_argument(
         "--out", required=True, type=file_to_write, help=".jsonl; images and stories .tar; attention .safetensors"
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run one model on one benchmark and write its prediction file.
+    """Run one model on one benchmark and write its prediction file; several processes divide its items (`parallel.py`).
 
     Raises ConfigProblem for an unknown benchmark, BenchmarkProblem for a model that cannot take it or a broken file.
     """
@@ -74,31 +77,59 @@ def main(args: argparse.Namespace) -> None:
         raise BenchmarkProblem(args.config, f"model {args.model}", f"{problem} --checkpoints")
     if args.out.suffix != f".{task.TASK.predictions}":
         raise BenchmarkProblem("--out", str(args.out), f"should end in .{task.TASK.predictions}")
+    processes = parallel.start()
+    if processes.number > 1 and not (task.TASK.parallel and args.work):
+        problem = "needs --work, a folder that they all see" if task.TASK.parallel else "is predicted by one process"
+        raise BenchmarkProblem(args.config, f"task {use.task} in {processes.number} processes", problem)
     settings = experiment.evaluation
     limit = task.limit(settings) if hasattr(task, "limit") else settings.limit
-    job = PredictionJob(
-        experiment,
-        use,
-        task.TASK,
-        args.model,
-        args.foundations,
-        args.checkpoints,
-        args.benchmarks,
-        args.split,
-        args.out,
-        examples=args.shots,
-        sample=args.sample,
-        work=args.work,
-    )
+    items = tasks.load(use.task, args.benchmarks, args.split, limit)
     header = {
         "model": args.model,
         "benchmark": args.benchmark,
         "task": use.task,
         "split": args.split,
         "limit": limit,
-        "protocol": protocol(args, experiment) | _benchmark_settings(use),
+        "protocol": processes.from_first(lambda: protocol(args, experiment) | _benchmark_settings(use)),
     }
-    task.predict(job, tasks.load(use.task, args.benchmarks, args.split, limit), header)
+    identity = processes.from_first(lambda: identity_of(args, use.task, header, items))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = (args.work or Path(temporary)) / identity
+        job = PredictionJob(
+            experiment,
+            use,
+            task.TASK,
+            args.model,
+            args.foundations,
+            args.checkpoints,
+            args.benchmarks,
+            args.split,
+            args.out,
+            work,
+            examples=args.shots,
+            sample=args.sample,
+            processes=processes,
+        )
+        task.predict(job, items, header)
+        parallel.stop(processes)  # when all have read what they need of the folder
+        if processes.is_first:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def identity_of(args: argparse.Namespace, task: str, header: dict[str, Any], items: list[Any]) -> str:
+    """Digest of all that a batch depends on, whatever machine computes it: the name of the folder of finished batches.
+
+    Of the benchmark's images the names, sizes and times count.
+    """
+    folders = [folder for folder in (args.benchmarks, args.shots) if folder]
+    files = [path for folder in folders for path in content_files(folder)]
+    return reading.digest(
+        header | {"protocol": {**header["protocol"], "machine": None}},
+        args.sample,
+        repr(items),
+        [[str(path), (about := path.stat()).st_size, about.st_mtime_ns] for path in files],
+        code_digest(__name__, f"dreamllm.evaluate.tasks.{task}", without=tasks.SCORING),
+    )
 
 
 def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
@@ -113,7 +144,7 @@ def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
         "machine": machine(),
-    }
+    } | ({"compiled": True} if experiment.machine.compile else {})
 
 
 def _benchmark_settings(use: BenchmarkUse) -> dict[str, Any]:

@@ -272,3 +272,20 @@ def make_all_gather_dict() -> Callable[[dict], dict]:
         return {key: value for one in dicts for key, value in one.items()}
 
     return all_gather_dict
+
+
+def make_any_process() -> Callable[[bool], bool]:
+    """Make a function that tells every process whether its argument is true in any of them.
+
+    It has a gloo group of its own, which does not wait for the work that is queued on a GPU.
+    """
+    if not distributed.is_initialized():
+        return lambda local: local
+    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
+
+    def any_process(local: bool) -> bool:
+        number = torch.tensor(int(local))
+        distributed.all_reduce(number, distributed.ReduceOp.MAX, group)
+        return bool(number)
+
+    return any_process

@@ -13,6 +13,7 @@ pictures of the whole batch, so that the losses and gradients of micro-batches a
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -39,7 +40,7 @@ from dreamllm.model import precision
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
 from dreamllm.progress import Progress
 from dreamllm.seeds import seed_of
-from dreamllm.train import adamw, checkpoint, distributed, feature_cache, lora, resume
+from dreamllm.train import adamw, checkpoint, distributed, feature_cache, lora, preemption, resume
 from dreamllm.train.log import METRIC_COLUMNS, StepMetrics, count_rows, flush, losses_csv, stack_losses, totals
 from dreamllm.train.schedule import learning_rate
 
@@ -68,6 +69,7 @@ def train(
 
     With several processes, `accelerate launch` starts all of them with the same arguments; only the first one writes.
 
+    On SIGTERM to any process it saves the resume state after the running step, and exits with `preemption.STATUS`.
     Raises CheckpointProblem, MachineProblem, ShardProblem, FeatureCacheProblem, ValueError for inputs that do not fit,
     NonFiniteLoss, and RuntimeError when another training holds the work folder.
     """
@@ -150,7 +152,9 @@ def train(
 
         # ---- the training loop --------------------------------------------------------------------------------------
         distributed.start_tracker(accelerator, experiment, name, work, first_step)
+        any_process, is_stopped = distributed.make_any_process(), False
         with (
+            preemption.sigterm_recorded() as sigterm,
             closing(checkpointer),
             closing(prefetch(islice(stream, stage.steps - first_step))) as batches,
             Progress(name, stage.steps, first=first_step, disable=not is_first) as progress,
@@ -198,7 +202,8 @@ def train(
                 values = torch.cat([losses, gradient_norm[None].float()])
                 unlogged.append(StepMetrics(batch, values, (rate, *astuple(counts))))
                 is_last_step = step + 1 == stage.steps
-                if len(unlogged) < flush_every and not is_last_step:
+                is_stopped = any_process(bool(sigterm)) and not is_last_step
+                if len(unlogged) < flush_every and not (is_last_step or is_stopped):
                     continue
                 log += flush(unlogged, len(log), accelerator)
                 unlogged = []
@@ -208,29 +213,37 @@ def train(
                 # Save the resume state.
                 pause = max(save_every, save_seconds / MAX_SAVING_FRACTION) if save_every else 0.0
                 is_due = not save_every or (not checkpointer.is_saving() and time.monotonic() - last_save > pause)
-                if not is_last_step and distributed.broadcast_object(is_due):
+                if is_stopped or (not is_last_step and distributed.broadcast_object(is_due)):
                     begin = time.monotonic()
                     rows = torch.tensor(log, dtype=torch.float64)
                     checkpointer.save(resume.State(step + 1, batch.position, rows))
                     last_save = time.monotonic()
                     save_seconds = last_save - begin  # for the copy; it is written beside the next steps
+                if is_stopped:
+                    break
             checkpointer.wait()
 
         # ---- the checkpoint -----------------------------------------------------------------------------------------
-        trained = distributed.gather_full_tensors(parameters, keep=is_first)
-        if stage.lora:
-            trained = lora.checkpoint_tensors(trained, stage.lora)
-        if is_first:
-            origin = provenance.commit() | {"machine": provenance.machine()}
-            metadata = {**identity, **origin, "totals": totals(log, batch)}
-            checkpoint.save_trained(out, trained, metadata, losses_csv(log))
-            checkpointer.clear()
-        accelerator.wait_for_everyone()  # so that no process exits successfully before the checkpoint is written
+        if is_stopped:
+            done = f"SIGTERM: saved after step {step + 1} in {time.monotonic() - begin:.1f} s"
+            accelerator.print(f"{done}; the same command continues from there")
+        else:
+            trained = distributed.gather_full_tensors(parameters, keep=is_first)
+            if stage.lora:
+                trained = lora.checkpoint_tensors(trained, stage.lora)
+            if is_first:
+                origin = provenance.commit() | {"machine": provenance.machine()}
+                metadata = {**identity, **origin, "totals": totals(log, batch)}
+                checkpoint.save_trained(out, trained, metadata, losses_csv(log))
+                checkpointer.clear()
+        accelerator.wait_for_everyone()  # a process that exits early makes the launcher end the one that writes
         # DDP must not hold the last reference to the process group: its destructor joins the group's threads without
         # releasing the GIL, which they may be waiting for.
         del prepared_model
         accelerator.free_memory()
         accelerator.end_training()
+    if is_stopped:
+        sys.exit(preemption.STATUS)
 
 
 # ---- setting up ----------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
     TASK                                facts about it (`Task` below)
     read(folder, split)                 its items, as a list for each of its sets, from its native files
-    predict(job, items, header)         writes a model's prediction file (`evaluate/job.py`)
+    predict(job, items, header)         writes a model's prediction file: by `job.in_batches` and `job.write`, or with
+                                        `parallel=False` in its TASK (`evaluate/job.py`)
     score(job, items, predictions)      {"metrics", "groups"} and, for paired comparisons, "items": {metric: scores}:
                                         one score for each item, or {id: score} where parts of items are counted
     first(items, limit)                 optional: which items `evaluation.limit` keeps, if not the first ones
@@ -59,6 +60,7 @@ class Task:
     wording: prompts of the official evaluation code, by public set; "" for all others
     image_metrics: `evaluation.pictures` measures its generated images by FID and CLIP score
     timed: predictions measure time, so nothing else may run at the same time
+    parallel: several processes can divide its items (`evaluate/parallel.py`)
     judged: a language model (`answer_judge`) scores its answers
     detects: an object detector (`evaluation.detection`) scores its images
     submission: suffix of the file that an evaluation server takes
@@ -75,6 +77,7 @@ class Task:
     wording: Mapping[str, Wording] = field(default_factory=lambda: {"": Wording()})
     image_metrics: bool = False
     timed: bool = False
+    parallel: bool = True
     judged: bool = False
     detects: bool = False
     submission: str = ""

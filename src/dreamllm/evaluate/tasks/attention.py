@@ -40,6 +40,7 @@ TASK = replace(
     foundations=(),
     instruments=(),
     image_metrics=False,
+    parallel=False,
 )
 read = draw.read
 
@@ -51,7 +52,7 @@ def limit(settings: EvaluationSettings) -> int | None:
 
 def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
     """Write the maps and images of the prompts."""
-    model, processor = job.load()
+    model, processor = job.load(compiled=False)  # hooks read the attention of every block
     header["protocol"]["layers"] = list(cross_attention(model.unet))
     requests = drawing.plan(items, job.settings.seed, 0)
     tensors = measure(model, processor, requests, job.settings.drawing)

@@ -14,7 +14,7 @@ from dreamllm.evaluate.answering import answer
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_json
 from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group, scenes_of
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.prompts import Wording
 from dreamllm.evaluate.tasks import Task
 
@@ -87,7 +87,7 @@ def read(folder: Path, split: str) -> list[list[CaptionItem]]:
 
 def predict(job: PredictionJob, items: Sequence[CaptionItem], header: dict[str, Any]) -> None:
     """Write a caption for each image."""
-    write(job.out, header, answer(job, *job.load(), items))
+    job.write(header, answer(job, *job.load(), items))
 
 
 def score(job: ScoringJob, items: Sequence[CaptionItem], predictions: Predictions) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any
     settings = job.settings.drawing
     if not any(one.rewrite for one in job.experiment.evaluations if one.model == job.model):
         return write_images(job, items, header, lambda pending, _: drawing.draw(model, processor, pending, settings))
-    texts = drawing.rewrite(model, processor, items, job.prompts, job.settings.text)
+    texts = drawing.rewrite(job, model, processor, items)
     header["protocol"]["rewritten"] = {"prompts": len(texts), "empty": sum(not text for text in texts)}
     write_sd_images(job, items, header, texts)
 

@@ -26,6 +26,7 @@ from dreamllm.evaluate.tasks import Task
 TASK = Task(
     in_world=False,
     foundations=("llm",),
+    parallel=False,
     keys=("shots", "harness_task"),
 )
 METRICS = {"accuracy": "acc", "accuracy_norm": "acc_norm"}  # ours: the harness's; norm: per character of the option

@@ -5,10 +5,12 @@ illustrations_SPLIT.jsonl     {"id", "sentences", "image_ids"}, null where a sen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from dreamllm.evaluate import drawing
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_jsonl
@@ -67,4 +69,8 @@ def predict(job: PredictionJob, items: Sequence[IllustrationItem], header: dict[
     model, processor = job.load()
     requests = drawing.plan(items, job.settings.seed, job.sample)
     settings = job.settings.drawing
-    write_images(job, items, header, lambda _, images: drawing.illustrate(model, processor, requests, settings, images))
+
+    def illustrate(_: Sequence[drawing.DrawRequest], images: Mapping[str, Image.Image]) -> Iterator[Any]:
+        return drawing.illustrate(model, processor, requests, settings, images, job.processes)
+
+    write_images(job, items, header, illustrate)

@@ -16,7 +16,7 @@ from dreamllm.evaluate import prompts, tasks
 from dreamllm.evaluate.files import BenchmarkProblem, field, read_jsonl, read_text
 from dreamllm.evaluate.groups import by_group
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.tasks import Task
 
 TASK = Task(
@@ -104,7 +104,7 @@ def predict(job: PredictionJob, items: Sequence[ChoiceItem], header: dict[str, A
     else:
         whole, processor = job.load()
         model, vocabulary, context = whole.language_model, processor.vocabulary, processor.context
-    write(job.out, header, choose(model, vocabulary, context, items, job.settings, choices))
+    job.write(header, choose(job, model, vocabulary, context, items, choices))
 
 
 def score(job: ScoringJob, items: Sequence[ChoiceItem], predictions: Predictions) -> dict[str, Any]:

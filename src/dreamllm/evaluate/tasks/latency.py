@@ -27,6 +27,7 @@ TASK = replace(
     instruments=(),
     image_metrics=False,
     timed=True,
+    parallel=False,
 )
 read = draw.read
 
@@ -41,7 +42,8 @@ def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any
     if job.model in TASK.foundations:
         sd, unet = drawing.sd_folders(job)
         header["protocol"]["text_encoder"] = drawing.count_truncated(sd, [item.prompt for item in items])
-        return write(job.out, header, measure(items, partial(drawing.draw_with_sd, sd, unet, job.dtype), job.settings))
+        draw_one = partial(drawing.draw_with_sd, sd, unet, job.dtype, compiled=job.experiment.machine.compile)
+        return write(job.out, header, measure(items, draw_one, job.settings))
     write(job.out, header, measure(items, partial(drawing.draw, *job.load()), job.settings))
 
 

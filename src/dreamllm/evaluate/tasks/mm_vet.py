@@ -16,7 +16,7 @@ import numpy as np
 from dreamllm.evaluate.answering import answer
 from dreamllm.evaluate.files import BenchmarkProblem, field, pictures_of, read_json
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.prompts import Wording
 from dreamllm.evaluate.tasks import Task
 
@@ -75,7 +75,7 @@ def read(folder: Path, split: str) -> list[list[MmVetItem]]:
 
 def predict(job: PredictionJob, items: Sequence[MmVetItem], header: dict[str, Any]) -> None:
     """Write an answer to each question."""
-    write(job.out, header, answer(job, *job.load(), items))
+    job.write(header, answer(job, *job.load(), items))
 
 
 def score(job: ScoringJob, items: Sequence[MmVetItem], predictions: Predictions) -> dict[str, Any]:

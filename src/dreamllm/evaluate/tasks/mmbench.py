@@ -21,7 +21,7 @@ from dreamllm.evaluate.answering import answer
 from dreamllm.evaluate.files import BenchmarkProblem, keyed, pictures_of
 from dreamllm.evaluate.groups import Metrics, by_group
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.prompts import PromptSet, Wording, first_word_is_no
 from dreamllm.evaluate.tasks import Task
 
@@ -142,7 +142,7 @@ def predict(job: PredictionJob, items: Sequence[MmbenchItem], header: dict[str, 
     def unknown(reply: str) -> bool:
         return says_unknown(reply, job.prompts)
 
-    write(job.out, header, answer(job, *job.load(), items, question_of=ask, says_unknown=unknown))
+    job.write(header, answer(job, *job.load(), items, question_of=ask, says_unknown=unknown))
 
 
 def question(item: MmbenchItem, prompts: PromptSet, *, with_options: bool) -> str:

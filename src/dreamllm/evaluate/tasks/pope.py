@@ -15,7 +15,7 @@ from dreamllm.evaluate.answering import answer
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_jsonl
 from dreamllm.evaluate.groups import Metrics, by_group
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.prompts import Wording
 from dreamllm.evaluate.tasks import Task
 
@@ -70,7 +70,7 @@ def _read_subset(path: Path, subset: str, shown: Any) -> list[PopeItem]:
 
 def predict(job: PredictionJob, items: Sequence[PopeItem], header: dict[str, Any]) -> None:
     """Write an answer to each question."""
-    write(job.out, header, answer(job, *job.load(), items))
+    job.write(header, answer(job, *job.load(), items))
 
 
 def score(job: ScoringJob, items: Sequence[PopeItem], predictions: Predictions) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from dreamllm.evaluate import prompts
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, read_jsonl
 from dreamllm.evaluate.groups import checked_scene
-from dreamllm.evaluate.job import PredictionJob, ScoringJob, batches, record
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.image_predictions import ImageFolder
+from dreamllm.evaluate.job import PredictionJob, ScoringJob, record
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.tasks import Task
 
 TASK = Task(
@@ -73,10 +72,12 @@ def predict(job: PredictionJob, items: Sequence[StoryItem], header: dict[str, An
     limits = generate.TextSampling(
         max_new_tokens=settings.stories.max_new_tokens, max_pictures=settings.stories.max_pictures
     )
-    records: list[dict[str, Any]] = []
-    images: dict[str, Image.Image] = {}
-    for batch in batches(items, settings.drawing.batch_size, "stories"):
-        seeds = [settings.seed + len(records) + k for k in range(len(batch))]
+    number_of = {item.id: number for number, item in enumerate(items)}
+    stored = ImageFolder(job.work, {})
+
+    def tell_batch(batch: Sequence[StoryItem]) -> list[dict[str, Any]]:
+        records = []
+        seeds = [settings.seed + number_of[item.id] for item in batch]
         documents = [prompts.plain_text(item.id, item.opening) for item in batch]
         continuations = generate.interleave(
             model, processor, documents, seeds, limits, picture_sampling(settings.drawing)
@@ -87,12 +88,20 @@ def predict(job: PredictionJob, items: Sequence[StoryItem], header: dict[str, An
                 if isinstance(part, Text):
                     parts.append({"text": part.text})
                 else:
-                    name = f"{len(images):06d}.png"
-                    images[name] = part.image
+                    name = f"{number_of[item.id]}-{len(parts)}.png"
+                    stored.add(name, part.image)
                     parts.append({"image": name})
             more = {"parts": parts, "stopped": continuation.stopped}
             records.append(record(item.id, item.opening, seed) | more)
-    write(job.out, header, records, images)
+        return records
+
+    records = job.in_batches("stories", items, settings.drawing.batch_size, tell_batch)
+    images: dict[str, Path] = {}
+    for part in (part for one in records for part in one["parts"] if "image" in part):
+        name = f"{len(images):06d}.png"  # numbered through all stories
+        images[name] = stored.folder / part["image"]
+        part["image"] = name
+    job.write(header, records, images)
 
 
 def score(job: ScoringJob, items: Sequence[StoryItem], predictions: Predictions) -> dict[str, Any]:

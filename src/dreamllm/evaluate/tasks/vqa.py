@@ -20,7 +20,7 @@ from dreamllm.evaluate.answering import answer
 from dreamllm.evaluate.files import BenchmarkProblem, field, keyed, pictures_of, read_json
 from dreamllm.evaluate.groups import Metrics, SceneRecord, by_group, scenes_of
 from dreamllm.evaluate.job import PredictionJob, ScoringJob
-from dreamllm.evaluate.predictions import Predictions, write
+from dreamllm.evaluate.predictions import Predictions
 from dreamllm.evaluate.prompts import PromptSet, Wording, first_word_is_no
 from dreamllm.evaluate.tasks import Task
 
@@ -126,15 +126,15 @@ def predict(job: PredictionJob, items: Sequence[VqaItem], header: dict[str, Any]
     def unknown(reply: str) -> bool:
         return says_unknown(reply, job.prompts)
 
-    def answered(examples: few_shot.Examples | None = None) -> list[dict[str, Any]]:
-        return answer(job, model, processor, items, examples, says_unknown=unknown, if_unknown=UNANSWERABLE)
+    def answered(name: str, examples: few_shot.Examples | None = None) -> list[dict[str, Any]]:
+        return answer(job, model, processor, items, examples, says_unknown=unknown, if_unknown=UNANSWERABLE, name=name)
 
     if not job.use.shots:
-        return write(job.out, header, answered())
+        return job.write(header, answered("answers"))
     records = []
     for shots, examples in few_shot.examples_by_shots(job, items):
-        records += [one | {"id": few_shot.item_id(shots, one["id"])} for one in answered(examples)]
-    write(job.out, header | {"shots": job.use.shots}, records)
+        records += [one | {"id": few_shot.item_id(shots, one["id"])} for one in answered(f"shots_{shots}", examples)]
+    job.write(header | {"shots": job.use.shots}, records)
 
 
 def says_unknown(reply: str, prompts: PromptSet) -> bool:

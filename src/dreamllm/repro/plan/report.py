@@ -2,7 +2,8 @@
 
 Prints the parameters; for each stage the trained parameters, documents, tokens, pictures, memory per GPU and GPU-hours;
 then the disk space. Nothing is downloaded and no weights are allocated. The formulas are in `arithmetic.py`, the
-assumptions in paper/assumptions.yaml; they are printed with the plan. Evaluation is not counted.
+assumptions in paper/assumptions.yaml; they are printed with the plan. Of the evaluation, the images that are generated
+are counted (`evaluation.py`), and answers in text are not.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dreamllm.config.experiment import Experiment
 from dreamllm.config.machine import GradientCheckpointing
 from dreamllm.config.reading import ConfigProblem, load, read_yaml
 from dreamllm.config.world import WORLD_SETS
-from dreamllm.repro.plan import arithmetic
+from dreamllm.repro.plan import arithmetic, evaluation
 from dreamllm.repro.plan.arithmetic import DocumentKind, Layout, Size
 from dreamllm.sources import manifest
 
@@ -66,6 +67,7 @@ class Assumptions(Section):
     picture_bytes: Value
     gpus: dict[str, Gpu]
     utilisation: Value
+    generation: Value
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,9 @@ def lines(
     gpu: str,
     utilisation: float,
     path: Path,
+    seconds_per_picture: float | None = None,
 ) -> list[str]:
-    """The lines of the plan. sizes: of the model, by number of dream queries"""
+    """The lines of the plan. sizes: of the model, by number of dream queries.  seconds_per_picture: measured"""
     size = sizes[experiment.model.num_dream_queries]
     card, machine = assumptions.gpus[gpu], experiment.machine
     processes = max(1, machine.gpus) * machine.nodes
@@ -210,6 +213,10 @@ def lines(
     if stages:
         proposal = proposed_checkpointing(experiment, sizes, sets, assumptions.fill.value, card.memory)
         text += [f"gradient_checkpointing   proposed for {gpu}: {proposal}"]
+    share = assumptions.generation.value
+    stated = evaluation.seconds_per_picture(experiment, size.unet, card.flops, share)
+    why = f"assumed: a {gpu} reaches {share:.0%} of its speed" if seconds_per_picture is None else "measured, as given"
+    text += ["", *evaluation.lines(experiment, seconds_per_picture or stated, why)]
     used = disk(experiment, size, stages, assumptions)
     text += ["", f"disk                     {sum(used.values()) / 1e12:.3f} TB"]
     text += [f"    {what:<38} {size_:>9.1f} GB" for what, size_ in _in(1e9, used)]
@@ -272,6 +279,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="share of the GPU's speed that training reaches; default: as in the assumptions",
     )
+    parser.add_argument(
+        "--seconds-per-picture",
+        type=float,
+        help="of one GPU, measured with the experiment's sampling (its log has s/batch, benchmarks/gpu.py pictures per "
+        "second); default: from the UNet's FLOPs and the assumptions",
+    )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -283,9 +296,12 @@ def main(args: argparse.Namespace) -> None:
     utilisation: Any = args.utilisation if args.utilisation is not None else assumptions.utilisation.value
     if not 0 < utilisation <= 1:
         raise ConfigProblem(f"--utilisation {utilisation}: should be above 0 and at most 1")
+    if args.seconds_per_picture is not None and not 0 < args.seconds_per_picture < float("inf"):
+        raise ConfigProblem(f"--seconds-per-picture {args.seconds_per_picture}: should be above 0")
 
     from dreamllm.repro.plan.architecture import build, configurations, measure  # torch, only when it is needed
 
     numbers = {experiment.model.num_dream_queries, *map(experiment.queries, experiment.stages)}
     sizes = {number: measure(build(configurations(experiment), number)) for number in numbers}
-    print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions)))
+    measured = args.seconds_per_picture
+    print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions, measured)))
