@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import pickle
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,7 @@ from dreamllm.data.layout import TokenSequence
 from dreamllm.data.mixture import Mixture, epoch_order, next_set, pair_mode
 from dreamllm.data.shards import ShardProblem
 from dreamllm.data.stream import Position, Stream, prefetch, start_position
+from dreamllm.seeds import seed_of
 
 CONTEXT = 16
 
@@ -211,6 +216,107 @@ def test_prefetching_raises_the_errors_of_the_stream(tmp_path):
     bad = Stream(Mixture(sets, {"text": 1.0}, 0), failing, lambda rows: rows, 2, CONTEXT, Position({"text": 0}))
     with pytest.raises(ValueError, match="too long"):
         next(prefetch(bad))
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def in_step(whole: Stream, mixtures: list[Mixture], count: int) -> list[list]:
+    """The first batches of some processes, which are threads here, each with its mixture; by process."""
+    number = len(mixtures)
+    sent: list[dict] = [{} for _ in range(number)]
+    barrier = threading.Barrier(number, timeout=60)
+
+    def work(rank: int) -> list:
+        def all_gather(local: dict) -> dict:
+            sent[rank] = pickle.loads(pickle.dumps(local))
+            barrier.wait()
+            joined = {key: value for one in sent for key, value in one.items()}
+            barrier.wait()
+            return joined
+
+        rows = whole.rows // number
+        local = slice(rank * rows, rank * rows + rows)
+        stream = replace(whole, mixture=mixtures[rank], local_rows=local, all_gather=all_gather)
+        try:
+            return take(stream, count)
+        except BaseException as error:
+            errors.append(error)
+            barrier.abort()
+            raise
+
+    errors: list[BaseException] = []
+    with ThreadPoolExecutor(number) as pool:
+        futures = [pool.submit(work, rank) for rank in range(number)]
+    for error in errors[:1]:  # the others only waited for it
+        raise error
+    return [future.result() for future in futures]
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_that_share_the_planning_make_the_batches_of_one(tmp_path, processes):
+    sets = {"pairs": write_set(tmp_path, "pairs", 40), "text": write_set(tmp_path, "text", 7)}
+    damage(sets["pairs"][1], "00000005")
+    laid_out = Counter()
+
+    def counting(document: Document, epoch: int) -> list[TokenSequence]:
+        laid_out[threading.current_thread()] += 1
+        return lay_out(document, epoch)
+
+    def fresh() -> Mixture:
+        return Mixture(sets, {"pairs": 2.0, "text": 1.0}, seed=3)
+
+    whole = replace(stream(fresh(), rows=8), lay_out=counting)
+    alone = take(whole, 12)
+    wanted = laid_out.total()
+    laid_out.clear()
+    shared = in_step(whole, [fresh() for _ in range(processes)], 12)
+    for batches in shared:
+        assert [one.rows for one in batches] == [one.rows for one in alone]
+        assert [one.position for one in batches] == [one.position for one in alone]
+        assert [list(map(str, one.problems)) for one in batches] == [list(map(str, one.problems)) for one in alone]
+    for number, one in enumerate(alone):
+        assert [row for batches in shared for row in batches[number].collated] == one.collated
+    assert any(one.problems for one in alone)
+    for laid in laid_out.values():  # a share of the planning, and the documents of its own rows
+        assert laid < 1.25 * 2 * wanted / processes
+    resumed = in_step(replace(whole, position=alone[4].position), [fresh() for _ in range(processes)], 7)
+    for batches in resumed:
+        assert [one.rows for one in batches] == [one.rows for one in alone[5:]]
+
+
+def test_processes_that_read_different_files_are_stopped(tmp_path):
+    mixtures = []
+    for place in ("one", "other"):
+        sets = {"text": write_set(tmp_path / place, "text", 9)}
+        mixtures.append(Mixture(sets, {"text": 1.0}, seed=3))
+
+    def by_place(document: Document, epoch: int) -> list[TokenSequence]:
+        longer = threading.current_thread().name.endswith("_1")
+        return [TokenSequence(document, (0,) * (4 + longer), (0,) * (4 + longer))]
+
+    whole = replace(stream(mixtures[0], rows=4), lay_out=by_place)
+    with pytest.raises(RuntimeError, match="text-0000.*tokens=[45].*another one.*need the same files"):
+        in_step(whole, mixtures, 2)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 20), st.data())
+@settings(max_examples=20, deadline=None)
+def test_draws_are_those_of_the_whole_order_wherever_the_blocks_end(tmp_path_factory, sizes, window, data):
+    folder = tmp_path_factory.mktemp("set")
+    paths = []
+    for number, size in enumerate(sizes):
+        documents = (Document(f"{number}-{n}", "text", (Text("x"),)) for n in range(size))
+        paths += shards.write(documents, folder / f"text{number}", per_shard=size)
+    mixture = Mixture({"text": paths}, {"text": 1.0}, seed=5, window=window)
+    records = [record for path in paths for record in shards.index(path)]
+    wanted = []
+    for epoch in range(2):
+        order = epoch_order(sizes, seed_of(5, "document order", "text", epoch), window)
+        wanted += [(records[number], epoch) for number in order]
+    assert [mixture.record("text", draw) for draw in range(2 * sum(sizes))] == wanted
+    draw = data.draw(st.integers(0, 2 * sum(sizes) - 1))
+    assert mixture.record("text", draw) == wanted[draw]  # back
 
 
 # ---- damaged documents ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tiny
 from dreamllm.data.document import Document, Text
 from dreamllm.data.layout import IGNORE, TokenSequence
-from dreamllm.data.packing import pack
+from dreamllm.data.packing import first_fit, pack
 
 CONTEXT = 128
 
@@ -32,6 +32,20 @@ def test_packing_loses_nothing_overflows_nothing_and_is_first_fit(lengths, conte
             before = [one for one in earlier if int(one.document.id) < int(row[0].document.id)]
             assert sum(map(len, before)) + len(row[0]) > context
     assert pack(sequences, context) == rows
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 50), max_size=80), st.integers(50, 90))
+def test_first_fit_by_the_tree_is_first_fit_by_looking_at_every_row(lengths, context):
+    rows: list[list[int]] = []
+    for index, length in enumerate(lengths):
+        fitting = (row for row in rows if sum(lengths[other] for other in row) + length <= context)
+        row = next(fitting, None)
+        if row is None:
+            rows.append([index])
+        else:
+            row.append(index)
+    assert first_fit(lengths, context) == rows
 
 
 def test_a_sequence_longer_than_the_context_is_an_error():

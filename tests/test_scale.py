@@ -34,7 +34,7 @@ from dreamllm.data import shards
 from dreamllm.data.layout import IGNORE, TokenSequence
 from dreamllm.data.mixture import Mixture
 from dreamllm.data.packing import pack
-from dreamllm.data.stream import Position, StepBatch, Stream, start_position
+from dreamllm.data.stream import Position, SequencePlan, StepBatch, Stream, start_position
 from dreamllm.model import build
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.processor import DreamLLMProcessor
@@ -199,7 +199,7 @@ def test_counting_rows_is_counting_their_batch(data):
         for sequence in model_free.lay_out(document, "creation" if document.kind == "pair" else "joint", 96)
     ]
     rows = pack(sequences, 96)
-    batch, counts = model_free.collate(rows), count_rows(rows)
+    batch, counts = model_free.collate(rows), count_rows([map(SequencePlan.of, row) for row in rows])
     assert counts.tokens == sum(len(sequence) for sequence in sequences)
     assert counts.targets == int((batch.labels[:, 1:] != IGNORE).sum())
     assert (counts.pictures_read, counts.pictures_drawn) == (len(batch.read_slots), len(batch.draw_slots))

@@ -74,6 +74,28 @@ def assert_only_lost(path, lost: set[int], *words: str) -> None:
         list(shards.read([path]))
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["a", "b/" + "long" * 60, "ünï", "c.d"])
+def test_every_kind_of_tar_header_is_indexed_as_tarfile_reads_it(tmp_path, form, name):
+    path = tmp_path / "x-00000.tar"
+    if form == tarfile.USTAR_FORMAT and len(name) > 100:
+        name = "e" * 90 + "/" + "f" * 90
+    with tarfile.open(path, "w", format=form) as tar:
+        for key in ("first", name):
+            for suffix, content in (("json", b"{}"), ("0.png", b"p" * 700)):
+                about = tarfile.TarInfo(f"{key}.{suffix}")
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+        tar.addfile(tarfile.TarInfo("empty.json"))
+    wanted: dict = {}
+    with tarfile.open(path) as tar:
+        for member in tar:
+            key, _, suffix = member.name.rpartition("/")[2].partition(".")
+            prefix = member.name[: len(member.name) - len(member.name.rpartition("/")[2])]
+            wanted.setdefault(prefix + key, []).append((suffix, member.offset_data, member.size))
+    assert {record.key: list(record.members) for record in shards.index(path)} == wanted
+
+
 def test_documents_survive_writing_and_reading(tmp_path):
     chat = Document(
         "chat",

@@ -33,6 +33,7 @@ VERBS = {  # verb: (module, what it does)
     "fetch-source": ("dreamllm.sources.fetch", "fetch a public data set: whole, checked, going on after a cut"),
     "list-urls": ("dreamllm.sources.urls", "list the addresses of a data set's pictures for img2dataset"),
     "build-shards": ("dreamllm.sources.build", "turn a fetched data set into document shards"),
+    "list-shards": ("dreamllm.sources.list_shards", "list shards for training that reads them over the network"),
     "write-instructions": ("dreamllm.sources.instruct", "write the instruction sets that were never released"),
     "place-benchmark": ("dreamllm.evaluate.placing", "put a fetched evaluation set where its reader looks for it"),
     "fetch-foundations": ("dreamllm.emoji.foundations.fetch", "fetch the foundation models by digest"),

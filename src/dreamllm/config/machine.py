@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dreamllm.config.base import Count, Number, Section
+from dreamllm.config.base import Count, InputFolder, Number, Section
 
 
 class GradientCheckpointing(Section):
@@ -56,6 +56,11 @@ class Machine(Section):
     compile: bool = False
     """Compile the language model's layers and the blocks of UNet and VAE with torch.compile in training, and the UNet's
     blocks in predictions: faster on a GPU, after some minutes of compiling; not for a CPU."""
+    shard_cache: InputFolder = "scratch/shards"
+    """Folder for copies of remote shards (sets of format shard_list), on a local disk of each node; may be deleted."""
+    shard_cache_gb: Count = 200
+    """Maximum size of that folder in GB. It has to hold the shards among which documents are shuffled, at best twice
+    (docs/data.md)."""
     tracker: Literal["tensorboard", "trackio", "wandb"] = "tensorboard"
     """Where a training writes its losses of every step, through accelerate: TensorBoard's files in its work folder, or
     the project `dreamllm` of trackio or Weights & Biases, which have to be installed (docs/training.md)."""

@@ -15,13 +15,14 @@ OwnFormat = Literal[
     "webdataset",
     "interleaved_jsonl",
     "documents",
+    "shard_list",
     "coco_captions",
     "vqa",
     "pope",
     "prompts",
     "as_is",
 ]
-"""Formats of people's own data: the first six of training sets, the others of evaluation sets."""
+"""Formats of people's own data: the first seven of training sets, the others of evaluation sets."""
 
 
 class SourceSettings(Section):
@@ -33,8 +34,9 @@ class SourceSettings(Section):
     it (docs/your-data.md). null = the public set of this name in data/sources.yaml."""
     format: OwnFormat | None = None
     """Format of your own data. For mixtures: image_folder (images with captions), llava (conversations), llava_pairs,
-    webdataset (tar shards), interleaved_jsonl, documents (shards of this project). For benchmarks: coco_captions, vqa,
-    pope, prompts, as_is."""
+    webdataset (tar shards), interleaved_jsonl, documents (shards of this project), shard_list (a list of such
+    shards, which are read from where they are while training). For benchmarks: coco_captions, vqa, pope, prompts,
+    as_is."""
     licence: Annotated[str, Field(max_length=200)] = ""
     """Licence of your own data, for the audit and the model card, such as CC BY 4.0 or private."""
     folder: OwnFolder | None = None

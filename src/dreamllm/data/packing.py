@@ -7,7 +7,7 @@ the end of a row has position_ids of its own, like a document.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -79,24 +79,50 @@ def positions_of_targets(labels: torch.Tensor) -> torch.Tensor:
 
 
 def pack(sequences: list[TokenSequence], context: int) -> list[Row]:
-    """Put each sequence into the first row with enough room (first fit), adding rows as needed.
+    """Put each sequence into the first row with enough room (`first_fit`), adding rows as needed.
 
     Deterministic; keeps the order inside a row. Raises ValueError for a sequence longer than `context`.
     """
-    rows: list[Row] = []
-    room: list[int] = []
     for sequence in sequences:
-        if len(sequence) > context:
-            raise ValueError(
-                f"document {sequence.document.id!r}: a sequence of {len(sequence)} tokens does not fit the context of "
-                f"{context}; lay it out with this context"
-            )
-        index = next((index for index, left in enumerate(room) if left >= len(sequence)), len(rows))
-        if index == len(rows):
+        check_fits(sequence, context)
+    rows = first_fit([len(sequence) for sequence in sequences], context)
+    return [[sequences[index] for index in row] for row in rows]
+
+
+def check_fits(sequence: TokenSequence, context: int) -> None:
+    """Raises ValueError for a sequence longer than `context` tokens."""
+    if len(sequence) > context:
+        raise ValueError(
+            f"document {sequence.document.id!r}: a sequence of {len(sequence)} tokens does not fit the context of "
+            f"{context}; lay it out with this context"
+        )
+
+
+def first_fit(lengths: Sequence[int], context: int) -> list[list[int]]:
+    """First-fit bin packing: put each length into the first row of size `context` that has room for it.
+
+    lengths: each at most `context`. Returns the rows as indices of `lengths`. A binary tree whose nodes hold the most
+    room below them finds a row in logarithmic time.
+    """
+    leaves = 1
+    while leaves < len(lengths):
+        leaves *= 2
+    room = [context] * (2 * leaves)  # of node n the children are 2n and 2n + 1; leaf n is row n - leaves
+    rows: list[list[int]] = []
+    for index, length in enumerate(lengths):
+        node = 1
+        while node < leaves:
+            node *= 2
+            if room[node] < length:
+                node += 1
+        if node - leaves == len(rows):
             rows.append([])
-            room.append(context)
-        rows[index].append(sequence)
-        room[index] -= len(sequence)
+        rows[node - leaves].append(index)
+        left = room[node] - length
+        while node and room[node] != left:
+            room[node] = left
+            node, sibling = node // 2, room[node ^ 1]
+            left = max(left, sibling)
     return rows
 
 

@@ -33,6 +33,7 @@ from dreamllm.output_paths import folder_to_write
 from dreamllm.sources import manifest, own, readers
 from dreamllm.sources.manifest import Source
 from dreamllm.sources.picture_files import Folders, folders_of
+from dreamllm.sources.readers import shard_list
 from dreamllm.sources.records import BuildProblem, Rejected
 
 EXAMPLES = 3  # places reported for each reason
@@ -107,6 +108,8 @@ def build(
     documents.  files: digest of people's own files, for the report. Raises BuildProblem when no document can be made of
     the set, RecordProblem for a damaged file.
     """
+    if source.format == "shard_list":
+        return _take_list(name, settings, out, raw, files)
     reader, counted = readers.module(source.format), Counted()
     if settings.candidates and not source.holds_addresses:
         raise BuildProblem(
@@ -133,6 +136,20 @@ def build(
         (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         if not counted.documents:
             raise BuildProblem(f"{name}: no document could be made: {json.dumps(counted.report())}")
+    return counted
+
+
+def _take_list(name: str, settings: SourceSettings, out: Path, raw: Path, files: str) -> Counted:
+    """Write the shard list of the folder `raw` to OUT/NAME.json. Raises BuildProblem, RemoteShardProblem."""
+    if changed := sorted(settings.model_fields_set - {"path", "format", "licence", "folder"}):
+        raise BuildProblem(f"{name}: remote shards are read as they are; remove {', '.join(changed)} from its settings")
+    listed = shard_list.shards_of(raw)
+    counted = Counted(documents=sum(documents for _, documents in listed))
+    report = {"source": name, "settings": settings.model_dump(mode="json"), "documents": counted.documents}
+    report |= {"shards": len(listed), **({"files": files} if files else {})}
+    with new_folder(out) as folder:
+        (folder / f"{name}.json").write_bytes(shard_list.only_list(raw).read_bytes())
+        (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return counted
 
 

@@ -30,6 +30,7 @@ from dreamllm.atomic import new_file
 from dreamllm.data import packing, shards
 from dreamllm.data.document import Document, Part, Picture
 from dreamllm.data.layout import Mode
+from dreamllm.data.mixture import LIST_SUFFIX
 from dreamllm.data.packing import Batch, Row
 from dreamllm.data.shards import Record
 from dreamllm.digests import digest
@@ -69,6 +70,7 @@ class FeatureCache:
 
         Raises ShardProblem for a damaged document, FeatureCacheProblem for a picture that its file does not have.
         """
+        assert isinstance(record.file, Path)  # `build` refuses sets of remote shards
         files = self.files[record.file]
         document = shards.load(record, decode=False)
         parts: list[Part] = []
@@ -114,8 +116,13 @@ def build(
     folder: of the cache files.  sets: name -> shards.  mode: of the stage. Mode "comprehension" draws nothing and needs
     no VAE; mode "creation" still needs CLIP, for the user's pictures.
     Damaged documents are left out; the training then skips and reports them. Raises ShardProblem for a damaged shard,
-    FeatureCacheProblem for a file of the folder that cannot be used.
+    FeatureCacheProblem for a file of the folder that cannot be used, and for a set that is a shard list.
     """
+    if listed := [name for name, paths in sets.items() if any(path.suffix == LIST_SUFFIX for path in paths)]:
+        raise FeatureCacheProblem(
+            f"shard set {listed[0]!r} is a shard list, whose pictures are not encoded in advance: set precompute to "
+            "false in this stage, or bring the set here (format documents)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     encoders = ("clip",) if mode == "comprehension" else ("clip", "vae")
     common = distributed.broadcast_object(accelerator.is_main_process and _dependencies(model, processor, accelerator))

@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
     from dreamllm.train.optimise import optimise, to_tensor
-    from dreamllm.train.trainer import find_shard_sets
+    from dreamllm.train.trainer import find_shard_sets, shard_cache
 
     refuse_file(args.out)
     experiment = load(args.config, args.seed)
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     seed = seed_of(experiment.seed, "sd_finetuned") % 2**32
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     if recipe.mixture:
-        mixture, drawn = Mixture(sets, recipe.mixture, seed), Counter[str]()
+        mixture, drawn = Mixture(sets, recipe.mixture, seed, cache=shard_cache(experiment.machine)), Counter[str]()
     else:
         pairs = list(shards.read(sets["pairs"]))
         number_of_batches = recipe.steps * recipe.accumulation

@@ -15,9 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dreamllm.data.layout import IGNORE
-from dreamllm.data.packing import Row
-from dreamllm.data.stream import StepBatch
+from dreamllm.data.stream import SequencePlan, StepBatch
 from dreamllm.model.dreamllm import DreamLLMOutput
 
 # Columns of losses.csv after the step. `loss` is the weighted sum, the others are unweighted; a loss is empty where the
@@ -54,18 +52,14 @@ class Counts:
     pictures_drawn: int
 
 
-def count_rows(rows: Iterable[Row]) -> Counts:
-    """Count the contents of packed rows. The first token of a row follows nothing, so it is never a target."""
-    rows = list(rows)
+def count_rows(rows: Iterable[Iterable[SequencePlan]]) -> Counts:
+    """Count the contents of packed rows."""
     sequences = [sequence for row in rows for sequence in row]
-    first_labels = [row[0].labels[0] for row in rows]
-    ignored = sum(sequence.labels.count(IGNORE) for sequence in sequences)
-    tokens = sum(map(len, sequences))
     return Counts(
-        tokens=tokens,
-        targets=tokens - ignored - sum(label != IGNORE for label in first_labels),
-        pictures_read=sum(len(sequence.read_slots) for sequence in sequences),
-        pictures_drawn=sum(len(sequence.draw_slots) for sequence in sequences),
+        tokens=sum(sequence.tokens for sequence in sequences),
+        targets=sum(sequence.targets for sequence in sequences),
+        pictures_read=sum(sequence.reads for sequence in sequences),
+        pictures_drawn=sum(sequence.draws for sequence in sequences),
     )
 
 
@@ -92,7 +86,7 @@ def flush(steps: Sequence[StepMetrics], logged: int, accelerator: Accelerator) -
         row = dict(zip(COLUMNS, (*values, *step.others), strict=True))
         if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
             metrics = ", ".join(f"{key} {row[key]:g}" for key in METRIC_COLUMNS)
-            documents = ", ".join(sequence.document.id for packed in step.batch.rows for sequence in packed)
+            documents = ", ".join(sequence.document_id for packed in step.batch.rows for sequence in packed)
             raise NonFiniteLoss(
                 f"step {number}: {metrics}. The last saved state is kept. Lower the learning rate (it was "
                 f"{row['learning_rate']:.2g}) or check the documents of this step: {documents}"

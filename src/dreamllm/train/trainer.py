@@ -28,12 +28,14 @@ import torch
 from dreamllm import provenance
 from dreamllm.atomic import refuse_file
 from dreamllm.config.experiment import Experiment
+from dreamllm.config.machine import Machine
 from dreamllm.config.stages import Stage
 from dreamllm.data import shards
 from dreamllm.data.document import Document
 from dreamllm.data.layout import TokenSequence
-from dreamllm.data.mixture import Mixture, MixtureProblem, pair_mode
+from dreamllm.data.mixture import LIST_SUFFIX, Mixture, MixtureProblem, pair_mode
 from dreamllm.data.packing import Batch, Row
+from dreamllm.data.remote import ShardCache
 from dreamllm.data.stream import Stream, prefetch, start_position
 from dreamllm.digests import digest
 from dreamllm.model import precision
@@ -70,8 +72,8 @@ def train(
     With several processes, `accelerate launch` starts all of them with the same arguments; only the first one writes.
 
     On SIGTERM to any process it saves the resume state after the running step, and exits with `preemption.STATUS`.
-    Raises CheckpointProblem, MachineProblem, ShardProblem, FeatureCacheProblem, ValueError for inputs that do not fit,
-    NonFiniteLoss, and RuntimeError when another training holds the work folder.
+    Raises CheckpointProblem, MachineProblem, ShardProblem, RemoteShardProblem, FeatureCacheProblem, ValueError for
+    inputs that do not fit, NonFiniteLoss, and RuntimeError when another training holds the work folder.
     """
     refuse_file(out)  # now, not when the checkpoint is written
     used = precision.resolve(experiment.precision)
@@ -108,7 +110,7 @@ def train(
         apply_stage(model, stage)
         if stage.lora:
             lora.add_adapters(model, stage.lora, seed)
-        mixture = Mixture(sets, stage.mixture, seed)
+        mixture = Mixture(sets, stage.mixture, seed, cache=shard_cache(experiment.machine))
         accelerator.print(summary(name, stage, model, mixture))
         prepared_model = distributed.prepare_model(model, experiment.machine, accelerator)
         parameters = checkpoint.trained_parameters(model)
@@ -250,17 +252,27 @@ def train(
 
 
 def find_shard_sets(names: Mapping[str, float], folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """The shards FOLDER/NAME-NNNNN.tar of each set. Raises MixtureProblem unless each set is in exactly one folder."""
+    """The shards FOLDER/NAME-NNNNN.tar of each set, or its shard list FOLDER/NAME.json.
+
+    Raises MixtureProblem unless each set is in exactly one folder.
+    """
     sets = {}
     for name in names:
         found = [paths for folder in folders if (paths := shards.find(Path(folder) / name))]
+        lists = [Path(folder) / f"{name}{LIST_SUFFIX}" for folder in folders]
+        found += [[path] for path in lists if path.is_file()]
         if len(found) != 1:
             raise MixtureProblem(
-                f"shard set {name!r}: {name}-NNNNN.tar found in {len(found)} of the folders "
+                f"shard set {name!r}: {name}-NNNNN.tar or {name}{LIST_SUFFIX} found in {len(found)} of the folders "
                 f"{', '.join(map(str, folders))}, not in 1"
             )
         sets[name] = found[0]
     return sets
+
+
+def shard_cache(machine: Machine) -> ShardCache:
+    """The cache of remote shards, as the machine section has it."""
+    return ShardCache(Path(machine.shard_cache), machine.shard_cache_gb * 10**9)
 
 
 def batched(rows: list[Row], size: int) -> list[list[Row]]:
