@@ -29,10 +29,10 @@ from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import pack
 from dreamllm.model import diffusion
 from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
+from dreamllm.model.eyes import patch_features
 from dreamllm.model.generate import query_states
 from dreamllm.model.processor import PromptProblem
 from dreamllm.model.text_only import PictureDue
-from dreamllm.model.vision import patch_features
 from dreamllm.train.distributed import checkpoint_activations
 
 SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -1,7 +1,7 @@
-"""Build a DreamLLM from its foundations: a causal language model, CLIP and Stable Diffusion, in their usual layouts.
+"""Build a DreamLLM from its foundations: a causal language model, an eye and Stable Diffusion, in their usual layouts.
 
     llm/    config.json, model.safetensors, tokenizer files                       (transformers)
-    clip/   config.json, model.safetensors, preprocessor_config.json              (transformers; one tower or both)
+    clip/   config.json, model.safetensors, preprocessor_config.json   (transformers: CLIP, SigLIP or DINOv2, eyes.py)
     sd/     vae/ unet/ scheduler/, each with its config.json and weights          (diffusers)
 
 Nothing is trained or downloaded.
@@ -15,12 +15,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPModel
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
+from dreamllm.model.eyes import check_picture_size, vision_tower
 from dreamllm.model.packed import packed_attention_mask
 from dreamllm.model.processor import BOUNDARY, PAD, SPECIAL_TOKENS, DreamLLMProcessor
 from dreamllm.model.weights import FoundationProblem, load_part, load_weights
@@ -34,6 +36,7 @@ def build_from_foundations(
     num_dream_queries: int = 64,
     seed: int = 0,
     vision_feature_layer: int = -2,
+    visual_projector_type: str = "linear",
     template: str = "vicuna_v1.1",
     boundary_tokens: bool = False,
     weights: bool = True,
@@ -57,7 +60,9 @@ def build_from_foundations(
             f"{llm_dir}: model.boundary_tokens is true, but the tokenizer has no token {BOUNDARY!r}"
         )
     language_model, clip, vae, unet = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
-    vision_model = clip.vision_model if isinstance(clip, CLIPModel) else clip
+    vision_model = vision_tower(clip)
+    image_processor = load_part(AutoImageProcessor, clip_dir, backend="pil")
+    blank = image_processor(images=Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"]
     for part in (language_model, vision_model):
         part.config.name_or_path = ""  # no local paths in a saved model
 
@@ -74,6 +79,8 @@ def build_from_foundations(
             scheduler_config=DDPMScheduler.load_config(sd_dir, subfolder="scheduler"),
             num_dream_queries=num_dream_queries,
             vision_feature_layer=vision_feature_layer,
+            visual_projector_type=visual_projector_type,
+            read_size=check_picture_size(vision_model.config, blank),
             bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=ids[PAD],
@@ -86,7 +93,7 @@ def build_from_foundations(
             _materialise_new_parts(model)
     model.train_only(UNFROZEN)
     processor = DreamLLMProcessor(
-        load_part(AutoImageProcessor, clip_dir, backend="pil"),
+        image_processor,
         tokenizer,
         num_patches=config.num_patches,
         num_dream_queries=num_dream_queries,
@@ -142,8 +149,11 @@ def _plain(model: ModelMixin) -> dict[str, Any]:
 @torch.no_grad()
 def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
     """Initialise the dream queries and the projectors, which are on the meta device."""
-    for projector in (model.visual_projector, model.condition_projector):
-        projector.to_empty(device="cpu").reset_parameters()
+    for part in (model.visual_projector, model.condition_projector):
+        part.to_empty(device="cpu")
+        for layer in part.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.reset_parameters()
     model.dream_queries = torch.nn.Parameter(torch.empty_like(model.dream_queries, device="cpu"))
     model.dream_queries.normal_(std=getattr(model.config.text_config, "initializer_range", 0.02))
 

@@ -7,12 +7,16 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from dreamllm.model.eyes import num_patches
+
 
 class DreamLLMConfig(PreTrainedConfig):
-    """Sub-configurations of the language model (any causal one of transformers), CLIP, VAE, UNet and noise schedule.
+    """Sub-configurations of the language model (any causal one of transformers), eye, VAE, UNet and noise schedule.
 
     num_dream_queries: Q, positions whose last hidden states condition the UNet (64 in the paper)
-    vision_feature_layer: index into CLIP's hidden states, as in transformers (-2: the output of the last layer but one)
+    vision_feature_layer: index into the eye's hidden states, as in transformers (-2: output of the last layer but one)
+    visual_projector_type: linear (the paper's) or mlp (LLaVA-1.5's), see `eyes.make_projector`
+    read_size: side in pixels of a picture that is read, where it is another than the eye's own image_size
     bos_token_id ... dream_end_token_id: ids in the language model's vocabulary; read from the tokenizer, never assumed
     language_loss_weight, diffusion_loss_weight: loss = language + 10 * diffusion in the paper's I-GPT and SFT
     alignment_loss_weight: of the loss in `alignment.py`; 0 except in arms of comparison
@@ -39,6 +43,8 @@ class DreamLLMConfig(PreTrainedConfig):
     scheduler_config: Any = None
     num_dream_queries: int = 64
     vision_feature_layer: int = -2
+    visual_projector_type: str = "linear"
+    read_size: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
@@ -67,8 +73,8 @@ class DreamLLMConfig(PreTrainedConfig):
 
     @property
     def num_patches(self) -> int:
-        """P, the number of CLIP patches of a picture that is read."""
-        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+        """P, the number of the eye's patches of a picture that is read."""
+        return num_patches(self.vision_config, self.read_size)
 
     @property
     def draw_size(self) -> int:

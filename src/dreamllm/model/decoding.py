@@ -166,7 +166,7 @@ def decode(
         writing = list(range(len(rows)))
         at_image: list[int] = []
         while writing:
-            logits = model.get_output_embeddings()(hidden[:, -1]).float()  # (B, V)
+            logits = model.logits(hidden[:, -1]).float()  # (B, V)
             check_finite(logits[writing].clamp(min=-1), [rows[n].prompt.id for n in writing], "the logits")
             scores = logits_processor(sequences.ids, logits)
             tokens = choose(scores, rows, writing, generation_config.do_sample)

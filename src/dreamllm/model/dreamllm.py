@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import transformers
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
-from transformers import AutoModelForCausalLM, CLIPVisionModel
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
@@ -28,18 +28,19 @@ from dreamllm.data.packing import positions_of_targets
 from dreamllm.model import diffusion, processor  # noqa: F401  for AutoProcessor
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.eyes import make_projector, patch_features
 from dreamllm.model.output import DreamLLMOutput
 from dreamllm.model.packed import (
     fill_slots,
     find_slots,
     gather_slots,
+    head_logits,
     in_chunks,
     packed_attention_mask,
     packed_lengths,
     with_gradient,
 )
 from dreamllm.model.text_only import TextGenerationMixin
-from dreamllm.model.vision import patch_features
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
 TRAINABLE = (*UNFROZEN, "unet")
@@ -67,12 +68,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
 
     def __init__(self, config: DreamLLMConfig):
         super().__init__(config)
-        width = config.text_config.hidden_size
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.vision_model = CLIPVisionModel._from_config(config.vision_config)
+        width = self.language_model.get_input_embeddings().embedding_dim
+        self.vision_model = AutoModel.from_config(config.vision_config)
         self.vae = AutoencoderKL.from_config(config.vae_config)
         self.unet = UNet2DConditionModel.from_config(config.unet_config)
-        self.visual_projector = nn.Linear(config.vision_config.hidden_size, width)
+        self.visual_projector = make_projector(config.visual_projector_type, config.vision_config.hidden_size, width)
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, width))
         self.condition_projector = nn.Linear(width, config.unet_config["cross_attention_dim"], bias=False)
         self.pictures_at_a_time: int | None = None  # in CLIP, VAE and UNet; None: all. Fewer save memory, cost time
@@ -170,7 +171,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         return DreamLLMOutput(
             loss=sum(weighted) if weighted else None,
             **losses,
-            logits=None if with_losses and self.training else self.get_output_embeddings()(hidden[:, kept]),
+            logits=None if with_losses and self.training else self.logits(hidden[:, kept]),
             last_hidden_state=hidden,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.get("hidden_states"),
@@ -204,7 +205,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         if features is None:
             width = self.config.vision_config.hidden_size
             features = self.dream_queries.new_zeros(0, self.config.num_patches, width)
-        return self.visual_projector(features.to(self.visual_projector.weight.dtype))
+        return self.visual_projector(features.to(next(self.visual_projector.parameters()).dtype))
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
         """Conditions (M, Q, Dc) of the UNet from query states (M, Q, D)."""
@@ -215,6 +216,10 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         """CLIP's features (N, P, Dv) of pictures (N, 3, Hc, Wc): the visual projector's input."""
         return patch_features(self.vision_model, pixels, self.config.vision_feature_layer)
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of the next token from last hidden states (..., D)."""
+        return head_logits(self.language_model, hidden)
+
     def language_loss(
         self, hidden: torch.Tensor, labels: torch.Tensor, count: int | None = None, at: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -223,7 +228,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         hidden (B, T, D), labels (B, T); count: of the targets to divide by; at: `positions_of_targets` of the labels.
         """
         positions = positions_of_targets(labels) if at is None else at
-        logits = self.language_model.get_output_embeddings()(hidden.flatten(0, 1)[positions])  # (number of targets, V)
+        logits = self.logits(hidden.flatten(0, 1)[positions])  # (number of targets, V)
         total = F.cross_entropy(logits.float(), labels.flatten()[positions + 1], reduction="sum")
         return total / max(1, len(positions) if count is None else count)
 
@@ -390,7 +395,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         """Initialise the dream queries and the projectors; the latter as torch does, like the official runs."""
         if module is self:
             init.normal_(self.dream_queries, std=getattr(self.config.text_config, "initializer_range", 0.02))
-        elif module in (self.visual_projector, self.condition_projector):
+        elif isinstance(module, nn.Linear) and module in (*self.visual_projector.modules(), self.condition_projector):
             module.reset_parameters()
 
 

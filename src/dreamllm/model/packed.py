@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
 from dreamllm.data.packing import document_boundaries
@@ -33,6 +34,13 @@ def packed_attention_mask(
         past_key_values=None,
         position_ids=position_ids,
     )
+
+
+def head_logits(language_model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of the next token from last hidden states (..., D), with Gemma's soft cap where it has one."""
+    logits = language_model.get_output_embeddings()(hidden)
+    cap = getattr(language_model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def packed_lengths(
