@@ -57,7 +57,7 @@ def test_images_stand_where_the_words_have_placeholders_or_before_them():
     for words, shape in [("Same?", "IIT"), ("Is <image> like <image> here?", "TITIT"), ("<image><image> Same?", "IIT")]:
         parts = requests.question("one", words, [red, blue]).parts
         assert "".join("I" if isinstance(part, Picture) else "T" for part in parts) == shape
-    with pytest.raises(RequestProblem, match=r"one: the text has 1 <image>, but 2 images are given"):
+    with pytest.raises(RequestProblem, match=r"one: the text has 1 <image> placeholders, but 2 pictures"):
         requests.question("one", "<image>?", [red, blue])
 
 

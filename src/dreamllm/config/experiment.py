@@ -45,12 +45,21 @@ class Model(Section):
     num_dream_queries: Count = 64
     """Dream queries per picture (paper: 64)."""
     vision_feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = -2
-    """Layer of CLIP whose patch features, without CLS, are the input of the visual projector (official code: -2)."""
-    template: Literal["vicuna_v1.1", "plain"] = "vicuna_v1.1"
-    """Conversation template (paper: Vicuna v1.1)."""
+    """Layer of the eye (`foundations.clip`) whose patch features, without class and register tokens, are the input of
+    the visual projector (official code: -2)."""
+    visual_projector_type: Literal["linear", "mlp"] = "linear"
+    """Projector from the eye to the language model: linear (paper), or mlp, that of LLaVA-1.5: two layers with GELU."""
+    template: Literal["vicuna_v1.1", "plain", "tokenizer"] = "vicuna_v1.1"
+    """Conversation template (paper: Vicuna v1.1). tokenizer: the chat template of the language model's tokenizer."""
     boundary_tokens: bool = False
     """Put a lone word-boundary token before and after each picture of a user's turn (official code: true, by the way in
     which its tokenizer splits text)."""
+
+    @model_validator(mode="after")
+    def _has_one_template(self) -> Model:
+        if self.boundary_tokens and self.template == "tokenizer":
+            raise ValueError("boundary_tokens are of the authors' template; set one of them")
+        return self
 
 
 class Experiment(Section):

@@ -7,7 +7,8 @@ text after it (paper section 3.2; official code, builder_dreamllm.py).
     text           <s> text </s>
     pair           comprehension: <s> IMG text </s>       creation: <s> text DREAM </s>, without any language target
     interleaved    <s> text picture text picture ... </s>, a picture being IMG, DREAM or DREAM IMG by mode
-    conversation   <s> system USER: ... ASSISTANT: answer </s> USER: ... ; user pictures are only read
+    conversation   <s> system USER: ... ASSISTANT: answer </s> USER: ... ; user pictures are only read; or what the
+                   tokenizer's chat template renders, with the token that ends an answer in place of </s>
 
 Targets of the language loss are text, </s> and <dream_start>; the user's words, patches, queries and the other picture
 tokens are masked. Unlike in the official code, <dream_start> is a target in conversations too, so that they teach when
@@ -18,12 +19,12 @@ to draw; documents longer than the context are split instead of truncated; text 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
-from dreamllm.data.document import Document, Picture, Text
+from dreamllm.data.document import Document, Picture, Role, Text
 
 IGNORE = -100  # label of a position without a target, as in torch and transformers
 Mode = Literal["comprehension", "creation", "joint"]
@@ -54,6 +55,28 @@ TEMPLATES = {
 
 
 @dataclass(frozen=True)
+class Words:
+    """Consecutive text tokens of a rendered conversation; is_target: whether each of them is a target."""
+
+    ids: tuple[int, ...]
+    is_target: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a tokenizer.
+
+    render(turns, closed): the tokens of the turns, (role, contents) in alternation from the user's, with None for a
+    picture among the contents. Targets are the assistant's contents and the end of its turns. `closed`: with the end of
+    the last turn, if it is the assistant's; after the user's last turn, the beginning of an answer follows
+    end: the token that ends an answer
+    """
+
+    render: Callable[[Sequence[tuple[Role, Sequence[str | None]]], bool], list[Words | None]]
+    end: int
+
+
+@dataclass(frozen=True)
 class Vocabulary:
     """What the layout needs to know of a tokenizer and a model; `DreamLLMProcessor.vocabulary` builds it.
 
@@ -73,6 +96,12 @@ class Vocabulary:
     num_queries: int  # Q, dream queries of a picture that is drawn
     template: Template = TEMPLATES["vicuna_v1.1"]
     boundary: tuple[int, ...] = ()  # tokens before and after each picture of a user's turn
+    chat: ChatTemplate | None = None  # lays out conversations in place of `template`
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end what the model writes."""
+        return (self.eos,) if self.chat is None or self.chat.end == self.eos else (self.eos, self.chat.end)
 
 
 @dataclass(frozen=True)
@@ -129,11 +158,12 @@ def lay_out(document: Document, vocabulary: Vocabulary, mode: Mode, context: int
 
     Raises LayoutProblem for a pair in joint mode, and for a picture block that is longer than the context.
     """
-    groups = _groups(document, vocabulary, mode)
-    if document.parts[-1].role != "user":  # no </s> after a user's turn without an answer
+    groups = _groups(document, vocabulary, mode, closed=True)
+    if document.parts[-1].role != "user" and not _is_chat(document, vocabulary):  # no </s> after an unanswered user
         is_drawn_pair = document.kind == "pair" and mode == "creation"
         _close(groups[-1], vocabulary, target=not is_drawn_pair)
-    return [_sequence(document, vocabulary, pieces) for pieces in _split(document, groups, context)]
+    sequences = _split(document, groups, context)
+    return [_sequence(document, vocabulary, pieces, is_first=not n) for n, pieces in enumerate(sequences)]
 
 
 def lay_out_prompt(
@@ -147,21 +177,30 @@ def lay_out_prompt(
 
     Raises LayoutProblem for a prompt longer than `context` tokens: prompts are never truncated.
     """
-    groups = _groups(document, vocabulary, mode)
+    groups = _groups(document, vocabulary, mode, closed=False)
     pieces = [piece for group in groups for piece in group]
     if document.kind == "pair":
         pieces = pieces[:1]
     if draw:
         pieces.append(_picture(len(document.pictures), vocabulary, draw=True, read=False, target=False))
-    length = 1 + sum(map(len, pieces))
-    if length > context:
-        raise LayoutProblem(f"document {document.id!r}: the prompt has {length} tokens, the context holds {context}")
     sequence = _sequence(document, vocabulary, pieces)
+    if (length := len(sequence)) > context:
+        raise LayoutProblem(f"document {document.id!r}: the prompt has {length} tokens, the context holds {context}")
     return TokenSequence(document, sequence.input_ids, (IGNORE,) * length, sequence.read_slots, sequence.draw_slots)
 
 
-def _groups(document: Document, vocabulary: Vocabulary, mode: Mode) -> list[_Group]:
-    """The document as pieces, without its first <s> and last </s>; a document without tokens gives one empty piece."""
+def _is_chat(document: Document, vocabulary: Vocabulary) -> bool:
+    """Whether the tokenizer's chat template lays the document out."""
+    return document.kind == "conversation" and vocabulary.chat is not None
+
+
+def _groups(document: Document, vocabulary: Vocabulary, mode: Mode, *, closed: bool) -> list[_Group]:
+    """The document as pieces, without its first <s> and last </s>; a document without tokens gives one empty piece.
+
+    closed: a conversation of a chat template ends with the end of the assistant's last turn
+    """
+    if _is_chat(document, vocabulary):
+        return _chat(document, vocabulary, mode, closed=closed)
     lay_out_kind = {"pair": _pair, "conversation": _conversation}.get(document.kind, _interleaved)
     groups = [[piece for piece in group if len(piece)] for group in lay_out_kind(document, vocabulary, mode)]
     return [group for group in groups if group] or [[_Piece((), ())]]
@@ -226,6 +265,39 @@ def _conversation(document: Document, vocabulary: Vocabulary, mode: Mode) -> lis
                 elif len(piece := _text(part.text, vocabulary, target=True)):
                     groups[-1].append(piece)
     return groups
+
+
+def _chat(document: Document, vocabulary: Vocabulary, mode: Mode, *, closed: bool) -> list[_Group]:
+    """A conversation by the tokenizer's chat template. A group ends with the end of an answer."""
+    assert vocabulary.chat is not None
+    turns: list[tuple[Role, list[str | None]]] = []
+    by_user = []  # of each picture
+    for role, parts in groupby(document.parts, key=lambda part: part.role):
+        turns.append((role, []))
+        for words, picture in _runs(parts):
+            turns[-1][1].extend([words] if words else [])
+            if picture is not None:
+                turns[-1][1].append(None)
+                by_user.append(role == "user")
+    groups: list[_Group] = [[]]
+    pictures = 0
+    for words in vocabulary.chat.render(turns, closed):
+        group = groups[-1]
+        if words is None:
+            read_only: Mode = "comprehension" if by_user[pictures] else mode
+            group.append(_picture_by_mode(pictures, vocabulary, read_only))
+            pictures += 1
+            continue
+        labels = tuple(id_ if target else IGNORE for id_, target in zip(words.ids, words.is_target, strict=True))
+        is_end = words.ids == (vocabulary.chat.end,) and words.is_target[0]
+        if group and (group[-1].is_text or is_end):  # no sequence of an end alone
+            last = group[-1]
+            group[-1] = replace(last, input_ids=(*last.input_ids, *words.ids), labels=(*last.labels, *labels))
+        else:
+            group.append(_Piece(words.ids, labels, is_text=True))
+        if is_end:
+            groups.append([])
+    return [group for group in groups if group]
 
 
 def _close(group: _Group, vocabulary: Vocabulary, *, target: bool) -> None:
@@ -302,9 +374,12 @@ def _split(document: Document, groups: list[_Group], context: int) -> list[list[
     return filled
 
 
-def _sequence(document: Document, vocabulary: Vocabulary, pieces: list[_Piece]) -> TokenSequence:
-    """Concatenate <s> and the pieces."""
-    ids, labels = [vocabulary.bos], [IGNORE]
+def _sequence(
+    document: Document, vocabulary: Vocabulary, pieces: list[_Piece], *, is_first: bool = True
+) -> TokenSequence:
+    """Concatenate <s> and the pieces. A chat template writes the first <s> of a conversation, if it wants one."""
+    ids = [] if is_first and _is_chat(document, vocabulary) else [vocabulary.bos]
+    labels = [IGNORE] * len(ids)
     read_slots: list[Slot] = []
     draw_slots: list[Slot] = []
     for piece in pieces:

@@ -17,16 +17,19 @@ def language_model(job: PredictionJob) -> tuple[Any, Vocabulary, int]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dreamllm.model import precision
+    from dreamllm.model.build import first_token
+    from dreamllm.model.chat_template import TOKENIZER, layout_template, with_pictures
     from dreamllm.model.weights import load_part, load_weights
 
     folder = job.foundations / "llm"
     model = load_weights(AutoModelForCausalLM, folder, dtype=torch.float32)
     precision.for_inference(model, precision.default_device(), job.dtype)
     tokenizer = load_part(AutoTokenizer, folder)
-    eos = tokenizer.eos_token_id
+    eos, template = tokenizer.eos_token_id, job.experiment.model.template
+    chat = layout_template(tokenizer, with_pictures(tokenizer)) if template == TOKENIZER else None
     vocabulary = Vocabulary(
         encode=lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids,
-        bos=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos,
+        bos=tokenizer.convert_tokens_to_ids(first_token(tokenizer, model.config)),
         eos=eos,
         pad=eos,
         im_patch=-1,
@@ -36,7 +39,8 @@ def language_model(job: PredictionJob) -> tuple[Any, Vocabulary, int]:
         dream_end=-1,
         num_patches=0,
         num_queries=0,
-        template=TEMPLATES[job.experiment.model.template],
+        template=TEMPLATES.get(template, TEMPLATES["plain"]),
+        chat=chat,
     )
     return model, vocabulary, getattr(model.config, "max_position_embeddings", 2048)
 
@@ -59,7 +63,7 @@ def choose(
     from dreamllm.model.finite import check_finite
 
     settings = job.settings
-    skipped = 1 if settings.prompts == "official" else 0
+    skipped = 1 if settings.prompts == "official" and vocabulary.chat is None else 0
 
     def choose_batch(batch: Sequence[Any]) -> list[dict[str, Any]]:
         records = []

@@ -74,15 +74,16 @@ def question(id_: str, words: str, images: Sequence[Any]) -> Document:
 
     Raises RequestProblem as `document_of`, and where the numbers of placeholders and images differ.
     """
-    pieces = words.split("<image>")
-    if len(pieces) - 1 not in (0, len(images)):
-        raise RequestProblem(f"{id_}: the text has {len(pieces) - 1} <image>, but {len(images)} images are given")
-    shown = [{"type": "image", "url": image} for image in images]
-    if len(pieces) == 1:
-        return document_of(id_, [{"role": "user", "content": [*shown, {"type": "text", "text": words}]}])
-    content: list[dict[str, Any]] = [{"type": "text", "text": pieces[0]}]
-    for image, piece in zip(shown, pieces[1:], strict=True):
-        content += [image, {"type": "text", "text": piece}]
+    from dreamllm.model.processor import PromptProblem, parts_of
+
+    try:
+        parts = parts_of(words, images)
+    except PromptProblem as problem:
+        raise RequestProblem(f"{id_}: {problem}") from None
+    content = [
+        {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image", "url": part.image}
+        for part in parts
+    ]
     return document_of(id_, [{"role": "user", "content": content}])
 
 

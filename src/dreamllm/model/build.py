@@ -17,13 +17,14 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.eyes import check_picture_size, vision_tower
-from dreamllm.model.packed import packed_attention_mask
+from dreamllm.model.packed import head_logits, packed_attention_mask
 from dreamllm.model.processor import BOUNDARY, PAD, SPECIAL_TOKENS, DreamLLMProcessor
 from dreamllm.model.weights import FoundationProblem, load_part, load_weights
 
@@ -54,7 +55,7 @@ def build_from_foundations(
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
     tokenizer = load_part(AutoTokenizer, llm_dir)
-    add_special_tokens(tokenizer)
+    new_tokens = add_special_tokens(tokenizer)
     if boundary_tokens and BOUNDARY not in tokenizer.get_vocab():
         raise FoundationProblem(
             f"{llm_dir}: model.boundary_tokens is true, but the tokenizer has no token {BOUNDARY!r}"
@@ -66,10 +67,16 @@ def build_from_foundations(
     for part in (language_model, vision_model):
         part.config.name_or_path = ""  # no local paths in a saved model
 
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = first_token(tokenizer, language_model.config)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if len(tokenizer) > language_model.get_input_embeddings().num_embeddings:
+        rows = language_model.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
             language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        if weights:
+            _initialise_rows(language_model, [token for token in new_tokens if token < rows])
         ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)), strict=True))
         config = DreamLLMConfig(
             text_config=language_model.config,
@@ -81,7 +88,7 @@ def build_from_foundations(
             vision_feature_layer=vision_feature_layer,
             visual_projector_type=visual_projector_type,
             read_size=check_picture_size(vision_model.config, blank),
-            bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=ids[PAD],
             **{f"{token[1:-1]}_token_id": id for token, id in ids.items() if "_" in token},
@@ -102,11 +109,13 @@ def build_from_foundations(
         template=template,
         boundary_tokens=boundary_tokens,
     )
+    if len(ends := processor.vocabulary.ends) > 1:
+        model.generation_config.eos_token_id = list(ends)
     return model.eval(), processor
 
 
-def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the missing SPECIAL_TOKENS in their order, and make [PAD] the padding token.
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Add the missing SPECIAL_TOKENS in their order, and make [PAD] the padding token; returns the ids of the new ones.
 
     Raises FoundationProblem for a tokenizer without an end-of-text token.
     """
@@ -116,6 +125,18 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     new = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS if token not in known]
     tokenizer.add_tokens(new, special_tokens=True)
     tokenizer.pad_token = PAD
+    return tokenizer.convert_tokens_to_ids([token.content for token in new])
+
+
+def first_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str:
+    """The token that begins a document: bos, else what the model's configuration calls so, else the end of a text.
+
+    Qwen's tokenizers have none; their configuration names <|endoftext|>, which stood between documents in pretraining.
+    """
+    if tokenizer.bos_token is not None:
+        return tokenizer.bos_token
+    named = tokenizer.added_tokens_decoder.get(getattr(config, "bos_token_id", None))
+    return named.content if named is not None and named.special else tokenizer.eos_token
 
 
 Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionModel]
@@ -159,13 +180,28 @@ def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
 
 
 @torch.no_grad()
+def _initialise_rows(language_model: PreTrainedModel, tokens: list[int]) -> None:
+    """Draw the embeddings of new tokens whose rows were there, unused: those of Qwen and Llama 3 are all alike."""
+    tensors = (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)
+    for weight in {id(tensor): tensor for tensor in tensors}.values() if tokens else ():
+        std = getattr(language_model.config, "initializer_range", 0.02)
+        weight[tokens] = torch.empty(len(tokens), weight.shape[1]).normal_(std=std)
+
+
+@torch.no_grad()
 def _check_language_model(language_model: PreTrainedModel) -> None:
-    """Check on a few tokens that logits are the head of the last hidden states, and that packing mixes no documents."""
+    """Check on a few tokens that logits come from the last hidden states, and that packing mixes no documents."""
+    if language_model.config.get_text_config() is not language_model.config:
+        raise FoundationProblem(
+            f"{type(language_model).__name__} does not fit: it reads pictures itself; save its language model alone"
+        )
     name, ids = type(language_model).__name__, torch.arange(4)[None]
     alone = language_model.base_model(ids, use_cache=False).last_hidden_state  # (1, 4, D)
-    head = language_model.get_output_embeddings()
-    if not torch.allclose(language_model(ids).logits, head(alone), atol=1e-4):
+    if not torch.allclose(language_model(ids).logits, head_logits(language_model, alone), atol=1e-4):
         raise FoundationProblem(f"{name} does not fit: its logits are not its head applied to its last hidden states")
+    beginning = language_model.base_model(ids[:, :2], use_cache=False).last_hidden_state  # (1, 2, D)
+    if not torch.allclose(beginning, alone[:, :2], atol=1e-4):
+        raise FoundationProblem(f"{name} does not fit: its attention is not causal")
     embeds = language_model.get_input_embeddings()(ids.repeat(1, 2))
     positions = torch.arange(4).repeat(2)[None]
     mask = packed_attention_mask(language_model.config, embeds, positions)

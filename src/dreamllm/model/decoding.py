@@ -55,7 +55,7 @@ class Row:
 
         room: number of tokens that fit the context.  block: number of tokens of an image
         """
-        if token == vocabulary.eos:
+        if token in vocabulary.ends:
             self.stopped = "end"
         elif token == vocabulary.dream_start:
             if self.num_pictures == max_pictures:

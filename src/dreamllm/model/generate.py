@@ -132,7 +132,7 @@ def write(
         do_sample=False,
         logits_processor=LogitsProcessorList([FiniteLogits([prompt.id for prompt in prompts])]),
         suppress_tokens=_suppressed_tokens(processor, allow_pictures=False),
-        eos_token_id=processor.vocabulary.eos,
+        eos_token_id=list(processor.vocabulary.ends),
         pad_token_id=processor.vocabulary.pad,
     )
     return [text.strip() for text in processor.batch_decode(output[:, length:], skip_special_tokens=True)]
@@ -252,7 +252,7 @@ def interleave(
         follower=streamer,
         max_new_tokens=2 * processor.context,  # rows and gaps are shorter; `decode` knows how long each row may be
         suppress_tokens=_suppressed_tokens(processor, allow_pictures=True),
-        eos_token_id=[vocabulary.eos, vocabulary.dream_start],
+        eos_token_id=[*vocabulary.ends, vocabulary.dream_start],
         pad_token_id=vocabulary.pad,
         logits_processor=LogitsProcessorList([*penalty, *(logits_processor or [])]),
         **text_sampling.sampling_options(),
@@ -271,4 +271,4 @@ def _suppressed_tokens(processor: DreamLLMProcessor, *, allow_pictures: bool) ->
     ids = set(processor.tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))) | {processor.vocabulary.bos}
     if allow_pictures:
         ids -= {processor.vocabulary.dream_start}
-    return sorted(ids - {processor.vocabulary.eos})
+    return sorted(ids.difference(processor.vocabulary.ends))

@@ -19,11 +19,11 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.document import Document, Text
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import check_finite
 from dreamllm.model.generate import query_states
-from dreamllm.model.processor import IMAGE, DreamLLMProcessor, PromptProblem, parse
+from dreamllm.model.processor import DreamLLMProcessor, PromptProblem, parts_of
 from dreamllm.model.sampling import (
     PictureSampling,
     SamplingProblem,
@@ -225,8 +225,5 @@ def prompt_documents(prompts: Sequence[str], images: Images | None = None) -> li
     for number, (text, own) in enumerate(zip(prompts, of_prompts, strict=True)):
         if others := [type(one).__name__ for one in own if not isinstance(one, Image.Image)]:
             raise PromptProblem(f"images: expected PIL images, found {others[0]}")
-        parts: tuple[Part, ...] = (*(Picture(image) for image in own), Text(text))
-        if IMAGE in text:
-            (parts,) = parse([text], own)
-        documents.append(Document(f"prompt {number}", "interleaved" if own else "text", parts))
+        documents.append(Document(f"prompt {number}", "interleaved" if own else "text", parts_of(text, own)))
     return documents

@@ -1,6 +1,6 @@
 """The processor: turns Documents, or strings with `<image>`, into model inputs, by transformers' processor interface.
 
-Pictures to read go through the CLIP image processor on its PIL backend, whose values do not depend on torchvision.
+Pictures to read go through the eye's image processor on its PIL backend, whose values do not depend on torchvision.
 Pictures to draw are resized by their shorter side and cropped. Neither are flipped (the official code flips pictures to
 draw only, so that the model draws another picture than it reads).
 """
@@ -24,15 +24,18 @@ from transformers.processing_utils import ProcessorMixin
 from dreamllm.data import images
 from dreamllm.data.document import Document, Part, Picture, Role, Text
 from dreamllm.data.layout import (
+    IGNORE,
     TEMPLATES,
+    LayoutProblem,
     Mode,
+    Slot,
     TokenSequence,
     Vocabulary,
     lay_out,
     lay_out_prompt,
 )
 from dreamllm.data.packing import Batch, Row, collate
-from dreamllm.model.chat_template import chat_template_of
+from dreamllm.model.chat_template import TOKENIZER, chat_template_of, layout_template, user_marker, with_pictures
 from dreamllm.model.config import DreamLLMConfig
 
 PAD, IM_PATCH, IM_START, IM_END = "[PAD]", "<im_patch>", "<im_start>", "<im_end>"
@@ -49,9 +52,9 @@ class PromptProblem(ValueError):
 class DreamLLMProcessor(ProcessorMixin):
     """Documents to inputs of DreamLLM.
 
-    image_processor: CLIP's.  tokenizer: of the language model, with SPECIAL_TOKENS added.
+    image_processor: the eye's.  tokenizer: of the language model, with SPECIAL_TOKENS added.
     num_patches, num_dream_queries, draw_size: as in DreamLLMConfig.  context: the language model's context length
-    template: name of the conversation template, in `layout.TEMPLATES`
+    template: name of the conversation template, in `layout.TEMPLATES`, or "tokenizer" for the tokenizer's chat template
     boundary_tokens: put a lone BOUNDARY before and after each picture of a user's turn, as the authors' tokenizer does
     """
 
@@ -67,10 +70,15 @@ class DreamLLMProcessor(ProcessorMixin):
         boundary_tokens: bool = False,
         chat_template: str | None = None,
     ):
-        if template not in TEMPLATES:
-            raise ValueError(f"unknown conversation template {template!r}, expected one of {', '.join(TEMPLATES)}")
+        if template not in (*TEMPLATES, TOKENIZER):
+            known = ", ".join((*TEMPLATES, TOKENIZER))
+            raise ValueError(f"unknown conversation template {template!r}, expected one of {known}")
+        if template == TOKENIZER and boundary_tokens:
+            raise ValueError("boundary_tokens are of the authors' template; the tokenizer's own has none")
         tokenizer.padding_side = "left"  # what is continued ends at the right
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or chat_template_of(template))
+        default = with_pictures if template == TOKENIZER else chat_template_of
+        chat_template = chat_template or default(tokenizer if template == TOKENIZER else template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.num_patches = num_patches
         self.num_dream_queries = num_dream_queries
         self.draw_size = draw_size
@@ -80,7 +88,7 @@ class DreamLLMProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **kwargs):
-        """The parts that `from_pretrained` loads, with CLIP's image processor pinned to PIL."""
+        """The parts that `from_pretrained` loads, with the image processor pinned to PIL."""
         return [AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder)]
 
     @property
@@ -101,7 +109,8 @@ class DreamLLMProcessor(ProcessorMixin):
             dream_end=ids(DREAM_END),
             num_patches=self.num_patches,
             num_queries=self.num_dream_queries,
-            template=TEMPLATES[self.template],
+            template=TEMPLATES.get(self.template, TEMPLATES["plain"]),
+            chat=layout_template(tokenizer, self.chat_template) if self.template == TOKENIZER else None,
             boundary=(ids(BOUNDARY),) if self.boundary_tokens else (),
         )
 
@@ -165,6 +174,9 @@ class DreamLLMProcessor(ProcessorMixin):
         check_count(texts, pictures)
         rest, sequences = iter(pictures), []
         for number, words in enumerate(texts):
+            if self.template == TOKENIZER and user_marker(self.tokenizer, self.chat_template) in words:
+                sequences.append(self._chat(words, rest))
+                continue
             if (rendered := self._rendered(words)) is not None:
                 sequences.append(self._conversation(rendered, rest))
                 continue
@@ -203,15 +215,44 @@ class DreamLLMProcessor(ProcessorMixin):
         ends = (vocabulary.eos,) if rest.endswith(eos) else ()
         return replace(sequence, input_ids=(*sequence.input_ids, *ends), labels=(*sequence.labels, *ends))
 
+    def _chat(self, text: str, pictures: Iterator[Image.Image]) -> TokenSequence:
+        """Tokens of what the tokenizer's chat template rendered, with patches for <image> and queries for <dream>."""
+        vocabulary, ids = self.vocabulary, self.tokenizer.convert_tokens_to_ids
+        image = [vocabulary.im_start, *[vocabulary.im_patch] * vocabulary.num_patches, vocabulary.im_end]
+        dream = [vocabulary.dream_start, *[vocabulary.im_patch] * vocabulary.num_queries, vocabulary.dream_end]
+        tokens: list[int] = []
+        slots: list[Slot] = []
+        for token in self.tokenizer(text, add_special_tokens=False).input_ids:
+            slots += [Slot(len(tokens) + 1, len(slots))] if token == ids(IMAGE) else []
+            tokens += image if token == ids(IMAGE) else dream if token == ids(DREAM) else [token]
+        if len(tokens) > self.context:
+            raise LayoutProblem(f"a conversation has {len(tokens)} tokens, the context holds {self.context}")
+        document = Document("the conversation", "interleaved", (Text(""), *(Picture(next(pictures)) for _ in slots)))
+        return TokenSequence(document, tuple(tokens), (IGNORE,) * len(tokens), tuple(slots))
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **options: Any) -> Any:
+        """As in transformers. Raises PromptProblem for words that the tokenizer would take for special tokens."""
+        if self.template == TOKENIZER:
+            special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+            for text in _strings(conversation):
+                if found := sorted(token for token in special - {IMAGE} if token in text):
+                    raise PromptProblem(
+                        f"a message holds the special token {found[0]!r}; remove it, or use `prompts`, where it is text"
+                    )
+        return super().apply_chat_template(conversation, *args, **options)
+
     def _rendered(self, text: str) -> str | None:
         """What follows the first token of a conversation that the chat template rendered; None for other texts."""
+        if self.template == TOKENIZER:
+            return None
         bos = self.tokenizer.bos_token or self.tokenizer.eos_token
         is_rendered = text.startswith(bos) and TEMPLATES[self.template].user in text
         return text.removeprefix(bos) if is_rendered else None
 
     def _refuse_questions(self, texts: Sequence[str]) -> None:
         """Raises PromptProblem for a text that asks, which the model was trained to answer in conversations alone."""
-        roles = (TEMPLATES[self.template].user, TEMPLATES[self.template].assistant)
+        template = TEMPLATES.get(self.template)
+        roles = (template.user, template.assistant) if template else ()
         for text in texts:
             if text.rstrip().endswith(("?", "\uff1f")) or any(role in text for role in roles):
                 raise PromptProblem(
@@ -221,7 +262,7 @@ class DreamLLMProcessor(ProcessorMixin):
                 )
 
     def read_pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Prepare pictures for CLIP: (N, 3, Hc, Wc), normalised."""
+        """Prepare pictures for the eye: (N, 3, Hc, Wc), normalised."""
         upright = [images.centre(images.upright_rgb(picture)) for picture in pictures]
         return self.image_processor(images=upright, return_tensors="pt")["pixel_values"]
 
@@ -256,11 +297,31 @@ def parse(texts: Sequence[str], pictures: Sequence[Image.Image], role: Role = ""
     return documents
 
 
+def parts_of(text: str, pictures: Sequence[Image.Image], role: Role = "") -> tuple[Part, ...]:
+    """A text with its pictures: each where the text has `<image>`, or all before the text if it has none.
+
+    Raises PromptProblem if the numbers of placeholders and pictures differ.
+    """
+    if IMAGE not in text:
+        return (*(Picture(picture, role) for picture in pictures), Text(text, role))
+    (parts,) = parse([text], pictures, role)
+    return parts
+
+
 def check_count(texts: Sequence[str], pictures: Sequence[Image.Image]) -> None:
     """Raises PromptProblem if the number of `<image>` in all texts is not the number of pictures."""
     wanted = sum(text.count(IMAGE) for text in texts)
     if wanted != len(pictures):
         raise PromptProblem(f"the text has {wanted} {IMAGE} placeholders, but {len(pictures)} pictures were passed")
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The strings in nested messages."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def _parts(text: str, role: Role, pictures: Iterator[Image.Image]) -> list[Part]:

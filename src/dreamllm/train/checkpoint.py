@@ -128,7 +128,7 @@ def load_model(
                     f"{Path(foundations) / name} (digest {found[name][:12]}); fetch the former or train again"
                 )
         compared = options.keys() if has_query_parts(folder) else options.keys() - {"num_dream_queries"}
-        trained = {"boundary_tokens": False} | about["model"]  # older checkpoints do not say
+        trained = {"boundary_tokens": False, "visual_projector_type": "linear"} | about["model"]  # older do not say
         if differing := sorted(key for key in compared if trained.get(key) != options[key]):
             pairs = ", ".join(f"{key} {trained.get(key)!r}, not {options[key]!r}" for key in differing)
             raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
@@ -147,7 +147,7 @@ def _check_options(path: Path, about: Mapping[str, Any]) -> None:
     if unknown := sorted(options.keys() - known):
         raise CheckpointProblem(f"{path}: model has the unknown option {unknown[0][:80]!a}")
     for key, value in options.items():
-        if type(value) is not {"template": str, "boundary_tokens": bool}.get(key, int):
+        if type(value) is not {"template": str, "visual_projector_type": str, "boundary_tokens": bool}.get(key, int):
             raise CheckpointProblem(f"{path}: model.{key} is {ascii(value)[:80]}, of the wrong type")
     if not 1 <= (queries := options.get("num_dream_queries", 1)) <= MOST_QUERIES:
         raise CheckpointProblem(f"{path}: model.num_dream_queries is {queries}, not from 1 to {MOST_QUERIES}")
@@ -258,20 +258,25 @@ def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) ->
             shapes[name] = (*shapes[name.removesuffix(lora.A) + lora.B][:1], *shapes[name][1:])
         targets = {name: lora.target_parameter(name) for name in names if not name.endswith(lora.B)}
         problems += [f"the model has no {target}" for target in targets.values() if target not in parameters]
-        for name, target in targets.items():
-            if target in parameters and shapes[name] != (shape := tuple(parameters[target].shape)):
+        weights = {
+            name: lora.adapted_weight(model, target) if name.endswith(lora.A) else parameters[target]
+            for name, target in targets.items()
+            if target in parameters
+        }
+        for name, weight in weights.items():
+            if shapes[name] != (shape := tuple(weight.shape)):
                 problems.append(f"{name} is {list(shapes[name])} in the file and {list(shape)} in the model")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise CheckpointProblem(
                 f"{Path(folder) / TENSORS}: does not fit the model: {'; '.join(problems[:5])}{more}"
             )
-        for name, target in targets.items():
+        for name, weight in weights.items():
             tensor = _finite(file, name, folder)
             if name.endswith(lora.A):
-                lora.merge(parameters[target], tensor, _finite(file, name.removesuffix(lora.A) + lora.B, folder))
+                lora.merge(weight, tensor, _finite(file, name.removesuffix(lora.A) + lora.B, folder))
             else:
-                parameters[target].data.copy_(tensor)
+                weight.data.copy_(tensor)
 
 
 def _finite(file: Any, name: str, folder: str | Path) -> torch.Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from dreamllm.config.stages import Lora
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -49,7 +50,13 @@ def target_parameter(name: str) -> str:
     return f"{name.removesuffix(A).removesuffix(B)}.weight" if name.endswith((A, B)) else name
 
 
+def adapted_weight(model: DreamLLMForConditionalGeneration, name: str) -> torch.Tensor:
+    """The parameter `name` as (out, in): a view of it where GPT-2's Conv1D stores it the other way round."""
+    weight = model.get_parameter(name)
+    return weight.T if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) else weight
+
+
 @torch.no_grad()
-def merge(weight: torch.nn.Parameter, a: torch.Tensor, b: torch.Tensor) -> None:
+def merge(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """Add the product of an adapter, A (rank, in) and scaled B (out, rank), to its weight (out, in), in place."""
     weight.add_(b.to(weight) @ a.to(weight))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dreamllm.data.document import Document, Part, Picture, Text
+from dreamllm.data.document import Document
 from dreamllm.evaluate import model_options
 
 
@@ -30,12 +30,9 @@ def question(name: str, text: str, images: list[Image.Image]) -> Document:
 
     Raises PromptProblem where the numbers of placeholders and images differ.
     """
-    from dreamllm.model.processor import IMAGE, parse
+    from dreamllm.model.processor import parts_of
 
-    parts: tuple[Part, ...] = (*(Picture(image, "user") for image in images), Text(text, "user"))
-    if IMAGE in text:
-        (parts,) = parse([text], images, role="user")
-    return Document(name, "conversation", parts)
+    return Document(name, "conversation", parts_of(text, images, role="user"))
 
 
 def main(arguments: argparse.Namespace) -> None:
