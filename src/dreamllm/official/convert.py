@@ -187,9 +187,15 @@ def official_config(
 
     ids: as in OfficialConfig.  base: the config.json that the model was imported with, whose other entries are kept
     clip, sd: hub names or folders that the official code loads CLIP and Stable Diffusion from; used without a base only
-    Raises OfficialProblem for a language model that is not LLaMA, or a LLaMA with `mlp_bias` or an explicit `head_dim`.
+    Raises OfficialProblem for a language model that is not LLaMA, or a LLaMA with `mlp_bias` or an explicit `head_dim`,
+    for another eye than CLIP, and for a projector that is not linear.
     """
     llm = config.text_config
+    if config.vision_config.model_type != "clip_vision_model" or config.visual_projector_type != "linear":
+        raise OfficialProblem(
+            f"the eye is {config.vision_config.model_type} and its projector {config.visual_projector_type}; the "
+            "official code supports only CLIP with a linear projector"
+        )
     head_size = llm.hidden_size // llm.num_attention_heads
     if llm.model_type != "llama" or getattr(llm, "mlp_bias", False) or (llm.head_dim or head_size) != head_size:
         raise OfficialProblem(

@@ -58,7 +58,7 @@ def read_tensors(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
             f"{folder}: {', '.join(absent)} missing; a checkpoint needs {', '.join(plugins)} and the language model "
             "(the older formats dream_queries.pt and *_projector.pt are not supported)"
         )
-    return {name: _read(folder / name) for name in [*_language_model_files(folder), *plugins]}
+    return {name: read_file(folder / name) for name in [*_language_model_files(folder), *plugins]}
 
 
 def _language_model_files(folder: Path) -> list[str]:
@@ -78,7 +78,8 @@ def _language_model_files(folder: Path) -> list[str]:
     raise OfficialProblem(f"{folder}: has no language model, neither model*.safetensors nor pytorch_model*.bin")
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read_file(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one file, a pickle or safetensors, by name. Raises OfficialProblem as `read_tensors` does."""
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)

@@ -287,15 +287,22 @@ class StageProblem(ValueError):
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     """Set which parts of the model the stage trains, and its loss weights and options. Frozen parts have no dropout.
 
-    Raises StageProblem for a stage without any loss, and for an alignment loss between vectors of different sizes.
+    Raises StageProblem for a stage without any loss, for an alignment loss between vectors of different sizes, and for
+    a context that is longer than the language model's table of positions.
     """
     weights = stage.loss_weights
     if not (weights.language or weights.diffusion or weights.alignment):
         raise StageProblem("all loss weights of the stage are 0: set at least one of them")
+    text = model.config.text_config
+    positions = getattr(text, "max_position_embeddings", None) or stage.context
+    if getattr(text, "rope_parameters", None) is None and stage.context > positions:
+        raise StageProblem(
+            f"context: {stage.context} tokens, but {text.model_type} has a table of {positions} positions; set at most that"
+        )
     clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
     if weights.alignment and clip != condition:
         raise StageProblem(
-            f"loss_weights.alignment: CLIP's features have size {clip}, the UNet's conditions {condition}, so the loss "
+            f"loss_weights.alignment: the eye's features have size {clip}, the UNet's conditions {condition}, so the loss "
             "cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
         )
     model.train_only(stage.trains)

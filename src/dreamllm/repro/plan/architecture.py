@@ -32,6 +32,7 @@ FILES = {  # a configuration of a foundations' folder: key in an architecture's 
     "sd/scheduler/scheduler_config.json": "scheduler",
 }
 NORMS = (nn.GroupNorm, nn.LayerNorm)  # autocast leaves their outputs in fp32
+INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")  # names of the width of feed-forward layers
 VAE_TENSORS = 4  # of the largest size that exist at once while a picture is encoded
 
 
@@ -64,7 +65,9 @@ def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) 
     }
 
 
-def build(found: dict[str, dict[str, Any]], num_dream_queries: int) -> DreamLLMForConditionalGeneration:
+def build(
+    found: dict[str, dict[str, Any]], num_dream_queries: int, visual_projector_type: str = "linear"
+) -> DreamLLMForConditionalGeneration:
     """DreamLLM with these configurations on the meta device; the vocabulary includes the special tokens."""
     text = AutoConfig.for_model(**found["llm"])
     known = found["llm"].get("vocab_size", text.vocab_size)
@@ -77,6 +80,7 @@ def build(found: dict[str, dict[str, Any]], num_dream_queries: int) -> DreamLLMF
         unet_config=found["unet"],
         scheduler_config=found["scheduler"],
         num_dream_queries=num_dream_queries,
+        visual_projector_type=visual_projector_type,
     )
     with torch.device("meta"):
         return DreamLLMForConditionalGeneration(config)
@@ -110,7 +114,7 @@ def measure(model: DreamLLMForConditionalGeneration) -> Size:
         parameters=parameters_by_part(model),
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=text.intermediate_size,
+        intermediate=next(filter(None, (getattr(text, name, None) for name in INTERMEDIATE)), 4 * text.hidden_size),
         key_value_share=(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
         / text.num_attention_heads,
         vocabulary=model.get_output_embeddings().weight.shape[0],

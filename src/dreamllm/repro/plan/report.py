@@ -302,6 +302,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.repro.plan.architecture import build, configurations, measure  # torch, only when it is needed
 
     numbers = {experiment.model.num_dream_queries, *map(experiment.queries, experiment.stages)}
-    sizes = {number: measure(build(configurations(experiment), number)) for number in numbers}
+    found, projector = configurations(experiment), experiment.model.visual_projector_type
+    sizes = {number: measure(build(found, number, projector)) for number in numbers}
     measured = args.seconds_per_picture
     print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions, measured)))
