@@ -7,8 +7,6 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from dreamllm.model.eyes import num_patches
-
 
 class DreamLLMConfig(PreTrainedConfig):
     """Sub-configurations of the language model (any causal one of transformers), eye, VAE, UNet and noise schedule.
@@ -80,6 +78,11 @@ class DreamLLMConfig(PreTrainedConfig):
     def draw_size(self) -> int:
         """Side of a drawn picture in pixels: side of the latents times the VAE's scale factor."""
         return self.unet_config["sample_size"] * 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+
+
+def num_patches(config: PreTrainedConfig, side: int | None = None) -> int:
+    """P, patches of a square picture of `side` pixels; by default of the size that the eye was trained with."""
+    return ((side or config.image_size) // config.patch_size) ** 2
 
 
 AutoConfig.register(DreamLLMConfig.model_type, DreamLLMConfig)

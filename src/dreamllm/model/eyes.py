@@ -14,6 +14,7 @@ from torch import nn
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
+from dreamllm.model.config import num_patches
 from dreamllm.model.weights import FoundationProblem
 
 VISION_MODELS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers")
@@ -34,11 +35,6 @@ def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
         reason = " (its pictures have no fixed size)" if kind.startswith("siglip2") else ""
         raise FoundationProblem(f"{kind} cannot be the eye{reason}; choose one of {', '.join(VISION_MODELS)}")
     return tower
-
-
-def num_patches(config: PreTrainedConfig, side: int | None = None) -> int:
-    """P, patches of a square picture of `side` pixels; by default of the size that the eye was trained with."""
-    return ((side or config.image_size) // config.patch_size) ** 2
 
 
 def check_picture_size(config: PreTrainedConfig, pixels: torch.Tensor) -> int | None:

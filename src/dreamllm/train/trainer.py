@@ -297,13 +297,13 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     positions = getattr(text, "max_position_embeddings", None) or stage.context
     if getattr(text, "rope_parameters", None) is None and stage.context > positions:
         raise StageProblem(
-            f"context: {stage.context} tokens, but {text.model_type} has a table of {positions} positions; set at most that"
+            f"context: {stage.context} tokens are more than the {positions} positions of the {text.model_type}"
         )
     clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
     if weights.alignment and clip != condition:
         raise StageProblem(
-            f"loss_weights.alignment: the eye's features have size {clip}, the UNet's conditions {condition}, so the loss "
-            "cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
+            f"loss_weights.alignment: the eye's features have size {clip}, the UNet's conditions {condition}, so the "
+            "loss cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
         )
     model.train_only(stage.trains)
     model.train()
