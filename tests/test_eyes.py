@@ -125,13 +125,8 @@ def test_a_model_reads_draws_and_is_saved_with_the_eye(eye, kind, tmp_path):
     output = model.train()(**batch.inputs(), generator=torch.Generator().manual_seed(0))
     output.loss.backward()
     assert output.alignment_loss.isfinite() and output.language_loss.isfinite() and output.diffusion_loss.isfinite()
-    names = [
-        name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
-    ]
-    assert [name for name in names if name.startswith("visual_projector")] == [
-        f"visual_projector.{name}" for name in model.visual_projector.state_dict()
-    ]
-    assert not any(name.startswith("vision_model") for name in names)
+    assert all(parameter.grad.any() for parameter in model.visual_projector.parameters())
+    assert all(parameter.grad is None for parameter in model.vision_model.parameters())
 
 
 def test_a_training_on_features_computed_in_advance_has_the_same_losses(eye, world, tmp_path):
@@ -145,12 +140,7 @@ def test_a_training_on_features_computed_in_advance_has_the_same_losses(eye, wor
     for plain, cached in zip(*found, strict=True):
         assert cached == pytest.approx(plain, abs=1.1e-6, rel=1e-6, nan_ok=True)
     loaded, _ = checkpoint.load_model(eye[0], [trained])
-    assert [name for name, _ in loaded.visual_projector.named_parameters()] == [
-        "0.weight",
-        "0.bias",
-        "2.weight",
-        "2.bias",
-    ]
+    assert list(loaded.visual_projector.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
 
 
 def test_an_alignment_loss_needs_features_as_wide_as_the_conditions(eye):
@@ -170,9 +160,7 @@ def test_another_vision_model_or_pictures_of_another_size_are_refused(tmp_path):
     clip = CLIPVisionConfig(**TOWER, intermediate_size=48, image_size=24, patch_size=4)
     small = CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=SQUARE)
     write_eye(folder / "clip", lambda: CLIPVisionModel(clip), small)
-    with pytest.raises(
-        FoundationProblem, match=r"pictures of shape \[3, 16, 16\], but clip_vision_model takes 24 x 24"
-    ):
+    with pytest.raises(FoundationProblem, match=r"shape \[3, 16, 16\], but clip_vision_model takes 24 x 24"):
         build(folder)
     write_eye(folder / "clip", EYES["dinov2"][0], BitImageProcessor(size={"shortest_edge": 18}, do_center_crop=False))
     with pytest.raises(FoundationProblem, match="dinov2 takes squares of a multiple of 4 pixels"):
@@ -186,7 +174,7 @@ def test_another_vision_model_or_pictures_of_another_size_are_refused(tmp_path):
 def test_the_authors_format_has_clip_and_a_linear_projector_only(tmp_path):
     folder = tiny.foundations(tmp_path / "foundations")
     metadata = {"foundations": checkpoint.foundation_digests(folder), "model": {"visual_projector_type": "mlp"}}
-    checkpoint.save_trained(tmp_path / "c", {}, metadata, "")
+    checkpoint.save_trained(tmp_path / "c", {"dream_queries": torch.zeros(1, 64, 32)}, metadata, "")
     with pytest.raises(OfficialProblem, match="its projector mlp; the official code supports only CLIP with a linear"):
         export_official(folder, [tmp_path / "c"], tmp_path / "out")
 
@@ -218,9 +206,7 @@ def test_a_projector_that_llava_released_is_a_checkpoint(tmp_path, kind, capsys)
 def test_a_projector_of_another_size_and_a_pickle_with_code_are_refused(tmp_path):
     folder = tiny.foundations(tmp_path / "foundations")
     save_file({"0.weight": torch.zeros(4, 4)}, tmp_path / "p.safetensors")
-    with pytest.raises(
-        OfficialProblem, match=r"has .*\(4, 4\).*, but a projector between clip/ and llm/ has .*\(32, 24\)"
-    ):
+    with pytest.raises(OfficialProblem, match=r"has .*\(4, 4\).*, but .* between clip/ and llm/ has .*\(32, 24\)"):
         imported(tmp_path / "p.safetensors", folder, tmp_path / "out")
     torch.save({"weight": shutil.rmtree}, tmp_path / "p.bin")
     with pytest.raises(OfficialProblem, match="pickle is malformed or contains code"):
