@@ -173,7 +173,10 @@ def test_another_vision_model_or_pictures_of_another_size_are_refused(tmp_path):
 
 def test_the_authors_format_has_clip_and_a_linear_projector_only(tmp_path):
     folder = tiny.foundations(tmp_path / "foundations")
-    metadata = {"foundations": checkpoint.foundation_digests(folder), "model": {"visual_projector_type": "mlp"}}
+    metadata = {
+        "foundations": checkpoint.foundation_digests(folder),
+        "model": {"num_dream_queries": 64, "visual_projector_type": "mlp"},
+    }
     checkpoint.save_trained(tmp_path / "c", {"dream_queries": torch.zeros(1, 64, 32)}, metadata, "")
     with pytest.raises(OfficialProblem, match="its projector mlp; the official code supports only CLIP with a linear"):
         export_official(folder, [tmp_path / "c"], tmp_path / "out")
