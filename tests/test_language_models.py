@@ -195,15 +195,16 @@ def test_a_checkpoint_of_adapters_restores_the_adapted_model(built, tmp_path):
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.5, generator=torch.Generator().manual_seed(len(name)))
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     trained = lora.checkpoint_tensors(checkpoint.trained_parameters(adapted), options)
     checkpoint.save_trained(tmp_path / "c", trained, {}, "")
     checkpoint.load_trained(restored, tmp_path / "c")
     batch = processor.collate(pack(sequences(processor), 200))
-    noise = fixed_noise(model, len(batch.draw_slots))
-    wanted, plain = (one.eval()(**batch.inputs(), noise=noise).loss.item() for one in (adapted, model))
-    assert restored(**batch.inputs(), noise=noise).loss.item() == pytest.approx(wanted, rel=1e-5)
-    assert wanted != pytest.approx(plain, rel=1e-3)
+    wanted, found, plain = (
+        one.eval()(**batch.inputs() | {"labels": None, "draw_pixels": None}).last_hidden_state
+        for one in (adapted, restored, model)
+    )
+    assert torch.allclose(found, wanted, atol=1e-4) and not torch.allclose(plain, wanted, atol=1e-2)
 
 
 # ---- what does not fit ---------------------------------------------------------------------------------------------

@@ -15,12 +15,9 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    Gemma2Config,
-    GPTNeoXConfig,
+    CohereConfig,
+    Gemma3TextConfig,
     MambaConfig,
-    MistralConfig,
-    OPTConfig,
-    Qwen2Config,
 )
 
 import tiny
@@ -36,13 +33,6 @@ from dreamllm.model.text_only import PictureDue
 from dreamllm.train.distributed import checkpoint_activations
 
 SIZES = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LANGUAGE_MODELS = {
-    "llama": tiny.llm_config(),
-    "qwen2": Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=2, tie_word_embeddings=True),
-    "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=64, max_position_embeddings=256),
-    "mistral": MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=24),
-    "opt": OPTConfig(**SIZES, ffn_dim=64, max_position_embeddings=256, word_embed_proj_dim=32, dropout=0.0),
-}
 DOCUMENTS = [
     (tiny.story(1), "joint"),
     (tiny.pair(2), "creation"),
@@ -59,20 +49,6 @@ def sequences(processor, documents=DOCUMENTS, context=256):
 def fixed_noise(model, pictures: int, seed: int = 0, **options) -> diffusion.DiffusionNoise:
     shape = (pictures, 4, 8, 8)
     return diffusion.draw_noise(shape, 1000, generator=torch.Generator().manual_seed(seed), **options)
-
-
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_packing_changes_no_hidden_state_whatever_the_language_model(name):
-    model, processor = tiny.build(LANGUAGE_MODELS[name])
-    laid = sequences(processor)
-    (row,) = pack(laid, 512)
-    packed = model(**processor.collate([row]).inputs() | {"draw_pixels": None, "labels": None})
-    start = 0
-    for sequence in laid:
-        alone = model(**processor.collate([[sequence]]).inputs() | {"draw_pixels": None, "labels": None})
-        together = packed.last_hidden_state[:, start : start + len(sequence)]
-        assert torch.allclose(together, alone.last_hidden_state, atol=2e-5)
-        start += len(sequence)
 
 
 @pytest.mark.parametrize("pictures_at_a_time", [None, 2])
@@ -185,9 +161,8 @@ def counted(function, calls: list):
     return forward
 
 
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_a_packed_batch_gives_the_losses_of_its_documents(name):
-    model, processor = tiny.build(LANGUAGE_MODELS[name])
+def test_a_packed_batch_gives_the_losses_of_its_documents():
+    model, processor = tiny.build()
     laid = sequences(processor)
     rows = pack(laid, 200)
     batch = processor.collate(rows)
@@ -209,9 +184,8 @@ def test_a_packed_batch_gives_the_losses_of_its_documents(name):
     assert drawing / drawn == pytest.approx(packed.diffusion_loss.item(), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_save_and_load_is_exact_and_in_safetensors_only(name, tmp_path):
-    model, processor = tiny.build(LANGUAGE_MODELS[name])
+def test_save_and_load_is_exact_and_in_safetensors_only(tmp_path):
+    model, processor = tiny.build()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert not list(tmp_path.glob("*.bin"))
@@ -239,9 +213,12 @@ def test_the_auto_classes_know_the_model(tmp_path):
 
 
 def test_a_language_model_that_does_not_fit_is_refused():
-    capped = Gemma2Config(**SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8, final_logit_softcapping=0.1)
-    with pytest.raises(ValueError, match="Gemma2ForCausalLM does not fit: its logits are not its head"):
-        tiny.build(capped)
+    scaled = CohereConfig(**SIZES, intermediate_size=64, logit_scale=0.1)
+    with pytest.raises(ValueError, match="CohereForCausalLM does not fit: its logits are not its head"):
+        tiny.build(scaled)
+    both_ways = Gemma3TextConfig(**SIZES, intermediate_size=64, head_dim=8, use_bidirectional_attention=True)
+    with pytest.raises(ValueError, match="Gemma3ForCausalLM does not fit: its attention is not causal"):
+        tiny.build(both_ways)
     recurrent = MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=2)
     with pytest.raises(ValueError, match="MambaForCausalLM does not fit: .* packed into one row"):
         tiny.build(recurrent)

@@ -29,6 +29,7 @@ def add_adapters(model: DreamLLMForConditionalGeneration, lora: Lora, seed: int)
     from peft import LoraConfig, inject_adapter_in_model  # slow to import, and only needed here
 
     options = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules="all-linear")
+    options.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.language_model.modules())  # GPT-2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "lora"))
         inject_adapter_in_model(options, model.language_model)
