@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from safetensors.torch import save_file
 from transformers import (
     AutoImageProcessor,
@@ -30,6 +31,8 @@ from transformers import (
 
 import tiny
 from dreamllm.data.packing import pack
+from dreamllm.evaluate import few_shot, networks
+from dreamllm.evaluate.files import BenchmarkProblem
 from dreamllm.model import generate
 from dreamllm.model.build import build_from_foundations
 from dreamllm.model.eyes import patch_features
@@ -150,6 +153,27 @@ def test_an_alignment_loss_needs_features_as_wide_as_the_conditions(eye):
     model.condition_projector = torch.nn.Linear(32, 20)
     with pytest.raises(trainer.StageProblem, match="the eye's features have size 24, the UNet's conditions 20"):
         trainer.apply_stage(model, stage)
+
+
+def test_an_offloaded_eye_is_brought_to_its_device(eye):
+    """`enable_model_cpu_offload` does so by a hook of `forward`, which reading one layer does not call."""
+    model, processor = build(eye[0])
+    brought = []
+
+    class Hook(ModelHook):
+        def pre_forward(self, module, *inputs, **options):
+            brought.append(module)
+            return inputs, options
+
+    add_hook_to_module(model.vision_model, Hook())
+    model.patch_features(processor.read_pixels([tiny.picture(1)]))
+    assert brought == [model.vision_model]
+
+
+def test_measurements_with_clip_refuse_another_eye(eye):
+    for measure in (networks.Clip, lambda folder: few_shot.clip_embeddings([tiny.picture(1)], folder)):
+        with pytest.raises(BenchmarkProblem, match="clip: holds .*, but CLIP is needed here"):
+            measure(eye[0] / "clip")
 
 
 # ---- what does not fit ---------------------------------------------------------------------------------------------

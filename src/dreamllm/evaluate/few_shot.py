@@ -99,9 +99,11 @@ def clip_embeddings(pictures: Iterable[Image.Image], clip: Path) -> np.ndarray:
     import torch
     from transformers import AutoImageProcessor, CLIPVisionModelWithProjection
 
+    from dreamllm.evaluate.networks import check_is_clip
     from dreamllm.model.precision import default_device
     from dreamllm.model.weights import load_part, load_weights
 
+    check_is_clip(clip)
     device = default_device()
     model = load_weights(CLIPVisionModelWithProjection, clip, dtype=torch.float32).eval().to(device)
     processor = load_part(AutoImageProcessor, clip, backend="pil")

@@ -114,12 +114,21 @@ def _staged(folder: Path, protocol: str) -> tuple[Path, str]:
     return path, digest
 
 
+def check_is_clip(folder: Path) -> None:
+    """Raises BenchmarkProblem for another eye than CLIP, whose weights CLIP's classes would leave random."""
+    from transformers import AutoConfig
+
+    if (kind := load_part(AutoConfig, folder).model_type) not in ("clip", "clip_vision_model"):
+        raise BenchmarkProblem(folder, "", f"holds {kind}, but CLIP is needed here")
+
+
 class Clip:
     """Both towers of a CLIP in transformers' layout, and its image processor and tokenizer."""
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
+        check_is_clip(folder)
         self.model = load_weights(CLIPModel, folder, dtype=torch.float32).to(default_device()).eval()
         self.processor = load_part(AutoImageProcessor, folder, backend="pil")
         self.tokenizer = load_part(AutoTokenizer, folder)

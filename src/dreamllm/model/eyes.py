@@ -63,6 +63,8 @@ def patch_features(eye: PreTrainedModel, pixels: torch.Tensor, layer: int) -> to
 
     pixels (N, 3, H, W) normalised for the eye -> (N, P, Dv)
     """
+    if hasattr(eye, "_hf_hook"):  # of offloading; as for methods of diffusers' models, which bypass `forward`, too
+        eye._hf_hook.pre_forward(eye)
     layers = eye.encoder.layer if hasattr(eye.encoder, "layer") else eye.encoder.layers
     depth = layer % (len(layers) + 1)
     hidden = eye.embeddings(pixels.to(eye.dtype))  # (N, tokens + P, Dv)
