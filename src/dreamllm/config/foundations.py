@@ -117,9 +117,9 @@ class HubFoundations(Section):
     folder: OwnFolder
     """Folder below data/ for llm/, clip/ and sd/. Experiments with the same models may share it."""
     llm: Release
-    """Language model, with its tokenizer (paper: vicuna-7b-v1.1)."""
+    """Causal language model, with its tokenizer (paper: vicuna-7b-v1.1; docs/parts.md has others)."""
     clip: Release
-    """CLIP (paper: clip-vit-large-patch14)."""
+    """The eye: CLIP, SigLIP or DINOv2 (paper: clip-vit-large-patch14)."""
     sd: Release
     """Stable Diffusion, with the weights of VAE and UNet (paper: stable-diffusion-2-1-base-weights)."""
     instruments: FetchedFoundations

@@ -131,7 +131,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def first_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> str:
     """The token that begins a document: bos, else what the model's configuration calls so, else the end of a text.
 
-    Qwen's tokenizers have none; their configuration names <|endoftext|>, which stood between documents in pretraining.
+    Qwen's tokenizers have none; their configuration names <|endoftext|>.
     """
     if tokenizer.bos_token is not None:
         return tokenizer.bos_token
@@ -181,7 +181,7 @@ def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def _initialise_rows(language_model: PreTrainedModel, tokens: list[int]) -> None:
-    """Draw the embeddings of new tokens whose rows were there, unused: those of Qwen and Llama 3 are all alike."""
+    """Draw the embeddings of new tokens whose rows were there, unused, as in Qwen and Llama 3."""
     tensors = (language_model.get_input_embeddings().weight, language_model.get_output_embeddings().weight)
     for weight in {id(tensor): tensor for tensor in tensors}.values() if tokens else ():
         std = getattr(language_model.config, "initializer_range", 0.02)
