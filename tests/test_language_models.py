@@ -472,6 +472,10 @@ def test_what_is_written_ends_with_the_answer(chat, monkeypatch, tmp_path):
         ("{{ strftime_now('%d') }}{{ messages[0].content }}</s>", "writes today's date"),
         ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token .* ends each answer"),
         ("{{ messages[0].content }}</s>", "does not write each message once"),
+        (
+            PHI3.replace("assistant|>\\n' }}", "assistant|>\\n<think>' }}"),
+            "begins an answer with .*<think>', but an answer",
+        ),
         ("{{ raise_exception('no') }}", "the chat template of the tokenizer fails: no"),
     ],
 )

@@ -108,11 +108,17 @@ def layout_template(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatTe
     """What the layout needs to know of a tokenizer and its template, the result of `with_pictures`.
 
     Raises ValueError for a tokenizer without offsets, and for a template that cannot be used: it fails, it does not
-    write each message once and in order, or no special token ends an answer.
+    write each message once and in order, it begins answers with other words than stand before those that are there
+    (some models that always think), or no special token ends an answer.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"{type(tokenizer).__name__} gives no offsets of tokens; convert it to a tokenizer.json")
+    begun = _frame(tokenizer, template, ("user",))
     frames = [_frame(tokenizer, template, roles) for roles in (("user", "assistant"), ("user", "assistant", "user"))]
+    if begun[1].rstrip() != frames[0][1].rstrip():
+        raise ValueError(
+            f"the chat template begins an answer with {begun[1]!r}, but an answer follows {frames[0][1]!r}"
+        )
     last, between = (_special(tokenizer).search(frame[2]) for frame in frames)
     if last is None or between is None or last[0] != between[0]:
         raise ValueError("no special token of the chat template ends each answer; choose another model.template")
