@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from dreamllm import provenance
 from dreamllm.config.experiment import Experiment, Model
 from dreamllm.digests import sha256_of_file
-from dreamllm.model.eyes import make_projector
+from dreamllm.model.eyes import Projector, make_projector
 from dreamllm.model.weights import load_part
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.files import read_file
@@ -29,7 +29,7 @@ def import_projector(file: Path, foundations: Path, out: Path, experiment: Exper
     Raises OfficialProblem for other tensors, and for sizes or a configuration that do not fit.
     """
     tensors = {name.rpartition(PREFIX)[2]: tensor.float() for name, tensor in read_file(file).items()}
-    kind = "linear" if "weight" in tensors else "mlp"
+    kind: Projector = "linear" if "weight" in tensors else "mlp"
     options = (experiment.model if experiment else Model(visual_projector_type=kind)).model_dump(mode="json")
     if options["visual_projector_type"] != kind:
         raise OfficialProblem(f"{file}: holds a projector of type {kind}; set model.visual_projector_type to {kind}")
