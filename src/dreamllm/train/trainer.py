@@ -287,21 +287,24 @@ class StageProblem(ValueError):
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     """Set which parts of the model the stage trains, and its loss weights and options. Frozen parts have no dropout.
 
-    Raises StageProblem for a stage without any loss, and for an alignment loss between vectors of different sizes.
+    Raises StageProblem for a stage without any loss, for an alignment loss between vectors of different sizes, and for
+    a part that the model does not have; DecoderProblem for an option that its decoder does not have.
     """
     weights = stage.loss_weights
     if not (weights.language or weights.diffusion or weights.alignment):
         raise StageProblem("all loss weights of the stage are 0: set at least one of them")
-    clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
+    clip, condition = model.config.vision_config.hidden_size, model.decoder.condition_width(model.config)
     if weights.alignment and clip != condition:
         raise StageProblem(
-            f"loss_weights.alignment: CLIP's features have size {clip}, the UNet's conditions {condition}, so the loss "
-            "cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
+            f"loss_weights.alignment: CLIP's features have size {clip}, the decoder's conditions {condition}, so the "
+            "loss cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
         )
+    if lacking := [part for part in stage.trains if not hasattr(model, part)]:
+        raise StageProblem(f"trains: the model has no {lacking[0]}; its denoiser is called {model.config.denoiser}")
     model.train_only(stage.trains)
     model.train()
     for part in set(TRAINABLE) - set(stage.trains):
-        if isinstance(module := getattr(model, part), torch.nn.Module):
+        if isinstance(module := getattr(model, part, None), torch.nn.Module):
             module.eval()
     model.config.language_loss_weight = weights.language
     model.config.diffusion_loss_weight = weights.diffusion
@@ -309,6 +312,7 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     options = ("noise_draws", "noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift")
     for option in (*options, "snr_gamma", "condition_dropout"):
         setattr(model.config, option, getattr(stage, option))
+    model.decoder.check(model.config)
 
 
 def parameter_groups(
