@@ -29,7 +29,7 @@ from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import pack
 from dreamllm.model import diffusion
 from dreamllm.model.decoders import stable_diffusion
-from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
+from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.generate import query_states
 from dreamllm.model.processor import PromptProblem
 from dreamllm.model.text_only import PictureDue
@@ -284,7 +284,7 @@ def test_only_the_named_parts_are_trained():
     model.train_only(["visual_projector", "unet"])
     trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"visual_projector", "unet"}
-    with pytest.raises(ValueError, match="cannot train vae; trainable are " + ", ".join(TRAINABLE)):
+    with pytest.raises(ValueError, match="cannot train vae; trainable are " + ", ".join([*UNFROZEN, "unet"])):
         model.train_only(["vae"])
 
 

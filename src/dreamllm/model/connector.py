@@ -60,6 +60,8 @@ class Connector(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Conditions (M, Q, Dc) of query states (M, Q, D)."""
+        if not len(states):  # which the layers cannot take; the parameters have to be in the graph
+            return self(states.new_zeros(1, *states.shape[1:]))[:0]
         encoded = self.encoder(inputs_embeds=states, is_causal=False).last_hidden_state
         return self.norm(self.mlp(encoded))
 

@@ -347,7 +347,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
 
     @property
     def denoiser(self) -> Any:
-        """The UNet or the transformer: `model.unet` or `model.transformer`."""
+        """The UNet or the transformer, which is also an attribute of that name."""
         return getattr(self, self.config.denoiser)
 
     def train_only(self, parts: Iterable[str]) -> None:

@@ -134,6 +134,8 @@ def check_fit(
 def latent_size_of(model: DreamLLMForConditionalGeneration, sampling: PictureSampling) -> tuple[int, int]:
     """`latent_size` of the model. Raises SamplingProblem."""
     decoder, config = model.decoder, model.config
+    if (most := decoder.largest_side(config)) and (side := max(sampling.height or 0, sampling.width or 0)) > most:
+        raise SamplingProblem(f"{side} pixels are more than the {most} that the decoder has positions for")
     scale, step = decoder.pixels_per_latent(config), decoder.side_multiple(config)
     return latent_size(sampling, config.denoiser_config["sample_size"], scale, step)
 

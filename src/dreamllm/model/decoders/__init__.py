@@ -50,6 +50,9 @@ class Decoder(Protocol):
     def side_multiple(self, config: DreamLLMConfig) -> int:
         """Pixels that height and width of a picture are multiples of."""
 
+    def largest_side(self, config: DreamLLMConfig) -> int | None:
+        """Pixels that height and width of a picture have at most; None: as many as the memory allows."""
+
     def check(self, config: DreamLLMConfig) -> None:
         """Raises DecoderProblem for a noise schedule or an option of the loss that the decoder does not have."""
 

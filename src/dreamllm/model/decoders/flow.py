@@ -20,7 +20,7 @@ from dreamllm.model.diffusion import DecoderProblem, DiffusionNoise, stratified_
 if TYPE_CHECKING:
     from dreamllm.model.config import DreamLLMConfig
 
-EULER = "FlowMatchEulerDiscreteScheduler"
+EULER, DEIS = "FlowMatchEulerDiscreteScheduler", "DEISMultistepScheduler"
 
 
 def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
@@ -84,8 +84,11 @@ def loss_weights(config: DreamLLMConfig, timesteps: torch.Tensor) -> torch.Tenso
 
 
 def schedulers() -> list[str]:
-    """Names of diffusers' schedulers for rectified flow: Euler's, and the solvers that take flow sigmas."""
-    solvers = [getattr(diffusers, name) for name in sorted(KarrasDiffusionSchedulers.__members__)]
+    """Names of diffusers' schedulers for rectified flow: Euler's, and the solvers that take flow sigmas.
+
+    Not DEIS, which does not arrive where a constant velocity leads: after 50 steps it is off by 0.3 (diffusers 0.42.1).
+    """
+    solvers = [getattr(diffusers, name) for name in sorted({*KarrasDiffusionSchedulers.__members__} - {DEIS})]
     return [EULER, *(one.__name__ for one in solvers if "use_flow_sigmas" in inspect.signature(one).parameters)]
 
 

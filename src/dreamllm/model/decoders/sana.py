@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from dreamllm.model.decoders.flow import check, draw_timesteps, loss_weights, noisy_and_target  # noqa: F401
-from dreamllm.model.decoders.sd3 import denoiser_blocks, side_multiple  # noqa: F401
-from dreamllm.model.decoders.stable_diffusion import cross_attention  # noqa: F401
+from dreamllm.model.decoders.sd3 import denoiser_blocks  # noqa: F401
+from dreamllm.model.decoders.stable_diffusion import cross_attention, largest_side  # noqa: F401
 
 if TYPE_CHECKING:
     from dreamllm.model.config import DreamLLMConfig
@@ -36,6 +36,11 @@ def pooled_width(config: DreamLLMConfig) -> int:
 def pixels_per_latent(config: DreamLLMConfig) -> int:
     """Each level of the encoder except the last halves the side."""
     return 2 ** (len(config.vae_config["encoder_block_out_channels"]) - 1)
+
+
+def side_multiple(config: DreamLLMConfig) -> int:
+    """Whole patches."""
+    return pixels_per_latent(config) * config.denoiser_config["patch_size"]
 
 
 def encode(vae: Any, pixels: torch.Tensor) -> torch.Tensor:

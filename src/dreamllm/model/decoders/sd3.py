@@ -45,6 +45,11 @@ def side_multiple(config: DreamLLMConfig) -> int:
     return pixels_per_latent(config) * config.denoiser_config["patch_size"]
 
 
+def largest_side(config: DreamLLMConfig) -> int:
+    """As far as the position embeddings reach."""
+    return config.denoiser_config["pos_embed_max_size"] * side_multiple(config)
+
+
 def predict(
     model: DreamLLMForConditionalGeneration, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor
 ) -> torch.Tensor:

@@ -24,6 +24,7 @@ from dreamllm.model.decoders.stable_diffusion import (  # noqa: F401  functions 
     draw_timesteps,
     encode,
     encoder_blocks,
+    largest_side,
     latents_of,
     loss_weights,
     noisy_and_target,

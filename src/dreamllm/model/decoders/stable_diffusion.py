@@ -48,6 +48,10 @@ def side_multiple(config: DreamLLMConfig) -> int:
     return math.lcm(8, pixels_per_latent(config))
 
 
+def largest_side(config: DreamLLMConfig) -> None:
+    """No limit."""
+
+
 def check(config: DreamLLMConfig) -> None:
     """Raises DecoderProblem for a schedule of rectified flow."""
     if is_flow(config.scheduler_config):

@@ -100,6 +100,7 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return found
 
 
+@torch.no_grad()
 def measure(model: DreamLLMForConditionalGeneration) -> Size:
     """Sizes of a model, and FLOPs and activation bytes counted in forward passes on the meta device."""
     config, text = model.config, model.config.text_config
