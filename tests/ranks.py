@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -26,14 +27,18 @@ def run(number: int, function: Callable[[int], object], folder: Path, timeout: f
 
     folder: for the tracebacks.  Raises TimeoutError if a process does not end within `timeout` seconds.
     """
-    # As with torchrun, the store exists before the processes start. If rank 0 made it on a port that was free a moment
-    # ago, another program could take that port in between, and the other ranks would hang.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = [(rank, number, store.port, function, timeout, folder / f"error-{rank}.txt") for rank in range(number)]
-    processes = [multiprocessing.get_context("fork").Process(target=_child, args=each) for each in arguments]
+    context = multiprocessing.get_context("fork")
+    ports = context.SimpleQueue()
+    arguments = [(rank, number, ports, function, timeout, folder / f"error-{rank}.txt") for rank in range(number)]
+    processes = [context.Process(target=_child, args=each) for each in arguments]
     for process in processes:
         process.start()
+    # The store is made after the processes are forked, since it has a thread, which may hold a lock at that moment; and
+    # by this process, as torchrun does: on a port that was free a moment ago, rank 0 could be too late.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for _ in processes:
+        ports.put(store.port)
     end = time.monotonic() + timeout
     for process in processes:
         process.join(max(0, end - time.monotonic()))
@@ -46,7 +51,9 @@ def run(number: int, function: Callable[[int], object], folder: Path, timeout: f
     return [file.read_text() if (file := each[-1]).exists() else "" for each in arguments]
 
 
-def _child(rank: int, number: int, port: int, function: Callable[[int], object], timeout: float, error: Path) -> None:
+def _child(
+    rank: int, number: int, ports: SimpleQueue, function: Callable[[int], object], timeout: float, error: Path
+) -> None:
     error.unlink(missing_ok=True)
     hanging = error.open("w")
     faulthandler.dump_traceback_later(0.9 * timeout, file=hanging)
@@ -54,7 +61,7 @@ def _child(rank: int, number: int, port: int, function: Callable[[int], object],
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()  # left over from trainings in the parent
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.get()), "ACCELERATE_USE_CPU": "true"}
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"  # all are clients of the store
     try:
         function(rank)

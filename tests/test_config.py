@@ -74,7 +74,7 @@ def test_an_unknown_key_inside_a_named_stage_is_found(changed):
 
 
 def test_an_unknown_key_without_near_match_lists_what_is_known(changed):
-    assert "machine.zzz: unknown key; known: attention, compile, distributor, gpus, gradient" in changed(
+    assert "machine.zzz: unknown key; known: attention, compile, distributor, gpus, gpus_per_prediction" in changed(
         ("gpus:", "zzz: 1\n  gpus:")
     )
 

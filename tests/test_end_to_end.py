@@ -48,6 +48,12 @@ def test_what_no_result_depends_on_makes_nothing_again(checkout):
     settings["machine"] = {"gpus": 2, "nodes": 2, "jobs_per_gpu": 4, "sharding": "full_shard", "rows_at_a_time": 1}
     settings["machine"] |= {"pictures_at_a_time": 3, "gradient_checkpointing": True, "attention": "eager"}
     settings["machine"] |= {"compile": True, "threads": 2, "memory_mb": 5000, "minutes": 61, "distributor": "ray"}
+    settings["machine"] |= {
+        "optimizer": "adamw_8bit",
+        "gpus_per_prediction": 2,
+        "shard_cache": "s",
+        "shard_cache_gb": 7,
+    }
     settings["machine"] |= {"tracker": "tensorboard"}  # the others need not be installed
     assert settings["machine"].keys() == Machine.model_fields.keys()
     for section, keys in WITHOUT_EFFECT.items():

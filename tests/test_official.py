@@ -430,7 +430,7 @@ def test_missing_foundations_are_named(changed):
 def test_a_tokenizer_of_another_kind_cannot_be_exported(tmp_path):
     foundations = tiny.foundations(tmp_path / "f")
     metadata = {"foundations": checkpoint.foundation_digests(foundations), "model": released.OPTIONS}
-    checkpoint.save_trained(tmp_path / "c", {}, metadata, "step\n")
+    checkpoint.save_trained(tmp_path / "c", {"dream_queries": torch.zeros(1, 4, 32)}, metadata, "step\n")
     with pytest.raises(OfficialProblem, match="tokenizer.model missing"):
         export_official(foundations, [tmp_path / "c"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -440,7 +440,7 @@ def test_another_language_model_cannot_be_exported(tmp_path):
     llm = GPT2Config(vocab_size=len(tiny.tokenizer()), n_embd=32, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)
     foundations = tiny.foundations(tmp_path / "f", llm=llm)
     metadata = {"foundations": checkpoint.foundation_digests(foundations), "model": released.OPTIONS}
-    checkpoint.save_trained(tmp_path / "c", {}, metadata, "step\n")
+    checkpoint.save_trained(tmp_path / "c", {"dream_queries": torch.zeros(1, 4, 32)}, metadata, "step\n")
     with pytest.raises(OfficialProblem, match="the language model is gpt2"):
         export_official(foundations, [tmp_path / "c"], tmp_path / "out")
 

@@ -24,6 +24,7 @@ from dreamllm.atomic import new_file
 from dreamllm.data import shards
 from dreamllm.data.remote import RemoteShardProblem, address_problem, fetch_file
 from dreamllm.digests import sha256_of_file
+from dreamllm.output_paths import file_to_write
 from dreamllm.progress import counted
 
 
@@ -79,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", nargs="+", help="paths or addresses of shards; {00000..00099} stands for a hundred")
     parser.add_argument("--base", default="", help="address of the folder that they are or will be in, if another one")
     parser.add_argument("--threads", type=int, default=4, help="shards that are read at once (default: %(default)s)")
-    parser.add_argument("--out", required=True, type=Path, help="the list, NAME.json")
+    parser.add_argument("--out", required=True, type=file_to_write, help="the list, NAME.json")
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -244,9 +244,9 @@ def gather_full_tensors(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> d
     """The whole tensors on the CPU in processes that `keep` them, an empty dict in the others."""
     gathered: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
-        full = full_tensor(tensor.detach())  # one at a time: all together may not fit on a GPU
-        if keep:
-            gathered[name] = full.cpu()
+        full = full_tensor(tensor.detach()).cpu()  # one at a time: all together may not fit on a GPU
+        if keep:  # without the padding of uneven shards, with which a tensor cannot be saved
+            gathered[name] = full if full.untyped_storage().nbytes() == full.nbytes else full.clone()
     return gathered
 
 
