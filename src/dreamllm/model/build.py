@@ -177,7 +177,7 @@ def _plain(model: ModelMixin) -> dict[str, Any]:
 def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
     """Initialise the dream queries and the projectors, which are on the meta device."""
     model.visual_projector.to_empty(device="cpu").reset_parameters()
-    model.condition_projector = condition_projector(model.config)
+    model.condition_projector = condition_projector(model.config, model.dream_queries.shape[-1])
     model.dream_queries = torch.nn.Parameter(torch.empty_like(model.dream_queries, device="cpu"))
     model.dream_queries.normal_(std=getattr(model.config.text_config, "initializer_range", 0.02))
 

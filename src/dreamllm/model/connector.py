@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 HEAD_WIDTH = 64
 
 
-def condition_projector(config: DreamLLMConfig) -> nn.Module:
-    """The condition projector of a configuration, newly initialised."""
-    decoder, width = config.diffusion_decoder, config.text_config.hidden_size
+def condition_projector(config: DreamLLMConfig, width: int) -> nn.Module:
+    """The condition projector of a configuration, newly initialised. width: D, of the language model's states."""
+    decoder = config.diffusion_decoder
     out, pooled = decoder.condition_width(config), decoder.pooled_width(config)
     projector: nn.Module = nn.Linear(width, out, bias=False)
     if config.connector_layers:

@@ -78,7 +78,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         self.add_module(config.denoiser, denoiser_class.from_config(config.denoiser_config))
         self.visual_projector = nn.Linear(config.vision_config.hidden_size, width)
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, width))
-        self.condition_projector = condition_projector(config)
+        self.condition_projector = condition_projector(config, width)
         self.pictures_at_a_time: int | None = None  # in CLIP, VAE and denoiser; None: all. Fewer save memory, cost time
         self.post_init()
         self.train_only(UNFROZEN)
@@ -305,24 +305,13 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
         """Draw the random numbers of the diffusion loss of `count` pictures, with the options of the configuration.
 
-        Those of picture n are at n K to (n + 1) K - 1, where K is `noise_draws`.
+        Those of picture n are at n K to (n + 1) K - 1, where K is `noise_draws`. No condition is dropped in evaluation.
         """
-        config, count = self.config, count * self.config.noise_draws
-        side = config.denoiser_config["sample_size"]
-        images = diffusion.draw_noise(
-            (count, config.denoiser_config["in_channels"], side, side),
-            noise_offset=config.noise_offset,
-            input_perturbation=config.input_perturbation,
-            generator=generator,
-        )
-        timesteps = self.decoder.draw_timesteps(config, count, generator)
-        share = config.condition_dropout if self.training else 0.0
-        return diffusion.DiffusionNoise(*images, timesteps, diffusion.draw_dropped(count, share, generator))
+        return decoders.draw_noise(self.config, count, generator, drops=self.training)
 
     @torch.no_grad()  # the VAE is frozen throughout
     def latent_moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What the VAE makes of pictures (M, 3, Hd, Wd), in fp32: mean and deviation (M, 2C, h, w) of a posterior, or
-        latents (M, C, h, w)."""
+        """What the VAE makes of pictures (M, 3, Hd, Wd), in fp32 (M, ...): a posterior's statistics, or latents."""
         return self.decoder.encode(self.vae, pixels)
 
     def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:

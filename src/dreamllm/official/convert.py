@@ -41,7 +41,7 @@ PLUGIN_CLASSES = {  # plugin: its class in the official code; only compared, nev
 }
 PLUGIN_KINDS = {"clip_vision_embedding": "embedding", "dream_embedding": "embedding", "stable_diffusion_head": "head"}
 NO_SDXL = (
-    "the SDXL variant cannot be imported: the code that was published with it makes no such checkpoint, so that tensors "
+    "the SDXL variant cannot be imported: the code that was published with it makes no such checkpoint, so tensors "
     "and tokens of one are unknown (docs/released.md)"
 )
 IGNORED_SETTINGS = {  # plugin: settings that do not affect the imported model

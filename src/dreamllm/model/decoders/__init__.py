@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from dreamllm.model import diffusion
 from dreamllm.model.decoders import sana, sd3, sdxl, stable_diffusion
 from dreamllm.model.diffusion import DecoderProblem, DiffusionNoise
 
@@ -122,3 +123,20 @@ def kind_of(denoiser_config: Mapping[str, Any]) -> tuple[str, str | None]:
 def decoder_of(denoiser_config: Mapping[str, Any]) -> Decoder:
     """The decoder of a denoiser's configuration (the config.json in unet/ or transformer/). Raises DecoderProblem."""
     return DECODERS[kind_of(denoiser_config)]
+
+
+def draw_noise(config: DreamLLMConfig, count: int, generator: torch.Generator | None, *, drops: bool) -> DiffusionNoise:
+    """Random numbers of the loss of `count` pictures, `noise_draws` times each; see `DreamLLM...draw_noise`.
+
+    drops: whether conditions are dropped
+    """
+    count, side = count * config.noise_draws, config.denoiser_config["sample_size"]
+    images = diffusion.draw_noise(
+        (count, config.denoiser_config["in_channels"], side, side),
+        noise_offset=config.noise_offset,
+        input_perturbation=config.input_perturbation,
+        generator=generator,
+    )
+    timesteps = config.diffusion_decoder.draw_timesteps(config, count, generator)
+    dropped = diffusion.draw_dropped(count, config.condition_dropout if drops else 0.0, generator)
+    return DiffusionNoise(*images, timesteps, dropped)
