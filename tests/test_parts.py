@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config
 
 import test_train
 import tiny
@@ -279,6 +280,15 @@ def test_it_is_built_without_weights_and_measured_for_the_plan(name, tmp_path):
     assert 0 < size.unet_kept < size.unet_saved and size.unet > 0
 
 
+def test_only_the_denoiser_called_transformer_stays_in_fp32(tmp_path):
+    """GPT-2's layers are in `language_model.transformer`."""
+    text = GPT2Config(vocab_size=len(tiny.tokenizer()), n_embd=32, n_layer=2, n_head=2, n_positions=256)
+    model, _ = tiny.build(text, decoder="sd3")
+    model.save_pretrained(tmp_path)
+    half = DreamLLMForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float16)
+    assert half.denoiser.dtype == torch.float32 and half.language_model.transformer.h[0].ln_1.weight.dtype == torch.half
+
+
 # ---- numbers of diffusers --------------------------------------------------------------------------------------------
 
 
@@ -476,7 +486,7 @@ def test_the_alignment_loss_leaves_the_pooled_condition_out():
 @pytest.mark.parametrize("kind", ["sdxl", "sd3", "sana"])
 def test_the_foundation_alone_is_drawn_with_where_it_is_stable_diffusion(kind, tmp_path):
     tiny.write_decoder(tmp_path, kind, "epsilon", 20)
-    with pytest.raises(FoundationProblem, match="models sd and sd_finetuned are Stable Diffusion 1 or 2"):
+    with pytest.raises(FoundationProblem, match="sd and sd_finetuned are Stable Diffusion 1 or 2 .* this is a "):
         next(drawing.draw_with_sd(tmp_path, None, torch.float32, [], Drawing()))
 
 

@@ -197,16 +197,12 @@ def draw_with_sd(
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from dreamllm.model import precision
-    from dreamllm.model.decoders import decoder_of, stable_diffusion
+    from dreamllm.model.build import check_is_stable_diffusion
     from dreamllm.model.finite import check_finite
     from dreamllm.model.sampling import initial_noise, latent_size, scheduler_with_steps
-    from dreamllm.model.weights import FoundationProblem, load_weights, read_config
+    from dreamllm.model.weights import load_weights
 
-    if (folder / "transformer").is_dir() or decoder_of(read_config(unet or folder / "unet")) is not stable_diffusion:
-        raise FoundationProblem(
-            f"{folder}: models sd and sd_finetuned are Stable Diffusion 1 or 2 with its text encoder, and this is "
-            "another decoder; leave them out of the evaluations"
-        )
+    check_is_stable_diffusion(folder)
     parts = {"unet": load_weights(UNet2DConditionModel, unet, dtype=torch.float32)} if unet else {}
     pipeline = load_weights(StableDiffusionPipeline, folder, dtype=torch.float32, safety_checker=None, **parts)
     pipeline = pipeline.to(precision.default_device())

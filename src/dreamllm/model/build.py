@@ -149,6 +149,17 @@ def denoiser_folder(sd_dir: str | Path) -> str:
     return "transformer" if (Path(sd_dir) / "transformer").is_dir() else "unet"
 
 
+def check_is_stable_diffusion(sd_dir: str | Path) -> None:
+    """Raises FoundationProblem for a folder of diffusers with another decoder than Stable Diffusion 1 or 2."""
+    folder = denoiser_folder(sd_dir)
+    kind = decoders.kind_of(read_config(Path(sd_dir) / folder))
+    if folder != "unet" or decoders.DECODERS[kind] is not decoders.stable_diffusion:
+        raise FoundationProblem(
+            f"{sd_dir}: the models sd and sd_finetuned are Stable Diffusion 1 or 2 with its text encoder, and this is a "
+            f"{kind[0]}{' with a pooled condition' if kind[1] else ''}; leave them out"
+        )
+
+
 def _diffusion_classes(sd_dir: str | Path) -> tuple[Any, Any, str]:
     """The classes of VAE and denoiser, and the latter's folder. Raises FoundationProblem if no decoder has them."""
     folder = denoiser_folder(sd_dir)
