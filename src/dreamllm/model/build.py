@@ -155,7 +155,7 @@ def check_is_stable_diffusion(sd_dir: str | Path) -> None:
     kind = decoders.kind_of(read_config(Path(sd_dir) / folder))
     if folder != "unet" or decoders.DECODERS[kind] is not decoders.stable_diffusion:
         raise FoundationProblem(
-            f"{sd_dir}: the models sd and sd_finetuned are Stable Diffusion 1 or 2 with its text encoder, and this is a "
+            f"{sd_dir}: models sd and sd_finetuned are Stable Diffusion 1 or 2 with its text encoder, and this is a "
             f"{kind[0]}{' with a pooled condition' if kind[1] else ''}; leave them out"
         )
 
