@@ -33,6 +33,8 @@ from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.pipeline import DreamLLMPipeline
 from dreamllm.model.sampling import PictureSampling, SamplingProblem, check_fit, make_scheduler, sample_latents
 from dreamllm.model.weights import FoundationProblem
+from dreamllm.official.convert import OfficialProblem
+from dreamllm.official.exporter import export_official
 from dreamllm.repro.plan import architecture
 from dreamllm.train import checkpoint, distributed, trainer
 
@@ -264,6 +266,9 @@ def test_a_stage_with_lora_and_precomputed_latents_resumes_bit_equal(name, tmp_p
     model, _ = checkpoint.load_model(world / "foundations", [whole])
     trained = load_file(whole / "trained.safetensors")
     assert torch.equal(model.dream_queries, trained["dream_queries"])
+    if name != "stable_diffusion":
+        with pytest.raises(OfficialProblem, match="draws with Stable Diffusion 1 or 2 and a linear condition projector"):
+            export_official(world / "foundations", [whole], tmp_path / "official")
 
 
 @parts
