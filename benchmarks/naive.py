@@ -62,7 +62,7 @@ def loss(
         states = torch.stack([hidden[row, start : start + queries] for row, start in batch.draw_slots.tolist()])
         posterior = model.vae.encode(batch.draw_pixels).latent_dist
         latents = (posterior.mean + posterior.std * noise.posterior) * model.vae.config.scaling_factor
-        noisy = diffusion.add_noise(latents, noise.noise, model.alphas[noise.timesteps])
+        noisy, _ = model.decoder.noisy_and_target(model.config, latents, noise)
         conditions = model.condition_projector(states)
         predicted = model.unet(noisy, noise.timesteps, encoder_hidden_states=conditions).sample
         drawn = F.mse_loss(predicted.float(), noise.noise)

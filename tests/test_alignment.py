@@ -221,7 +221,7 @@ def test_two_processes_train_as_one_does(world, tmp_path, settings, sharding):
 
 def test_features_and_conditions_of_different_lengths_are_refused(tmp_path):
     world = test_train.write_world(tmp_path)
-    with pytest.raises(ValueError, match=r"alignment: the eye's features have size 24, the UNet's conditions 20"):
+    with pytest.raises(ValueError, match=r"alignment: the eye's features have size 24, the decoder's conditions 20"):
         test_train.run(world, tmp_path, test_train.experiment(loss_weights=ONLY))
 
 

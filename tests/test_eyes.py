@@ -150,8 +150,8 @@ def test_an_alignment_loss_needs_features_as_wide_as_the_conditions(eye):
     model, _ = build(eye[0])
     stage = experiment(loss_weights={"alignment": 1.0}).stages["igpt"]
     trainer.apply_stage(model, stage)
-    model.condition_projector = torch.nn.Linear(32, 20)
-    with pytest.raises(trainer.StageProblem, match="the eye's features have size 24, the UNet's conditions 20"):
+    model.config.unet_config = {**model.config.unet_config, "cross_attention_dim": 20}
+    with pytest.raises(trainer.StageProblem, match="the eye's features have size 24, the decoder's conditions 20"):
         trainer.apply_stage(model, stage)
 
 

@@ -25,7 +25,8 @@ from dreamllm.data.document import Document, Text
 from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import pack
 from dreamllm.model import diffusion
-from dreamllm.model.dreamllm import TRAINABLE, DreamLLMForConditionalGeneration
+from dreamllm.model.decoders import stable_diffusion
+from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.eyes import patch_features
 from dreamllm.model.generate import query_states
 from dreamllm.model.processor import PromptProblem
@@ -47,8 +48,11 @@ def sequences(processor, documents=DOCUMENTS, context=256):
 
 
 def fixed_noise(model, pictures: int, seed: int = 0, **options) -> diffusion.DiffusionNoise:
-    shape = (pictures, 4, 8, 8)
-    return diffusion.draw_noise(shape, 1000, generator=torch.Generator().manual_seed(seed), **options)
+    """model: None for a new one, in training mode."""
+    model = model or tiny.build()[0].train()
+    for name, value in options.items():
+        setattr(model.config, name, value)
+    return model.draw_noise(pictures, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("pictures_at_a_time", [None, 2])
@@ -257,7 +261,7 @@ def test_only_the_named_parts_are_trained():
     model.train_only(["visual_projector", "unet"])
     trained = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained == {"visual_projector", "unet"}
-    with pytest.raises(ValueError, match="cannot train vae; trainable are " + ", ".join(TRAINABLE)):
+    with pytest.raises(ValueError, match="cannot train vae; trainable are " + ", ".join([*UNFROZEN, "unet"])):
         model.train_only(["vae"])
 
 
@@ -297,26 +301,26 @@ def latents(seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_noise_and_targets_are_those_of_diffusers(prediction_type):
     config = {"beta_schedule": "scaled_linear", "prediction_type": prediction_type}
-    scheduler = diffusion.DDPMScheduler.from_config(config)
+    scheduler = stable_diffusion.DDPMScheduler.from_config(config)
     noise, timesteps = latents(1), torch.tensor([0, 1, 500, 998, 999])
-    alphas = diffusion.cumulative_alphas(config)[timesteps]
+    alphas = stable_diffusion.cumulative_alphas(config)[timesteps]
     expected = scheduler.add_noise(latents(), noise, timesteps)
-    assert torch.allclose(diffusion.add_noise(latents(), noise, alphas), expected, atol=1e-6)
-    target = diffusion.prediction_target(latents(), noise, alphas, prediction_type)
+    assert torch.allclose(stable_diffusion.add_noise(latents(), noise, alphas), expected, atol=1e-6)
+    target = stable_diffusion.prediction_target(latents(), noise, alphas, prediction_type)
     expected = noise if prediction_type == "epsilon" else scheduler.get_velocity(latents(), noise, timesteps)
     assert torch.allclose(target, expected, atol=1e-6)
 
 
 def test_an_unknown_prediction_type_is_an_error():
     with pytest.raises(ValueError, match="'sample' is not supported"):
-        diffusion.prediction_target(latents(), latents(), torch.ones(5), "sample")
+        stable_diffusion.prediction_target(latents(), latents(), torch.ones(5), "sample")
 
 
 def test_min_snr_weights_cap_the_easy_timesteps():
     alphas = torch.tensor([0.9, 0.5, 0.1])  # signal-to-noise ratios 9, 1, 1/9
-    assert torch.allclose(diffusion.snr_weights(alphas, 5.0, "epsilon"), torch.tensor([5 / 9, 1.0, 1.0]))
+    assert torch.allclose(stable_diffusion.snr_weights(alphas, 5.0, "epsilon"), torch.tensor([5 / 9, 1.0, 1.0]))
     expected = torch.tensor([5 / 10, 1.0, 1.0])
-    assert torch.allclose(diffusion.snr_weights(alphas, 5.0, "v_prediction"), expected)
+    assert torch.allclose(stable_diffusion.snr_weights(alphas, 5.0, "v_prediction"), expected)
     target = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None].expand(3, 4, 8, 8)
     errors = diffusion.squared_errors(torch.zeros(3, 4, 8, 8), target)
     weighted = diffusion.mean_error(errors, torch.tensor([0.5, 1.0, 1.0]))

@@ -26,9 +26,9 @@ from test_predict import predicted, world  # noqa: F401
 PROMPTS = [Document(f"item {n}", "text", (Text(words),)) for n, words in enumerate(("A ship.", "A red fox."))]
 QUICK = PictureSampling(steps=2)
 PARTS = {
-    "unet": "latents after the condition projector and the UNet",
+    "unet": "latents after the condition projector and the denoiser",
     "vae": "pixels of the VAE",
-    "condition_projector": "latents after the condition projector and the UNet",
+    "condition_projector": "latents after the condition projector and the denoiser",
     "dream_queries": "hidden states of the dream queries",
     "language_model": "hidden states of the dream queries",
 }
@@ -230,7 +230,7 @@ def test_cached_features_and_attention_maps(world, tmp_path):  # noqa: F811
 
     model, processor = tiny.build()
     with torch.no_grad():
-        next(iter(attention.cross_attention(model.unet).values())).to_q.weight[0] = float("nan")
+        next(iter(model.decoder.cross_attention(model.unet).values())).to_q.weight[0] = float("nan")
     with pytest.raises(NonFiniteValues, match="ship: "):
         request = drawing.DrawRequest(_Item(), "A ship.", 1, "000000.png")
         attention.measure(model, processor, [request], Drawing(steps=2))

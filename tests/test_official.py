@@ -380,6 +380,13 @@ def test_many_problems_are_counted(changed):
             "use_additional_post_layernorm is True",
         ),
         (lambda c: c["plugins_init_kwargs"]["stable_diffusion_head"].update(sdxl=True), "unknown setting sdxl"),
+        (
+            lambda c: c["plugins_init_kwargs"]["stable_diffusion_head"].update(
+                _target_="omni.models.dreamllm_sdxl.modeling_plugins.StableDiffusionXLHead",
+                global_condition_hidden_size=9,
+            ),
+            "stable_diffusion_head: the SDXL variant cannot be imported",
+        ),
         (lambda c: c["plugins_init_kwargs"]["dream_embedding"].pop("embed_hidden_size"), "embed_hidden_size is 4096"),
         (lambda c: c["special_tokens2ids_dict"].pop("[PAD]"), "no id for [PAD]"),
         (

@@ -18,7 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -86,10 +95,11 @@ def foundations(
     llm: PretrainedConfig | None = None,
     prediction_type: str = "epsilon",
     condition_width: int = 20,
+    decoder: str = "stable_diffusion",
 ) -> Path:
     """Write random foundations into llm/, clip/ and sd/ of `folder`: CLIP with 16 patches, pictures drawn at 16 px.
 
-    condition_width: width of the UNet's cross-attention; CLIP's features have 24 numbers
+    condition_width: of the decoder; CLIP's features have 24 numbers.  decoder: one of `write_decoder`
     """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
@@ -106,28 +116,82 @@ def foundations(
         CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(
             folder / "clip"
         )
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-            sample_size=16,
-        ).save_pretrained(folder / "sd" / "vae")
-        UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(8, 16),
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            attention_head_dim=(2, 2),
-            cross_attention_dim=condition_width,
-        ).save_pretrained(folder / "sd" / "unet")
-        DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
-        ).save_pretrained(folder / "sd" / "scheduler")
+        write_decoder(folder / "sd", decoder, prediction_type, condition_width)
     return folder
+
+
+def write_decoder(folder: Path, kind: str, prediction_type: str, condition_width: int) -> None:
+    """Write vae/, unet/ or transformer/, and scheduler/ of a decoder: stable_diffusion, sdxl, sd3 or sana.
+
+    Pooled conditions have 12 numbers. prediction_type: of the former two
+    """
+    unet = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": (2, 2),
+        "cross_attention_dim": condition_width,
+    }
+    transformer = {"in_channels": 4, "num_layers": 3, "num_attention_heads": 2, "attention_head_dim": 8}
+    if kind == "sana":
+        levels = {"layers_per_block": (1, 1, 1), "block_out_channels": (8, 8, 8), "qkv_multiscales": ((), (), (3,))}
+        types = {"block_types": ("ResBlock", "ResBlock", "EfficientViTBlock")}
+        sides = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in (levels | types).items()}
+        AutoencoderDC(latent_channels=4, attention_head_dim=4, scaling_factor=1.5, **sides).save_pretrained(
+            folder / "vae"
+        )
+        SanaTransformer2DModel(
+            **transformer,
+            out_channels=4,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=condition_width,
+            mlp_ratio=2.0,
+            sample_size=4,
+            qk_norm="rms_norm_across_heads",
+            timestep_scale=0.5,
+        ).save_pretrained(folder / "transformer")
+        flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+        DPMSolverMultistepScheduler(**flow).save_pretrained(folder / "scheduler")
+        return
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+        **({"scaling_factor": 1.5, "shift_factor": 0.1} if kind == "sd3" else {}),
+    ).save_pretrained(folder / "vae")
+    if kind == "sd3":
+        SD3Transformer2DModel(
+            **transformer,
+            sample_size=8,
+            patch_size=2,
+            joint_attention_dim=condition_width,
+            caption_projection_dim=16,
+            pooled_projection_dim=12,
+            out_channels=4,
+            pos_embed_max_size=8,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ).save_pretrained(folder / "transformer")
+        FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+        return
+    if kind == "sdxl":
+        unet |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + 12,
+        }
+    UNet2DConditionModel(**unet).save_pretrained(folder / "unet")
+    DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    ).save_pretrained(folder / "scheduler")
 
 
 def build(
@@ -136,12 +200,19 @@ def build(
     num_dream_queries: int = 4,
     template: str = "plain",
     condition_width: int = 20,
+    decoder: str = "stable_diffusion",
+    connector_layers: int = 0,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """A model with random weights in eval mode, and its processor; each call builds its own."""
     with tempfile.TemporaryDirectory() as name:
-        folder = foundations(name, llm, prediction_type, condition_width)
+        folder = foundations(name, llm, prediction_type, condition_width, decoder)
         return build_from_foundations(
-            folder / "llm", folder / "clip", folder / "sd", num_dream_queries=num_dream_queries, template=template
+            folder / "llm",
+            folder / "clip",
+            folder / "sd",
+            num_dream_queries=num_dream_queries,
+            template=template,
+            connector_layers=connector_layers,
         )
 
 

@@ -44,6 +44,9 @@ class Model(Section):
 
     num_dream_queries: Count = 64
     """Dream queries per picture (paper: 64)."""
+    connector_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Condition projector: 0 = linear, as in the paper; n = a bidirectional transformer of n layers and a two-layer MLP
+    (MetaQuery, arXiv 2504.06256: 24), for language models that stay frozen (docs/parts.md)."""
     vision_feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = -2
     """Layer of the eye (`foundations.clip`) whose patch features, without class and register tokens, are the input of
     the visual projector (official code: -2)."""

@@ -16,7 +16,7 @@ class GradientCheckpointing(Section):
     language_model: Count | Literal["none"] = "none"
     """1 = every decoder layer, 2 = every second one, ...; none = no layer."""
     unet: Count | Literal["none"] = "none"
-    """1 = every block of the UNet, 2 = every second one, ...; none = no block."""
+    """1 = every block of the denoiser (UNet or transformer), 2 = every second one, ...; none = no block."""
 
 
 class Machine(Section):

@@ -9,7 +9,7 @@ from pydantic import Field
 from dreamllm.config.base import Count, Name, Positive, Section, Share, Unique
 from dreamllm.config.foundations import Recipe
 
-Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet"]
+Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet", "transformer"]
 
 QUERY_PARTS = ("dream_queries", "condition_projector")
 """Parts whose weights depend on the number of dream queries."""
@@ -43,7 +43,8 @@ class Stage(Section):
     """Earlier stages whose checkpoints are loaded, in this order; [] = start from the foundations."""
     trains: Annotated[list[Part], Field(min_length=1), Unique]
     """Parts that are trained; all others are frozen. CLIP and VAE are always frozen, and in the paper the UNet is, too
-    (section 3.2); an ablation that regresses conditions onto CLIP trains it in a second stage, as Emu does."""
+    (section 3.2); an ablation that regresses conditions onto CLIP trains it in a second stage, as Emu does. A decoder
+    that is a transformer is called `transformer` (docs/parts.md)."""
     lora: Lora | None = None
     """Train the language model with low-rank adapters; null = train all of its weights, as in the paper."""
     mode: Literal["comprehension", "creation", "joint"]
@@ -73,7 +74,7 @@ class Stage(Section):
     """Fraction of target pictures whose condition is replaced by the null condition (released code: 0; recommended in
     it: 0.1)."""
     snr_gamma: Positive | None = None
-    """Gamma of min-SNR weighting (arXiv 2303.09556); null = off."""
+    """Gamma of min-SNR weighting (arXiv 2303.09556); null = off. Not for decoders of rectified flow."""
     noise_draws: Count = 1
     """Noises and timesteps per picture and pass of the language model (paper: 1). The UNet denoises each picture this
     often under the same condition, and the diffusion loss is the mean: less variance for the UNet's time alone."""
@@ -84,7 +85,8 @@ class Stage(Section):
     stratified_timesteps: bool = False
     """Stratified sampling of the timesteps of a batch: the same loss in expectation, with less variance."""
     timestep_shift: Positive = 1.0
-    """Values above 1 sample large timesteps more often (arXiv 2403.03206); 1 = uniformly, as in the paper."""
+    """Values above 1 sample large timesteps more often (arXiv 2403.03206); 1 = uniformly, as in the paper. Decoders of
+    rectified flow sample logit-normally, with this shift on top of that of their noise schedule."""
     precompute: bool = False
     """Compute CLIP features and VAE latents of all pictures of the mixture before the first step, and store them on
     disk. Faster where a picture is used more than once, by this stage or by others (docs/training.md)."""

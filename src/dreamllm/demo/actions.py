@@ -174,7 +174,7 @@ def story(
 def attend(
     model: Model, processor: DreamLLMProcessor, prompt: str, images: Sequence[Image.Image], settings: Settings
 ) -> tuple[Image.Image, np.ndarray]:
-    """An image, and maps (Q, h, w) of how the UNet's attention to the dream queries was divided as it was generated.
+    """An image, and maps (Q, h, w) of how the denoiser's attention to the dream queries was divided meanwhile.
 
     Averages over heads, layers and steps, as in the benchmark `attention` and Figure 6 of the paper; the sum over
     queries is 1 everywhere.
@@ -182,7 +182,7 @@ def attend(
     sampling = settings.drawing()
     _, size = check_fit(model, sampling)
     documents = prompt_documents([prompt_of(prompt, images)], [list(images)])
-    with record_attention(model.unet, 1, size) as calls:
+    with record_attention(model, 1, size) as calls:
         (image,) = generate.draw(model, processor, documents, [settings.whole("seed")], sampling)
     maps = torch.stack(calls).mean(dim=0)
     check_finite(maps, [prompt], "attention maps")

@@ -5,6 +5,7 @@ Both use the same scheduler, steps, guidance and initial noise for an item, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,10 +197,12 @@ def draw_with_sd(
     from diffusers import DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     from dreamllm.model import precision
+    from dreamllm.model.build import check_is_stable_diffusion
     from dreamllm.model.finite import check_finite
     from dreamllm.model.sampling import initial_noise, latent_size, scheduler_with_steps
     from dreamllm.model.weights import load_weights
 
+    check_is_stable_diffusion(folder)
     parts = {"unet": load_weights(UNet2DConditionModel, unet, dtype=torch.float32)} if unet else {}
     pipeline = load_weights(StableDiffusionPipeline, folder, dtype=torch.float32, safety_checker=None, **parts)
     pipeline = pipeline.to(precision.default_device())
@@ -211,7 +214,7 @@ def draw_with_sd(
     schedule = DDPMScheduler.load_config(folder, subfolder="scheduler")  # the pipeline alters its own copy of it
     sampling, scale = picture_sampling(settings), pipeline.vae_scale_factor
     pipeline.scheduler = scheduler_with_steps(sampling, schedule)
-    height, width = latent_size(sampling, pipeline.unet.config.sample_size, scale)
+    height, width = latent_size(sampling, pipeline.unet.config.sample_size, scale, math.lcm(8, scale))
     for batch in batches(requests, settings.batch_size, "pictures"):
         seeds = [request.seed for request in batch]
         noise, generators = initial_noise(seeds, pipeline.unet.config.in_channels, height, width)

@@ -91,13 +91,14 @@ class PredictionJob:
     def load(self, *, compiled: bool = True) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
         """The DreamLLM made of the checkpoints, ready for inference.
 
-        compiled: compile the UNet's blocks with torch.compile where `machine.compile` says so
+        compiled: compile the denoiser's blocks with torch.compile where `machine.compile` says so
         """
+        from dreamllm.model.sampling import compile_denoiser
         from dreamllm.train.checkpoint import load_for_inference
 
         model, processor = load_for_inference(self.foundations, self.checkpoints, self.dtype)
         if compiled and self.experiment.machine.compile:
-            model.unet.compile_repeated_blocks()
+            compile_denoiser(model)
         return model, processor
 
     def in_batches(

@@ -107,7 +107,7 @@ def load_exported(folder: Path) -> tuple[DreamLLMForConditionalGeneration, Dream
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "dreamllm":
         raise ModelProblem(f"{path}: is of a model of type {str(kind)[:80]!r}, not of DreamLLM")
-    if "unet_config" not in config:
+    if "vae_config" not in config:
         raise ModelProblem(f"{path}: is in the format of the authors' code; convert it with `dreamllm import-official`")
     model = load_weights(DreamLLMForConditionalGeneration, model_folder, dtype=torch.float32)
     return model.eval(), load_part(DreamLLMProcessor, processor_folder)

@@ -1,8 +1,8 @@
-"""Build a DreamLLM from its foundations: a causal language model, an eye and Stable Diffusion, in their usual layouts.
+"""Build a DreamLLM from its foundations: a language model, an eye and a diffusion model, in their usual layouts.
 
     llm/    config.json, model.safetensors, tokenizer files                       (transformers)
-    clip/   config.json, model.safetensors, preprocessor_config.json   (transformers: CLIP, SigLIP or DINOv2, eyes.py)
-    sd/     vae/ unet/ scheduler/, each with its config.json and weights          (diffusers)
+    clip/   config.json, model.safetensors, preprocessor_config.json              (transformers; `eyes.py`)
+    sd/     vae/ unet/ (or transformer/) scheduler/, with config.json and weights (diffusers; `decoders/`)
 
 Nothing is trained or downloaded.
 """
@@ -13,20 +13,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers import DDPMScheduler, ModelMixin
 from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
 
+from dreamllm.model import decoders
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.connector import condition_projector
+from dreamllm.model.diffusion import DecoderProblem
 from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
-from dreamllm.model.eyes import check_picture_size, vision_tower
+from dreamllm.model.eyes import check_picture_size, make_projector, vision_tower
 from dreamllm.model.packed import head_logits, packed_attention_mask
 from dreamllm.model.processor import BOUNDARY, PAD, SPECIAL_TOKENS, DreamLLMProcessor
-from dreamllm.model.weights import FoundationProblem, load_part, load_weights
+from dreamllm.model.weights import FoundationProblem, load_part, load_weights, read_config
 
 
 def build_from_foundations(
@@ -40,6 +44,7 @@ def build_from_foundations(
     visual_projector_type: str = "linear",
     template: str = "vicuna_v1.1",
     boundary_tokens: bool = False,
+    connector_layers: int = 0,
     weights: bool = True,
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Combine the foundations in fp32. New parts (special tokens, dream queries, projectors) are random by `seed`.
@@ -60,7 +65,7 @@ def build_from_foundations(
         raise FoundationProblem(
             f"{llm_dir}: model.boundary_tokens is true, but the tokenizer has no token {BOUNDARY!r}"
         )
-    language_model, clip, vae, unet = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
+    language_model, clip, vae, denoiser = (_load_parts if weights else _parts_on_meta)(llm_dir, clip_dir, sd_dir)
     vision_model = vision_tower(clip)
     image_processor = load_part(AutoImageProcessor, clip_dir, backend="pil")
     blank = image_processor(images=Image.new("RGB", (64, 48)), return_tensors="pt")["pixel_values"]
@@ -82,9 +87,10 @@ def build_from_foundations(
             text_config=language_model.config,
             vision_config=vision_model.config,
             vae_config=_plain(vae),
-            unet_config=_plain(unet),
+            **{f"{denoiser_folder(sd_dir)}_config": _plain(denoiser)},
             scheduler_config=DDPMScheduler.load_config(sd_dir, subfolder="scheduler"),
             num_dream_queries=num_dream_queries,
+            connector_layers=connector_layers,
             vision_feature_layer=vision_feature_layer,
             visual_projector_type=visual_projector_type,
             read_size=check_picture_size(vision_model.config, blank),
@@ -93,9 +99,11 @@ def build_from_foundations(
             pad_token_id=ids[PAD],
             **{f"{token[1:-1]}_token_id": id for token, id in ids.items() if "_" in token},
         )
+        _check_decoder(config, sd_dir)
         with torch.device("meta"):
             model = DreamLLMForConditionalGeneration(config)
-        model.language_model, model.vision_model, model.vae, model.unet = language_model, vision_model, vae, unet
+        model.language_model, model.vision_model, model.vae = language_model, vision_model, vae
+        setattr(model, config.denoiser, denoiser)
         if weights:
             _materialise_new_parts(model)
     model.train_only(UNFROZEN)
@@ -139,27 +147,64 @@ def first_token(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) ->
     return named.content if named is not None and named.special else tokenizer.eos_token
 
 
-Parts = tuple[PreTrainedModel, PreTrainedModel, AutoencoderKL, UNet2DConditionModel]
+Parts = tuple[PreTrainedModel, PreTrainedModel, ModelMixin, ModelMixin]
 
 
 def _load_parts(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
-    """Language model, CLIP, VAE and UNet in fp32. Raises FoundationProblem for a language model that does not fit."""
+    """Language model, CLIP, VAE and denoiser in fp32. Raises FoundationProblem for one that does not fit."""
     language_model = load_weights(AutoModelForCausalLM, llm_dir, dtype=torch.float32)
     _check_language_model(language_model)
     clip = load_weights(AutoModel, clip_dir, dtype=torch.float32)
-    vae = load_weights(AutoencoderKL, sd_dir, subfolder="vae", torch_dtype=torch.float32)
-    unet = load_weights(UNet2DConditionModel, sd_dir, subfolder="unet", torch_dtype=torch.float32)
-    return language_model, clip, vae, unet
+    vae_class, denoiser_class, folder = _diffusion_classes(sd_dir)
+    vae = load_weights(vae_class, sd_dir, subfolder="vae", torch_dtype=torch.float32)
+    denoiser = load_weights(denoiser_class, sd_dir, subfolder=folder, torch_dtype=torch.float32)
+    return language_model, clip, vae, denoiser
 
 
 def _parts_on_meta(llm_dir: str | Path, clip_dir: str | Path, sd_dir: str | Path) -> Parts:
-    """Language model, CLIP, VAE and UNet on the meta device, from their configurations only."""
+    """Language model, CLIP, VAE and denoiser on the meta device, from their configurations only."""
     with torch.device("meta"):
         language_model = AutoModelForCausalLM.from_config(load_part(AutoConfig, llm_dir), dtype=torch.float32)
         clip = AutoModel.from_config(load_part(AutoConfig, clip_dir), dtype=torch.float32)
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(sd_dir, subfolder="vae"))
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(sd_dir, subfolder="unet"))
-    return language_model, clip, vae, unet
+        vae_class, denoiser_class, folder = _diffusion_classes(sd_dir)
+        vae = vae_class.from_config(vae_class.load_config(sd_dir, subfolder="vae"))
+        denoiser = denoiser_class.from_config(denoiser_class.load_config(sd_dir, subfolder=folder))
+    return language_model, clip, vae, denoiser
+
+
+def denoiser_folder(sd_dir: str | Path) -> str:
+    """Where the denoiser is in a folder of diffusers: "unet" or "transformer"."""
+    return "transformer" if (Path(sd_dir) / "transformer").is_dir() else "unet"
+
+
+def check_is_stable_diffusion(sd_dir: str | Path) -> None:
+    """Raises FoundationProblem for a folder of diffusers with another decoder than Stable Diffusion 1 or 2."""
+    folder = denoiser_folder(sd_dir)
+    kind = decoders.kind_of(read_config(Path(sd_dir) / folder))
+    if folder != "unet" or decoders.DECODERS[kind] is not decoders.stable_diffusion:
+        raise FoundationProblem(
+            f"{sd_dir}: models sd and sd_finetuned are Stable Diffusion 1 or 2 with its text encoder, and this is a "
+            f"{kind[0]}{' with a pooled condition' if kind[1] else ''}; leave them out"
+        )
+
+
+def _diffusion_classes(sd_dir: str | Path) -> tuple[Any, Any, str]:
+    """The classes of VAE and denoiser, and the latter's folder. Raises FoundationProblem if no decoder has them."""
+    folder = denoiser_folder(sd_dir)
+    config = read_config(Path(sd_dir) / folder)
+    try:
+        decoder, (name, _) = decoders.decoder_of(config), decoders.kind_of(config)
+    except DecoderProblem as problem:
+        raise FoundationProblem(f"{Path(sd_dir) / folder}: {problem}") from None
+    return getattr(diffusers, decoder.AUTOENCODER), getattr(diffusers, name), folder
+
+
+def _check_decoder(config: DreamLLMConfig, sd_dir: str | Path) -> None:
+    """Raises FoundationProblem for a noise schedule that is not the decoder's."""
+    try:
+        config.diffusion_decoder.check(config)
+    except DecoderProblem as problem:
+        raise FoundationProblem(f"{Path(sd_dir) / 'scheduler'}: {problem}") from None
 
 
 def _plain(model: ModelMixin) -> dict[str, Any]:
@@ -170,11 +215,9 @@ def _plain(model: ModelMixin) -> dict[str, Any]:
 @torch.no_grad()
 def _materialise_new_parts(model: DreamLLMForConditionalGeneration) -> None:
     """Initialise the dream queries and the projectors, which are on the meta device."""
-    for part in (model.visual_projector, model.condition_projector):
-        part.to_empty(device="cpu")
-        for layer in part.modules():
-            if isinstance(layer, torch.nn.Linear):
-                layer.reset_parameters()
+    config, width = model.config, model.dream_queries.shape[-1]
+    model.visual_projector = make_projector(config.visual_projector_type, config.vision_config.hidden_size, width)
+    model.condition_projector = condition_projector(config, width)
     model.dream_queries = torch.nn.Parameter(torch.empty_like(model.dream_queries, device="cpu"))
     model.dream_queries.normal_(std=getattr(model.config.text_config, "initializer_range", 0.02))
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+if TYPE_CHECKING:
+    from dreamllm.model.decoders import Decoder
+
 
 class DreamLLMConfig(PreTrainedConfig):
-    """Sub-configurations of the language model (any causal one of transformers), eye, VAE, UNet and noise schedule.
+    """Sub-configurations of language model (any causal one of transformers), eye, VAE, denoiser and noise schedule.
 
-    num_dream_queries: Q, positions whose last hidden states condition the UNet (64 in the paper)
+    num_dream_queries: Q, positions whose last hidden states condition the denoiser (64 in the paper)
+    connector_layers: of the transformer that is the condition projector (`connector.py`); 0: it is linear, as in the
+        paper
     vision_feature_layer: index into the eye's hidden states, as in transformers (-2: output of the last layer but one)
     visual_projector_type: linear (the paper's) or mlp (LLaVA-1.5's), see `eyes.make_projector`
     read_size: side in pixels of a picture that is read, where it is another than the eye's own image_size
@@ -21,7 +26,8 @@ class DreamLLMConfig(PreTrainedConfig):
     noise_draws, noise_offset, input_perturbation, stratified_timesteps, timestep_shift, snr_gamma: options of the
         diffusion loss, all off in the paper (one draw)
     condition_dropout: fraction of pictures trained with the null condition `<s> DREAM`, for classifier-free guidance
-    vae_config, unet_config, scheduler_config: as in the config.json files of a Stable Diffusion folder
+    vae_config, scheduler_config: as in the config.json files of a folder of diffusers; and either unet_config or
+        transformer_config, of the denoiser, which chooses the decoder (`decoders/`)
     """
 
     model_type = "dreamllm"
@@ -38,8 +44,10 @@ class DreamLLMConfig(PreTrainedConfig):
     vision_config: Any = None
     vae_config: Any = None
     unet_config: Any = None
+    transformer_config: Any = None
     scheduler_config: Any = None
     num_dream_queries: int = 64
+    connector_layers: int = 0
     vision_feature_layer: int = -2
     visual_projector_type: str = "linear"
     read_size: int | None = None
@@ -75,9 +83,26 @@ class DreamLLMConfig(PreTrainedConfig):
         return num_patches(self.vision_config, self.read_size)
 
     @property
+    def denoiser(self) -> Literal["unet", "transformer"]:
+        """Name of the denoiser among the parts of the model, as in diffusers' pipelines."""
+        return "transformer" if self.transformer_config else "unet"
+
+    @property
+    def denoiser_config(self) -> Any:
+        """The configuration of UNet or transformer."""
+        return self.transformer_config or self.unet_config
+
+    @property
+    def diffusion_decoder(self) -> Decoder:
+        """The module with the functions of the decoder. Raises DecoderProblem if there is none for the denoiser."""
+        from dreamllm.model import decoders  # with diffusers, which a configuration does not need
+
+        return decoders.decoder_of(self.denoiser_config)
+
+    @property
     def draw_size(self) -> int:
         """Side of a drawn picture in pixels: side of the latents times the VAE's scale factor."""
-        return self.unet_config["sample_size"] * 2 ** (len(self.vae_config["block_out_channels"]) - 1)
+        return self.denoiser_config["sample_size"] * self.diffusion_decoder.pixels_per_latent(self)
 
 
 def num_patches(config: PreTrainedConfig, side: int | None = None) -> int:

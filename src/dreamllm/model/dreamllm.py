@@ -1,22 +1,23 @@
-"""DreamLLM: a causal language model that reads pictures through CLIP and draws them through Stable Diffusion.
+"""DreamLLM: a causal language model that reads pictures through CLIP and draws them through a diffusion decoder.
 
 One forward pass over a packed batch gives both losses (paper section 3). Patches and dream queries are ordinary
 positions under the causal mask. The last hidden states of the queries, projected by the condition projector, replace
-the text encoder's output in the UNet. The parts are unchanged models of transformers and diffusers.
+the text encoder's output in the denoiser. The parts are unchanged models of transformers and diffusers.
 
-Elsewhere: tokens (`data/layout.py`), generation (`generate.py`), loading of foundations (`build.py`).
+Elsewhere: decoders (`decoders/`), condition projectors (`connector.py`), tokens (`data/layout.py`), generation
+(`generate.py`), loading of foundations (`build.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
+import diffusers
 import torch
 import torch.nn.functional as F
 import transformers
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers import initialization as init
@@ -25,9 +26,10 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from dreamllm.data.packing import positions_of_targets
-from dreamllm.model import diffusion, processor  # noqa: F401  for AutoProcessor
+from dreamllm.model import decoders, diffusion, processor  # noqa: F401  for AutoProcessor
 from dreamllm.model.alignment import alignment_targets
 from dreamllm.model.config import DreamLLMConfig
+from dreamllm.model.connector import Connector, condition_projector
 from dreamllm.model.eyes import make_projector, patch_features
 from dreamllm.model.output import DreamLLMOutput
 from dreamllm.model.packed import (
@@ -43,7 +45,7 @@ from dreamllm.model.packed import (
 from dreamllm.model.text_only import TextGenerationMixin
 
 UNFROZEN = ("language_model", "visual_projector", "dream_queries", "condition_projector")  # in I-GPT and SFT
-TRAINABLE = (*UNFROZEN, "unet")
+TRAINABLE = (*UNFROZEN, "unet", "transformer")  # a model has one of the last two: its denoiser
 
 
 class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
@@ -63,7 +65,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # transformers' Trainer averages the losses of its micro-batches
-    _keep_in_fp32_modules = ("vae", "unet", "visual_projector", "condition_projector")  # in fp16; not quantised
+    # in fp16; not quantised. Regular expressions: GPT-2 has a `language_model.transformer`
+    _keep_in_fp32_modules = ("vae", "unet", "^transformer", "visual_projector", "condition_projector")
     _keep_in_fp32_modules_strict = ("vae",)  # in bf16 too: its pictures get stains
 
     def __init__(self, config: DreamLLMConfig):
@@ -71,18 +74,19 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = self.language_model.get_input_embeddings().embedding_dim
         self.vision_model = AutoModel.from_config(config.vision_config)
-        self.vae = AutoencoderKL.from_config(config.vae_config)
-        self.unet = UNet2DConditionModel.from_config(config.unet_config)
+        self.vae = getattr(diffusers, self.decoder.AUTOENCODER).from_config(config.vae_config)
+        denoiser_class = getattr(diffusers, decoders.kind_of(config.denoiser_config)[0])
+        self.add_module(config.denoiser, denoiser_class.from_config(config.denoiser_config))
         self.visual_projector = make_projector(config.visual_projector_type, config.vision_config.hidden_size, width)
         self.dream_queries = nn.Parameter(torch.empty(1, config.num_dream_queries, width))
-        self.condition_projector = nn.Linear(width, config.unet_config["cross_attention_dim"], bias=False)
-        self.pictures_at_a_time: int | None = None  # in CLIP, VAE and UNet; None: all. Fewer save memory, cost time
+        self.condition_projector = condition_projector(config, width)
+        self.pictures_at_a_time: int | None = None  # in CLIP, VAE and denoiser; None: all. Fewer save memory, cost time
         self.post_init()
         self.train_only(UNFROZEN)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any):
-        """As in transformers; CLIP, VAE and UNet are frozen, as in the paper."""
+        """As in transformers; CLIP, VAE and denoiser are frozen, as in the paper."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
         model.train_only(UNFROZEN)
@@ -124,7 +128,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         read_pixels (N, 3, Hc, Wc): embedded at the P positions from each of read_slots (N, 2).  draw_slots (M, 2): the
         dream queries are at the Q positions from each. Slots that are None are found in input_ids.  draw_pixels
         (M, 3, Hd, Wd) in [-1, 1]: targets of the diffusion loss.  noise: its random numbers; drawn from `generator` if
-        None.  read_features (N, P, Dv), draw_moments (M, 2C, h, w): `patch_features` and `latent_moments`, in place of
+        None.  read_features (N, P, Dv), draw_moments (M, ...): `patch_features` and `latent_moments`, in place of
         the pixels.  target_pixels (M, 3, Hc, Wc) or target_features: the pictures to draw, prepared for CLIP; needed by
         the alignment loss only.  kwargs: of the language model, such as output_hidden_states
 
@@ -208,8 +212,8 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         return self.visual_projector(features.to(next(self.visual_projector.parameters()).dtype))
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """Conditions (M, Q, Dc) of the UNet from query states (M, Q, D)."""
-        return self.condition_projector(states.to(self.condition_projector.weight.dtype))
+        """Conditions (M, R, Dc) of the denoiser from query states (M, Q, D); R is Q, or Q + 1 with a pooled one."""
+        return self.condition_projector(states.to(next(self.condition_projector.parameters()).dtype))
 
     @torch.no_grad()  # CLIP is frozen throughout
     def patch_features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -255,35 +259,30 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         if moments is None and pixels is not None:
             moments = in_chunks(self.latent_moments, self.pictures_at_a_time, pixels)
         if moments is None:  # zero, with all trained parameters in the graph
-            unused = [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+            unused = [parameter for parameter in self.denoiser.parameters() if parameter.requires_grad]
             unused += [] if null_states is None else [null_states]
             return self.project(states[:0]).sum() + sum(0 * tensor.sum() for tensor in unused)
         if noise is None:
             noise = self.draw_noise(len(moments), generator)
         noise = noise.to(moments.device)
         draws = len(noise.timesteps) // len(moments)
-        mean, std = moments.repeat_interleave(draws, dim=0).chunk(2, dim=1)  # (M K, C, h, w)
+        moments = moments.repeat_interleave(draws, dim=0)  # (M K, ...)
         states = states.repeat_interleave(draws, dim=0)  # (M K, Q, D)
         if noise.dropped is not None:
             null_states = self.null_states() if null_states is None else null_states
             states = diffusion.drop_conditions(states, null_states, noise.dropped)
         conditions = self.project(states)
 
-        latents = (mean + std * noise.posterior) * self.vae.config.scaling_factor
-        alphas = self.alphas.to(mean.device)[noise.timesteps]
-        input_noise = noise.noise if noise.perturbation is None else noise.noise + noise.perturbation
-        noisy = diffusion.add_noise(latents, input_noise, alphas)
-        target = diffusion.prediction_target(latents, noise.noise, alphas, self.prediction_type)
+        latents = self.decoder.latents_of(self.vae, moments, noise.posterior)  # (M K, C, h, w)
+        noisy, target = self.decoder.noisy_and_target(config, latents, noise)
 
         def errors_of(conditions: torch.Tensor, noisy: torch.Tensor, times: torch.Tensor, target: torch.Tensor):
             return diffusion.squared_errors(self.denoise(noisy, times, conditions), target)
 
-        is_trained = any(parameter.requires_grad for parameter in self.unet.parameters())
+        is_trained = any(parameter.requires_grad for parameter in self.denoiser.parameters())
         in_parts = partial(in_chunks, recompute=True) if is_trained else with_gradient
         errors = in_parts(errors_of, self.pictures_at_a_time, conditions, noisy, noise.timesteps, target)
-        weights = None
-        if config.snr_gamma is not None:
-            weights = diffusion.snr_weights(alphas, config.snr_gamma, self.prediction_type)
+        weights = self.decoder.loss_weights(config, noise.timesteps)
         return diffusion.mean_error(errors, weights, num_pictures and num_pictures * draws)
 
     def alignment_loss(
@@ -298,7 +297,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         pixels (M, 3, Hc, Wc), or `features`, their `patch_features`; zero for no pictures. Condition dropout does not
         apply. Raises ValueError if both are None.
         """
-        conditions = self.project(states)  # (M, Q, Dc)
+        conditions = self.project(states)[:, : self.config.num_dream_queries]  # (M, Q, Dc), no pooled one
         if not len(states):
             return conditions.sum()
         if features is None and pixels is not None:
@@ -311,31 +310,19 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
     def draw_noise(self, count: int, generator: torch.Generator | None = None) -> diffusion.DiffusionNoise:
         """Draw the random numbers of the diffusion loss of `count` pictures, with the options of the configuration.
 
-        Those of picture n are at n K to (n + 1) K - 1, where K is `noise_draws`.
+        Those of picture n are at n K to (n + 1) K - 1, where K is `noise_draws`. No condition is dropped in evaluation.
         """
-        config = self.config
-        side = config.unet_config["sample_size"]
-        return diffusion.draw_noise(
-            (count * config.noise_draws, config.vae_config["latent_channels"], side, side),
-            len(self.alphas),
-            noise_offset=config.noise_offset,
-            input_perturbation=config.input_perturbation,
-            stratified_timesteps=config.stratified_timesteps,
-            timestep_shift=config.timestep_shift,
-            condition_dropout=config.condition_dropout if self.training else 0.0,
-            generator=generator,
-        )
+        return decoders.draw_noise(self.config, count, generator, drops=self.training)
 
     @torch.no_grad()  # the VAE is frozen throughout
     def latent_moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Mean and standard deviation of the VAE's posterior for pictures (M, 3, Hd, Wd): (M, 2C, h, w) in fp32."""
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
-        return torch.cat([posterior.mean.float(), posterior.std.float()], dim=1)
+        """What the VAE makes of pictures (M, 3, Hd, Wd), in fp32 (M, ...): a posterior's statistics, or latents."""
+        return self.decoder.encode(self.vae, pixels)
 
     def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
-        """The UNet's prediction for noisy latents (M, C, h, w) and conditions (M, Q, Dc): (M, C, h, w) in fp32."""
-        dtype = self.unet.dtype
-        return self.unet(noisy.to(dtype), timesteps, encoder_hidden_states=conditions.to(dtype)).sample.float()
+        """The denoiser's prediction for noisy latents (M, C, h, w) and conditions (M, R, Dc): (M, C, h, w) in fp32."""
+        dtype = self.denoiser.dtype
+        return self.decoder.predict(self, noisy.to(dtype), timesteps, conditions.to(dtype)).float()
 
     def null_states(self) -> torch.Tensor:
         """Query states (1, Q, D) of an empty prompt, `<s> DREAM`, for condition dropout and guidance."""
@@ -348,23 +335,23 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         return gather_slots(hidden, slots, config.num_dream_queries)
 
     @property
-    def prediction_type(self) -> str:
-        """What the UNet predicts: epsilon or v_prediction."""
-        return self.config.scheduler_config.get("prediction_type", "epsilon")
+    def decoder(self) -> decoders.Decoder:
+        """The module with the functions of this model's decoder."""
+        return self.config.diffusion_decoder
 
-    @cached_property
-    def alphas(self) -> torch.Tensor:
-        """Cumulative alphas of the training noise schedule, (number of timesteps,)."""
-        return diffusion.cumulative_alphas(self.config.scheduler_config)
+    @property
+    def denoiser(self) -> Any:
+        """The UNet or the transformer, which is also an attribute of that name."""
+        return getattr(self, self.config.denoiser)
 
     def train_only(self, parts: Iterable[str]) -> None:
         """Make exactly these parts require gradients. CLIP and the VAE cannot be trained.
 
-        Raises ValueError for a part that is not in TRAINABLE.
+        Raises ValueError for a part that is not in TRAINABLE, or not in the model.
         """
-        parts = set(parts)
-        if unknown := parts - set(TRAINABLE):
-            raise ValueError(f"cannot train {', '.join(sorted(unknown))}; trainable are {', '.join(TRAINABLE)}")
+        parts, trainable = set(parts), [part for part in TRAINABLE if hasattr(self, part)]
+        if unknown := parts - set(trainable):
+            raise ValueError(f"cannot train {', '.join(sorted(unknown))}; trainable are {', '.join(trainable)}")
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.split(".")[0] in parts and parameter.is_floating_point())  # not quantised
 
@@ -395,7 +382,12 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
         """Initialise the dream queries and the projectors; the latter as torch does, like the official runs."""
         if module is self:
             init.normal_(self.dream_queries, std=getattr(self.config.text_config, "initializer_range", 0.02))
-        elif isinstance(module, nn.Linear) and module in (*self.visual_projector.modules(), self.condition_projector):
+        elif isinstance(module, Connector):
+            init.constant_(module.norm.weight, module.scale)
+        elif isinstance(module, nn.Linear) and module in {
+            *self.visual_projector.modules(),
+            *self.condition_projector.modules(),
+        }:
             module.reset_parameters()
 
 

@@ -29,9 +29,8 @@ from dreamllm.model.sampling import (
     SamplingProblem,
     check_sampling,
     decode_latents,
-    latent_size,
+    latent_size_of,
     make_scheduler,
-    pixels_per_latent,
     sample_latents,
     set_steps,
     to_pictures,
@@ -46,7 +45,7 @@ Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
 class DreamLLMPipeline(DiffusionPipeline):
     """Generates images with DreamLLM.
 
-    scheduler: any of diffusers' for Stable Diffusion; to change it: `pipe.scheduler =
+    scheduler: any of diffusers' for the decoder; to change it: `pipe.scheduler =
     DDIMScheduler.from_config(pipe.scheduler.config)`. `from_model` takes the default one.
     """
 
@@ -121,8 +120,8 @@ class DreamLLMPipeline(DiffusionPipeline):
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise SamplingProblem(f"callback_on_step_end_tensor_inputs: {', '.join(sorted(unknown))} is not latents")
         model, device = self.model, self._execution_device
-        sides = latent_size(sampling, model.unet.config.sample_size, pixels_per_latent(model))
-        shape = (len(prompts) * num_images_per_prompt, model.unet.config.in_channels, *sides)
+        channels, sides = model.config.denoiser_config["in_channels"], latent_size_of(model, sampling)
+        shape = (len(prompts) * num_images_per_prompt, channels, *sides)
         if isinstance(generator, list) and len(generator) != shape[0]:
             raise SamplingProblem(f"{len(generator)} generators for {shape[0]} images: pass one, or one for each")
         if latents is not None and tuple(latents.shape) != shape:
@@ -166,7 +165,7 @@ class DreamLLMPipeline(DiffusionPipeline):
                 generator,
                 after_step,
             )
-        check_finite(latents, names, "latents after the condition projector and the UNet")
+        check_finite(latents, names, "latents after the condition projector and the denoiser")
         made: Any = latents
         if output_type != "latent":
             pixels = decode_latents(model, latents, names)
@@ -176,7 +175,7 @@ class DreamLLMPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=made) if return_dict else (made,)
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
-        """As in diffusers: CLIP, language model, UNet and VAE are on the accelerator in turn, otherwise on the CPU."""
+        """As in diffusers: CLIP, language model, denoiser and VAE are on the accelerator in turn, else on the CPU."""
         super().enable_model_cpu_offload(gpu_id, device)
         model, device = self.model, self._offload_device
         # diffusers' hook moves the model as a whole, and only when its `forward` is called.
@@ -184,7 +183,7 @@ class DreamLLMPipeline(DiffusionPipeline):
         add_hook_to_module(model, ModelHook())  # by which diffusers finds the hooks inside
         self._keep_small_parts_on(device)
         language_model, hook, self._all_hooks = model.language_model.base_model, None, []
-        for part in (model.vision_model, language_model, model.unet, model.vae):
+        for part in (model.vision_model, language_model, model.denoiser, model.vae):
             _, hook = cpu_offload_with_hook(part, device, prev_module_hook=hook)
             self._all_hooks.append(hook)
         for part in (model.get_input_embeddings(), model.get_output_embeddings()):  # called outside the base model

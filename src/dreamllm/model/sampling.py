@@ -6,7 +6,6 @@ A picture depends on its condition and its seed, not on the other pictures of it
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from PIL import Image
 
+from dreamllm.model.decoders import flow
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.finite import check_finite
 
@@ -29,7 +29,7 @@ class PictureSampling:
     scheduler: name of a diffusers scheduler class.  guidance: scale of classifier-free guidance; 1 is none
     guidance_rescale: share of the rescaled prediction (arXiv 2305.08891, section 3.4).  eta: noise of DDIM, 0 to 1
     negative_prompt: what guidance leads away from; "" = the empty prompt
-    height, width: of the pictures in pixels; None = the size that the UNet was trained at
+    height, width: of the pictures in pixels; None = the size that the denoiser was trained at
     """
 
     scheduler: str = "DPMSolverMultistepScheduler"
@@ -59,12 +59,12 @@ def check_sampling(sampling: PictureSampling) -> None:
         raise SamplingProblem("without guidance (1), guidance_rescale and negative_prompt have no effect")
 
 
-def latent_size(sampling: PictureSampling, sample_size: int, scale: int) -> tuple[int, int]:
-    """Height and width of the latents. sample_size: that of the UNet; scale: pixels per latent, of the VAE.
+def latent_size(sampling: PictureSampling, sample_size: int, scale: int, step: int) -> tuple[int, int]:
+    """Height and width of the latents. sample_size: that of the denoiser; scale: pixels per latent, of the VAE.
 
-    Raises SamplingProblem for a height or width that is not a multiple of 8 and of `scale`, as diffusers wants it.
+    Raises SamplingProblem for a height or width that is not a multiple of `step` pixels.
     """
-    sides, step = [], math.lcm(8, scale)
+    sides = []
     for name, pixels in (("height", sampling.height), ("width", sampling.width)):
         if pixels is not None and (pixels < 1 or pixels % step):
             raise SamplingProblem(f"{name} is {pixels}, not a multiple of {step} pixels")
@@ -73,18 +73,22 @@ def latent_size(sampling: PictureSampling, sample_size: int, scale: int) -> tupl
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> SchedulerMixin:
-    """The diffusers scheduler of this class name, with the noise schedule that the UNet was trained with.
+    """The diffusers scheduler of this class name, with the noise schedule that the denoiser was trained with.
 
-    Timesteps are spaced from the last one down ("trailing"). The "leading" spacing of Stable Diffusion's configuration
+    A schedule of rectified flow takes Euler's scheduler for it, and solvers that take its noise levels. Of the others,
+    timesteps are spaced from the last one down ("trailing"). The "leading" spacing of Stable Diffusion's configuration
     starts at timestep 895 with 150 steps, where training never saw pure noise. Raises SamplingProblem for an unknown
     name, and for classes that Stable Diffusion's pipeline does not take: they raise errors, or draw noise.
     """
-    if name not in KarrasDiffusionSchedulers.__members__:
-        known = ", ".join(sorted(KarrasDiffusionSchedulers.__members__))
+    is_flow = flow.is_flow(scheduler_config)
+    names = flow.schedulers() if is_flow else sorted(KarrasDiffusionSchedulers.__members__)
+    if name not in names:
         raise SamplingProblem(
-            f"{name!r} is not a scheduler class of diffusers {diffusers.__version__} for Stable Diffusion; "
-            f"known: {known}"
+            f"{name!r} is not a scheduler class of diffusers {diffusers.__version__} for "
+            f"{'rectified flow' if is_flow else 'Stable Diffusion'}; known: {', '.join(names)}"
         )
+    if is_flow:
+        return flow.make_scheduler(name, scheduler_config)
     return getattr(diffusers, name).from_config(scheduler_config, timestep_spacing="trailing")
 
 
@@ -124,12 +128,25 @@ def check_fit(
     """
     check_sampling(sampling)
     scheduler = scheduler_with_steps(sampling, model.config.scheduler_config, model.device)
-    return scheduler, latent_size(sampling, model.unet.config.sample_size, pixels_per_latent(model))
+    return scheduler, latent_size_of(model, sampling)
 
 
-def pixels_per_latent(model: DreamLLMForConditionalGeneration) -> int:
-    """Scale factor of the model's VAE."""
-    return 2 ** (len(model.vae.config.block_out_channels) - 1)
+def latent_size_of(model: DreamLLMForConditionalGeneration, sampling: PictureSampling) -> tuple[int, int]:
+    """`latent_size` of the model. Raises SamplingProblem."""
+    decoder, config = model.decoder, model.config
+    if (most := decoder.largest_side(config)) and (side := max(sampling.height or 0, sampling.width or 0)) > most:
+        raise SamplingProblem(f"{side} pixels are more than the {most} that the decoder has positions for")
+    scale, step = decoder.pixels_per_latent(config), decoder.side_multiple(config)
+    return latent_size(sampling, config.denoiser_config["sample_size"], scale, step)
+
+
+def compile_denoiser(model: DreamLLMForConditionalGeneration) -> None:
+    """Compile the repeated blocks of the denoiser with torch.compile; they share compiled code."""
+    if getattr(model.denoiser, "_repeated_blocks", None):
+        model.denoiser.compile_repeated_blocks()
+    else:
+        for block in model.decoder.denoiser_blocks(model.denoiser):
+            block.compile()
 
 
 def initial_noise(
@@ -152,14 +169,14 @@ def draw_from_states(
     """Draw M pictures from query states (M, Q, D) and null states (1, Q, D), with one seed for each picture.
 
     names: of the pictures, for error messages; their numbers if None
-    Raises NonFiniteValues where the states, the UNet or the VAE give NaN or infinity, SamplingProblem for settings that
-    do not fit the model.
+    Raises NonFiniteValues where the states, the denoiser or the VAE give NaN or infinity, SamplingProblem for settings
+    that do not fit the model.
     """
     scheduler, size = check_fit(model, sampling)
     names = [f"picture {number}" for number in range(len(seeds))] if names is None else names
     check_finite(null_states, ["the null condition"], "hidden states of the dream queries")
     check_finite(states, names, "hidden states of the dream queries")
-    noise, generators = initial_noise(seeds, model.unet.config.in_channels, *size)
+    noise, generators = initial_noise(seeds, model.config.denoiser_config["in_channels"], *size)
     latents = sample_latents(
         model,
         states,
@@ -171,7 +188,7 @@ def draw_from_states(
         sampling.eta,
         generators,
     )
-    check_finite(latents, names, "latents after the condition projector and the UNet")
+    check_finite(latents, names, "latents after the condition projector and the denoiser")
     return to_pictures(decode_latents(model, latents, names))
 
 
@@ -193,13 +210,14 @@ def sample_latents(
     eta, generators: for schedulers that have an eta, or draw noise at each step; one generator, or one per picture
     after_step: called with number, timestep and latents of each step; returns the latents to continue with
     """
-    conditions = model.project(states)  # (M, Q, Dc)
+    conditions = model.project(states)  # (M, R, Dc)
     null_conditions = model.project(null_states).expand_as(conditions)
     known = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("eta", eta), ("generator", generators)) if name in known}
-    latents = noise.float() * scheduler.init_noise_sigma
+    latents, scales = noise.float(), hasattr(scheduler, "scale_model_input")  # those for rectified flow alone do not
+    latents = latents * scheduler.init_noise_sigma if scales else latents
     for step, timestep in enumerate(scheduler.timesteps):
-        scaled = scheduler.scale_model_input(latents, timestep)
+        scaled = scheduler.scale_model_input(latents, timestep) if scales else latents
         prediction = guided_prediction(model, scaled, timestep, conditions, null_conditions, guidance, guidance_rescale)
         latents = after_step(step, timestep, scheduler.step(prediction, timestep, latents, **options).prev_sample)
     return latents
@@ -214,7 +232,7 @@ def guided_prediction(
     guidance: float,
     guidance_rescale: float = 0.0,
 ) -> torch.Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): null + guidance * (conditional - null); one call of the UNet.
+    """Classifier-free guidance (arXiv 2207.12598): null + guidance * (conditional - null); one call of the denoiser.
 
     With guidance_rescale the share of it whose standard deviation is that of the conditional prediction.
     """
@@ -231,8 +249,7 @@ def decode_latents(
     model: DreamLLMForConditionalGeneration, latents: torch.Tensor, names: Sequence[str]
 ) -> torch.Tensor:
     """Pixels (M, 3, H, W) in [-1, 1] of latents (M, C, h, w). Raises NonFiniteValues, with the picture's name."""
-    vae = model.vae
-    pixels = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype)).sample.float()
+    pixels = model.decoder.decode(model.vae, latents)
     check_finite(pixels, names, "pixels of the VAE")
     return pixels
 

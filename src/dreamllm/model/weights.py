@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,19 @@ def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
         raise FoundationProblem(
             f"{place}: {kind.__name__} cannot be loaded ({type(error).__name__}: {what})"
         ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder. Raises FoundationProblem if there is no folder, or nothing that can be read."""
+    if not folder.is_dir():
+        raise FoundationProblem(f"{folder}: no such folder")
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FoundationProblem(f"{folder}: its config.json cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise FoundationProblem(f"{folder}: its config.json holds a {type(content).__name__}, not an object")
+    return content
 
 
 def not_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> str | None:

@@ -40,6 +40,10 @@ PLUGIN_CLASSES = {  # plugin: its class in the official code; only compared, nev
     "stable_diffusion_head": "omni.models.dreamllm.modeling_plugins.StableDiffusionHead",
 }
 PLUGIN_KINDS = {"clip_vision_embedding": "embedding", "dream_embedding": "embedding", "stable_diffusion_head": "head"}
+NO_SDXL = (
+    "the SDXL variant cannot be imported: the code that was published with it makes no such checkpoint, so tensors "
+    "and tokens of one are unknown (docs/released.md)"
+)
 IGNORED_SETTINGS = {  # plugin: settings that do not affect the imported model
     "clip_vision_embedding": {"clip_vision_model_name_or_path", "freeze_clip_vision_model", "freeze_embedding_layers"},
     "dream_embedding": {"freeze_dream_queries"},
@@ -141,6 +145,8 @@ def read_config(content: Mapping[str, Any], where: str) -> OfficialConfig:
 def _plugin_problems(plugin: str, settings: Mapping[str, Any], hidden_size: int) -> list[str]:
     if not isinstance(settings, Mapping):
         return [f"settings are {settings!r}, not an object"]
+    if str(settings.get("_target_")).endswith(".StableDiffusionXLHead"):
+        return [NO_SDXL]
     problems = []
     required = REQUIRED_SETTINGS[plugin] | {"_target_": PLUGIN_CLASSES[plugin]}
     chosen = {"embed_hidden_size", "num_dream_queries", "select_layer"}

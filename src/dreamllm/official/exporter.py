@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dreamllm.atomic import new_folder
+from dreamllm.model.decoders import stable_diffusion
 from dreamllm.model.processor import SPECIAL_TOKENS
 from dreamllm.official import CLIP, SD, convert, files
 from dreamllm.official.convert import OfficialProblem
@@ -31,6 +32,11 @@ def export_official(
     reports = [files.read_json(folder / REPORT) for folder in checkpoints if (folder / REPORT).is_file()]
     report = reports[0] if reports else None
     model, processor = load_model(foundations, checkpoints)
+    if model.decoder is not stable_diffusion or model.config.connector_layers:
+        raise OfficialProblem(
+            "the official code draws with Stable Diffusion 1 or 2 and a linear condition projector; this model has "
+            f"{type(model.denoiser).__name__} and {type(model.condition_projector).__name__}"
+        )
     tokens = ("<s>", "</s>", *SPECIAL_TOKENS)
     ids = dict(zip(tokens, processor.tokenizer.convert_tokens_to_ids(list(tokens)), strict=True))
     rows, size = model.get_input_embeddings().num_embeddings, len(processor.tokenizer)

@@ -40,6 +40,8 @@ FILES = "trained{suffix}.safetensors"  # where the tensors are split
 LARGEST_FILE = 5 * 10**9  # bytes of tensors; more are split
 LARGEST_METADATA = 50_000_000  # bytes; one of many thousand shards takes a hundredth of it
 MOST_QUERIES = 100_000  # the paper has 64; more than this is no model, but an attack on the memory
+MOST_LAYERS = 1000  # of a connector; MetaQuery's has 24
+OLDER = {"boundary_tokens": False, "visual_projector_type": "linear", "connector_layers": 0}  # do not say
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -128,7 +130,7 @@ def load_model(
                     f"{Path(foundations) / name} (digest {found[name][:12]}); fetch the former or train again"
                 )
         compared = options.keys() if has_query_parts(folder) else options.keys() - {"num_dream_queries"}
-        trained = {"boundary_tokens": False, "visual_projector_type": "linear"} | about["model"]  # older do not say
+        trained = OLDER | about["model"]
         if differing := sorted(key for key in compared if trained.get(key) != options[key]):
             pairs = ", ".join(f"{key} {trained.get(key)!r}, not {options[key]!r}" for key in differing)
             raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
@@ -149,8 +151,9 @@ def _check_options(path: Path, about: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if type(value) is not {"template": str, "visual_projector_type": str, "boundary_tokens": bool}.get(key, int):
             raise CheckpointProblem(f"{path}: model.{key} is {ascii(value)[:80]}, of the wrong type")
-    if not 1 <= (queries := options.get("num_dream_queries", 1)) <= MOST_QUERIES:
-        raise CheckpointProblem(f"{path}: model.num_dream_queries is {queries}, not from 1 to {MOST_QUERIES}")
+    for key, least, most in (("num_dream_queries", 1, MOST_QUERIES), ("connector_layers", 0, MOST_LAYERS)):
+        if not least <= (number := options.get(key, least)) <= most:
+            raise CheckpointProblem(f"{path}: model.{key} is {number}, not from {least} to {most}")
 
 
 def load_for_inference(

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import PreTrainedModel
 
@@ -112,7 +113,7 @@ def prepare_model(
             model.language_model.set_attn_implementation(attention)
         except ImportError as error:
             raise MachineProblem(f"machine.attention: {attention} cannot be used here ({error})") from error
-    trains_unet = any(parameter.requires_grad for parameter in model.unet.parameters())
+    trains_unet = any(parameter.requires_grad for parameter in model.denoiser.parameters())
     checkpoint_activations(model, *checkpointed(machine, trains_unet=trains_unet))
     if machine.compile:
         compile_layers(model)
@@ -130,7 +131,7 @@ def prepare_model(
         broadcast_module(layer, accelerator.device)  # layer by layer: no device holds the whole language model
         fully_shard(layer, **options)
     broadcast_module(model, accelerator.device)
-    encoders = (model.vision_model, model.vae, model.unet)
+    encoders = (model.vision_model, model.vae, model.denoiser)
     options["ignored_params"] = {p for encoder in encoders for p in encoder.parameters() if not p.requires_grad}
     return fully_shard(model, **options)
 
@@ -153,9 +154,9 @@ def broadcast_module(module: torch.nn.Module, device: torch.device) -> None:
 def checkpoint_activations(
     model: DreamLLMForConditionalGeneration, language_model: int | None = 1, unet: int | None = 1
 ) -> None:
-    """Keep the inputs of decoder layers and UNet blocks only, and recompute their activations in the backward pass.
+    """Keep the inputs of decoder layers and denoiser blocks only; recompute their activations in the backward pass.
 
-    language_model, unet: n, for every n-th decoder layer or UNet block, from the first; None: no layer, no block.
+    language_model, unet: n, for every n-th decoder layer or denoiser block, from the first; None: no layer, no block.
     """
     if language_model:
         model.language_model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=language_model)
@@ -164,11 +165,13 @@ def checkpoint_activations(
             # model, which is in evaluation mode. The modules inside keep their mode, so dropout stays off there.
             layer.training = True
     if unet:
-        model.unet.enable_gradient_checkpointing()
-        blocks = [*model.unet.down_blocks, model.unet.mid_block, *model.unet.up_blocks]
-        for module in [module for index, block in enumerate(blocks) if index % unet for module in block.modules()]:
-            if hasattr(module, "gradient_checkpointing"):
-                module.gradient_checkpointing = False
+        blocks = model.decoder.denoiser_blocks(model.denoiser)
+        stored = {module for index, block in enumerate(blocks) if index % unet for module in block.modules()}
+
+        def run(module: torch.nn.Module, *args: Any) -> Any:
+            return module(*args) if module in stored else checkpoint(module, *args, use_reentrant=False)
+
+        model.denoiser.enable_gradient_checkpointing(run)
 
 
 def decoder_layers(model: DreamLLMForConditionalGeneration) -> list[torch.nn.Module]:
@@ -177,15 +180,15 @@ def decoder_layers(model: DreamLLMForConditionalGeneration) -> list[torch.nn.Mod
 
 
 def compile_layers(model: DreamLLMForConditionalGeneration) -> None:
-    """Compile decoder layers and blocks of UNet and VAE with torch.compile, which fuses element-wise operations.
+    """Compile decoder layers and blocks of denoiser and VAE with torch.compile, which fuses element-wise operations.
 
     Decoder layers share compiled code; blocks differ, so each has its own, and its own limit of recompilations. Sizes
     that change from step to step are traced as symbolic ones.
     """
     for layer in decoder_layers(model):
         layer.compile()
-    unet, encoder = model.unet, model.vae.encoder
-    for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks, *encoder.down_blocks, encoder.mid_block):
+    decoder = model.decoder
+    for block in (*decoder.denoiser_blocks(model.denoiser), *decoder.encoder_blocks(model.vae)):
         block.compile(isolate_recompiles=True)
 
 

@@ -48,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.data.mixture import Mixture, next_set
     from dreamllm.digests import digest
     from dreamllm.model import precision
+    from dreamllm.model.build import check_is_stable_diffusion
     from dreamllm.model.finite import check_finite
     from dreamllm.model.weights import load_weights
     from dreamllm.seeds import seed_of
@@ -60,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     if recipe is None:
         raise SystemExit(f"{args.config}: has no section sd_finetuned; add it to fine-tune Stable Diffusion")
     sets = find_shard_sets(recipe.mixture or {"pairs": 1.0}, args.data)
+    check_is_stable_diffusion(args.foundations / "sd")
     device, used = precision.default_device(), precision.resolve(experiment.precision)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=used == "bf16")
     pipeline = load_weights(StableDiffusionPipeline, args.foundations / "sd", dtype=torch.float32).to(device)

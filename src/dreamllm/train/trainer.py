@@ -287,8 +287,9 @@ class StageProblem(ValueError):
 def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     """Set which parts of the model the stage trains, and its loss weights and options. Frozen parts have no dropout.
 
-    Raises StageProblem for a stage without any loss, for an alignment loss between vectors of different sizes, and for
-    a context that is longer than the language model's table of positions.
+    Raises StageProblem for a stage without any loss, for an alignment loss between vectors of different sizes, for
+    a part that the model does not have, and for a context that is longer than the language model's table of positions;
+    DecoderProblem for an option that its decoder does not have.
     """
     weights = stage.loss_weights
     if not (weights.language or weights.diffusion or weights.alignment):
@@ -299,16 +300,18 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
         raise StageProblem(
             f"context: {stage.context} tokens are more than the {positions} positions of the {text.model_type}"
         )
-    clip, condition = model.config.vision_config.hidden_size, model.condition_projector.out_features
+    clip, condition = model.config.vision_config.hidden_size, model.decoder.condition_width(model.config)
     if weights.alignment and clip != condition:
         raise StageProblem(
-            f"loss_weights.alignment: the eye's features have size {clip}, the UNet's conditions {condition}, so the "
-            "loss cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
+            f"loss_weights.alignment: the eye's features have size {clip}, the decoder's conditions {condition}, so "
+            "the loss cannot compare them; use foundations where the sizes are equal, or set the weight to 0"
         )
+    if lacking := [part for part in stage.trains if not hasattr(model, part)]:
+        raise StageProblem(f"trains: the model has no {lacking[0]}; its denoiser is called {model.config.denoiser}")
     model.train_only(stage.trains)
     model.train()
     for part in set(TRAINABLE) - set(stage.trains):
-        if isinstance(module := getattr(model, part), torch.nn.Module):
+        if isinstance(module := getattr(model, part, None), torch.nn.Module):
             module.eval()
     model.config.language_loss_weight = weights.language
     model.config.diffusion_loss_weight = weights.diffusion
@@ -316,6 +319,7 @@ def apply_stage(model: DreamLLMForConditionalGeneration, stage: Stage) -> None:
     options = ("noise_draws", "noise_offset", "input_perturbation", "stratified_timesteps", "timestep_shift")
     for option in (*options, "snr_gamma", "condition_dropout"):
         setattr(model.config, option, getattr(stage, option))
+    model.decoder.check(model.config)
 
 
 def parameter_groups(

@@ -1,4 +1,4 @@
-"""Attention: where the UNet attends to each dream query while it draws the first prompts of `draw` (paper Figure 6).
+"""Attention: where the denoiser attends to each dream query as it draws the first prompts of `draw` (paper Figure 6).
 
 An image is drawn as always. At every step each cross-attention layer divides the attention of every place of a latent
 among the queries; the shares are averaged over heads, layers and steps, coarse layers interpolated to the latent.
@@ -28,7 +28,6 @@ from dreamllm.evaluate.tasks.draw import DrawItem
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import UNet2DConditionModel
 
     from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
     from dreamllm.model.processor import DreamLLMProcessor
@@ -51,9 +50,9 @@ def limit(settings: EvaluationSettings) -> int | None:
 
 
 def predict(job: PredictionJob, items: Sequence[DrawItem], header: dict[str, Any]) -> None:
-    """Write the maps and images of the prompts."""
+    """Write the maps and images of the prompts. Raises DecoderProblem for a decoder without cross-attention."""
     model, processor = job.load(compiled=False)  # hooks read the attention of every block
-    header["protocol"]["layers"] = list(cross_attention(model.unet))
+    header["protocol"]["layers"] = list(model.decoder.cross_attention(model.denoiser))
     requests = drawing.plan(items, job.settings.seed, 0)
     tensors = measure(model, processor, requests, job.settings.drawing)
     write_tensors(
@@ -84,7 +83,7 @@ def measure(
     maps, pictures = [], []
     batches = [requests[i : i + settings.batch_size] for i in range(0, len(requests), settings.batch_size)]
     for batch in batches:
-        with record_attention(model.unet, len(batch), size) as calls:
+        with record_attention(model, len(batch), size) as calls:
             for _, picture in drawing.draw(model, processor, batch, settings):
                 pictures.append(torch.from_numpy(np.array(picture)))
         maps.append(torch.stack(calls).mean(dim=0))
@@ -93,18 +92,23 @@ def measure(
 
 
 @contextmanager
-def record_attention(unet: UNet2DConditionModel, pictures: int, size: tuple[int, int]) -> Iterator[list[torch.Tensor]]:
+def record_attention(
+    model: DreamLLMForConditionalGeneration, pictures: int, size: tuple[int, int]
+) -> Iterator[list[torch.Tensor]]:
     """A list to which every call of a cross-attention layer adds its maps (pictures, Q, *size).
 
     With guidance a call is for the null conditions and then the pictures'; the last ones count.
+    Raises DecoderProblem for a decoder without cross-attention.
     """
     import torch
 
     calls: list[torch.Tensor] = []
 
     def record(layer: Any, arguments: tuple, options: dict[str, Any]) -> None:
-        query = layer.head_to_batch_dim(layer.to_q(arguments[0])).float()  # bf16 shares would not sum to 1
-        key = layer.head_to_batch_dim(layer.to_k(options["encoder_hidden_states"])).float()
+        query, key = layer.to_q(arguments[0]), layer.to_k(options["encoder_hidden_states"])
+        query, key = (norm(x) if norm else x for norm, x in ((layer.norm_q, query), (layer.norm_k, key)))
+        query = layer.head_to_batch_dim(query).float()  # bf16 shares would not sum to 1
+        key = layer.head_to_batch_dim(key).float()
         shares = layer.get_attention_scores(query, key)  # (B * heads, h * w, Q)
         shares = shares.float().unflatten(0, (-1, layer.heads)).mean(dim=1)[-pictures:]  # (M, h * w, Q)
         places = shares.shape[1]
@@ -114,14 +118,10 @@ def record_attention(unet: UNet2DConditionModel, pictures: int, size: tuple[int,
         maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear")
         calls.append(maps.cpu())
 
-    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in cross_attention(unet).values()]
+    layers = model.decoder.cross_attention(model.denoiser).values()
+    hooks = [layer.register_forward_pre_hook(record, with_kwargs=True) for layer in layers]
     try:
         yield calls
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def cross_attention(unet: UNet2DConditionModel) -> dict[str, Any]:
-    """The layers in which places of the latent attend to conditions, by name."""
-    return {name: module for name, module in unet.named_modules() if name.endswith(".attn2")}

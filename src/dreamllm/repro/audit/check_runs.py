@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from dreamllm import provenance
 from dreamllm.config.evaluation import WITHOUT_EFFECT
+from dreamllm.config.experiment import Model
 from dreamllm.evaluate.predict import NOT_IN_PROTOCOL
 from dreamllm.repro.audit import lineage, origins
 from dreamllm.repro.audit.audited_run import AuditedRun
@@ -221,7 +222,8 @@ def configuration(audited: AuditedRun) -> CheckResult:
             model = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
             if queries := experiment.stages[stage].num_dream_queries:
                 model["num_dream_queries"] = queries
-            faults += _differing_keys(about.get("model") or {}, model, f"stage {stage}: model.", file, audited)
+            recorded = Model().model_dump(mode="json") | (about.get("model") or {})  # older ones lack newer keys
+            faults += _differing_keys(recorded, model, f"stage {stage}: model.", file, audited)
         faults += _differing_keys(about.get("config") or {}, right, f"stage {stage}: config.", file, audited)
         precisions[file] = about.get("precision")
     settings = experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL | WITHOUT_EFFECT)

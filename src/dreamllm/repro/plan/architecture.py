@@ -28,9 +28,10 @@ FILES = {  # a configuration of a foundations' folder: key in an architecture's 
     "llm/config.json": "llm",
     "clip/config.json": "clip",
     "sd/vae/config.json": "vae",
-    "sd/unet/config.json": "unet",
     "sd/scheduler/scheduler_config.json": "scheduler",
 }
+DENOISERS = {"sd/unet/config.json": "unet", "sd/transformer/config.json": "transformer"}  # one of them
+BLOCKS = ("resnets", "attentions", "transformer_blocks")
 NORMS = (nn.GroupNorm, nn.LayerNorm)  # autocast leaves their outputs in fp32
 INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")  # names of the width of feed-forward layers
 VAE_TENSORS = 4  # of the largest size that exist at once while a picture is encoded
@@ -41,15 +42,20 @@ class PlanProblem(ValueError):
 
 
 def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) -> dict[str, dict[str, Any]]:
-    """The configurations of an experiment's foundations: llm, clip, vae, unet, scheduler. Raises PlanProblem."""
+    """The configurations of an experiment's foundations: llm, clip, vae, unet or transformer, scheduler.
+
+    Raises PlanProblem.
+    """
     foundations = experiment.foundations
     folder = Path(foundations.folder)
-    if all((folder / name).is_file() for name in FILES):
-        return {key: _json(folder / name) for name, key in FILES.items()}
+    own = FILES | {name: key for name, key in DENOISERS.items() if (folder / name).is_file()}
+    if len(own) > len(FILES) and all((folder / name).is_file() for name in own):
+        return {key: _json(folder / name) for name, key in own.items()}
     if foundations.source == "fetch":
         try:
             files = {entry["relpath"]: entry["md5"] for entry in listing(Path(foundations.store), foundations.md5)}
-            return {key: _json(stored(Path(foundations.store), files[name], name)) for name, key in FILES.items()}
+            named = FILES | {name: key for name, key in DENOISERS.items() if name in files}
+            return {key: _json(stored(Path(foundations.store), files[name], name)) for name, key in named.items()}
         except (StoreProblem, KeyError) as problem:
             raise PlanProblem(f"{foundations.store}: no configurations of the foundations there ({problem})") from None
     if foundations.source == "train":
@@ -61,12 +67,15 @@ def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) 
     return {
         "llm": _architecture(llm, architectures)["config"],
         "clip": _architecture(foundations.clip, architectures)["config"],
-        **{key: sd[key] for key in ("vae", "unet", "scheduler")},
+        **{key: sd[key] for key in ("vae", *DENOISERS.values(), "scheduler") if key in sd},
     }
 
 
 def build(
-    found: dict[str, dict[str, Any]], num_dream_queries: int, visual_projector_type: str = "linear"
+    found: dict[str, dict[str, Any]],
+    num_dream_queries: int,
+    visual_projector_type: str = "linear",
+    connector_layers: int = 0,
 ) -> DreamLLMForConditionalGeneration:
     """DreamLLM with these configurations on the meta device; the vocabulary includes the special tokens."""
     text = AutoConfig.for_model(**found["llm"])
@@ -77,10 +86,11 @@ def build(
         text_config=text,
         vision_config=vision,
         vae_config=found["vae"],
-        unet_config=found["unet"],
+        **{f"{key}_config": found[key] for key in DENOISERS.values() if key in found},
         scheduler_config=found["scheduler"],
         num_dream_queries=num_dream_queries,
         visual_projector_type=visual_projector_type,
+        connector_layers=connector_layers,
     )
     with torch.device("meta"):
         return DreamLLMForConditionalGeneration(config)
@@ -95,18 +105,19 @@ def parameters_by_part(model: nn.Module) -> dict[str, int]:
     return found
 
 
+@torch.no_grad()
 def measure(model: DreamLLMForConditionalGeneration) -> Size:
     """Sizes of a model, and FLOPs and activation bytes counted in forward passes on the meta device."""
     config, text = model.config, model.config.text_config
-    side, latent = config.draw_size, config.unet_config["sample_size"]
-    unet_inputs = (
-        torch.empty(1, config.vae_config["latent_channels"], latent, latent, device="meta"),
+    side, latent, states = config.draw_size, config.denoiser_config["sample_size"], (1, config.num_dream_queries)
+    denoiser_inputs = (
+        torch.empty(1, config.denoiser_config["in_channels"], latent, latent, device="meta"),
         torch.zeros(1, dtype=torch.long, device="meta"),
-        torch.empty(1, config.num_dream_queries, config.unet_config["cross_attention_dim"], device="meta"),
+        model.project(torch.empty(*states, text.hidden_size, device="meta")),
     )
     picture = torch.empty(1, 3, side, side, device="meta")
     shown = torch.empty(1, 3, config.vision_config.image_size, config.vision_config.image_size, device="meta")
-    unet_outputs = outputs(model.unet, lambda: model.unet(*unet_inputs))
+    denoiser_outputs = outputs(model.denoiser, lambda: model.denoise(*denoiser_inputs))
     embeddings = {id(weight): weight.numel() for weight in (
         model.get_input_embeddings().weight, model.get_output_embeddings().weight
     )}  # fmt: skip
@@ -121,9 +132,9 @@ def measure(model: DreamLLMForConditionalGeneration) -> Size:
         embeddings=sum(embeddings.values()),
         clip=flops(lambda: model.vision_model(shown)),
         vae=flops(lambda: model.vae.encode(picture)),
-        unet=flops(lambda: model.unet(*unet_inputs)),
-        unet_saved=sum(size for _, size in unet_outputs),
-        unet_kept=kept_by_blocks(model.unet, unet_outputs),
+        unet=flops(lambda: model.denoise(*denoiser_inputs)),
+        unet_saved=sum(size for _, size in denoiser_outputs),
+        unet_kept=kept_by_blocks(denoiser_outputs),
         vae_peak=VAE_TENSORS * max(size for _, size in outputs(model.vae, lambda: model.vae.encode(picture))),
         patches=config.num_patches,
         queries=config.num_dream_queries,
@@ -159,16 +170,16 @@ def outputs(model: nn.Module, forward: Callable[[], Any]) -> list[tuple[str, int
     return found
 
 
-def kept_by_blocks(unet: nn.Module, found: list[tuple[str, int]]) -> float:
+def kept_by_blocks(found: list[tuple[str, int]]) -> float:
     """Bytes of activations with gradient checkpointing.
 
-    diffusers checkpoints each residual block and each transformer: one output of each is kept, and while the largest is
-    recomputed everything inside it.
+    diffusers checkpoints each residual block and transformer of a UNet, and each block of a transformer: one output of
+    each is kept, and while the largest is recomputed everything inside it.
     """
     inside: dict[str, list[int]] = {}
     for name, size in found:
         steps = name.split(".")
-        place = next((n for n, step in enumerate(steps) if step in ("resnets", "attentions")), None)
+        place = next((n for n, step in enumerate(steps) if step in BLOCKS), None)
         block = ".".join(steps[: place + 2]) if place is not None else name
         inside.setdefault(block, []).append(size)
     return sum(sizes[-1] for sizes in inside.values()) + max(sum(sizes) for sizes in inside.values())

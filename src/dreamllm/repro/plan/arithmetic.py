@@ -102,7 +102,8 @@ class Size:
 
     parameters: by part of DreamLLM.  layers, hidden, intermediate, key_value_share, vocabulary: of the language model;
     key_value_share: heads of keys and values by heads of queries.  embeddings: parameters of its token embeddings and
-    head, which are one when tied.  clip, vae, unet: FLOPs of a forward pass for one picture (vae: encoding).
+    head, which are one when tied.  clip, vae, unet: FLOPs of a forward pass for one picture (vae: encoding; unet: of
+    the denoiser, also where it is a transformer).
     unet_saved, unet_kept: bytes of activations of a picture without and with gradient checkpointing.
     vae_peak: bytes that encoding a picture needs for a moment
     """
@@ -122,6 +123,16 @@ class Size:
     vae_peak: float
     patches: int
     queries: int
+
+    @property
+    def denoiser(self) -> str:
+        """The part that denoises: unet or transformer."""
+        return "transformer" if "transformer" in self.parameters else "unet"
+
+    @property
+    def denoiser_label(self) -> str:
+        """How the plan calls it."""
+        return {"unet": "UNet"}.get(self.denoiser, self.denoiser)
 
 
 def language_forward(size: Size, tokens: float, context: int) -> float:
@@ -143,7 +154,7 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     pictures.
     """
     whole = "language_model" in stage.trains and stage.lora is None
-    trains_unet = "unet" in stage.trains
+    trains_unet = size.denoiser in stage.trains
     every, every_unet = checkpointed(machine, trains_unet=trains_unet)
     again = math.ceil(size.layers / every) / size.layers if every else 0
     unet_again = (1 / every_unet if every_unet else 0) + (trains_unet and machine.pictures_at_a_time is not None)
@@ -154,7 +165,7 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
         "head": head * (2 + ("language_model" in stage.trains)),
         "CLIP": size.clip * (load.read + (load.drawn if stage.loss_weights.alignment else 0.0)),
         "VAE": size.vae * drawn,
-        "UNet": size.unet * drawn * stage.noise_draws * (2 + trains_unet + unet_again),
+        size.denoiser_label: size.unet * drawn * stage.noise_draws * (2 + trains_unet + unet_again),
     }
 
 
@@ -207,7 +218,7 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     """
     processes = max(1, machine.gpus) * machine.nodes
     parameters = size.parameters
-    encoders = sum(parameters[part] for part in {"vision_model", "vae", "unet"} - {*stage.trains})
+    encoders = sum(parameters[part] for part in {"vision_model", "vae", size.denoiser} - {*stage.trains})
     shared = sum(parameters.values()) - encoders
     trained = sum(trained_parameters(size, stage).values())
     adapters = lora_parameters(size, stage.lora.rank) if stage.lora else 0
@@ -220,7 +231,7 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     tokens = here * stage.context
     drawn = part.drawn if stage.loss_weights.diffusion else 0.0
     most = machine.pictures_at_a_time or drawn * stage.noise_draws
-    every, every_unet = checkpointed(machine, trains_unet="unet" in stage.trains)
+    every, every_unet = checkpointed(machine, trains_unet=size.denoiser in stage.trains)
     again = math.ceil(size.layers / every) if every else 0  # layers
     whole = size.layers - again + (again > 0)
     language = tokens * (FP32 * size.hidden * again + whole * layer_activations(size))
@@ -231,7 +242,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     elif every:
         copies = BF16 * trained
     else:
-        frozen_unet = parameters["unet"] if stage.loss_weights.diffusion and "unet" not in stage.trains else 0
+        is_frozen = stage.loss_weights.diffusion and size.denoiser not in stage.trains
+        frozen_unet = parameters[size.denoiser] if is_frozen else 0
         copies = BF16 * (shared + adapters + frozen_unet)
     return {
         "weights": FP32 * (encoders + (shared + adapters) / parts),
@@ -239,7 +251,7 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
         "optimiser state": (ADAM_8BIT if machine.optimizer == "adamw_8bit" else ADAM) * trained / parts,
         "bf16 copies": copies,
         "activations of the language model": language,
-        "activations of UNet or VAE": max(
+        f"activations of {size.denoiser_label} or VAE": max(
             unet * min(drawn * stage.noise_draws, most), size.vae_peak * min(drawn, most)
         ),
         "logits": 10 * size.vocabulary * part.targets if stage.loss_weights.language else 0.0,

@@ -223,7 +223,8 @@ def lines(
     drawing = experiment.evaluation.drawing
     text += [
         "",
-        f"drawing a picture        {2 * drawing.steps * size.unet:.3g} FLOPs: {drawing.steps} steps, twice the UNet",
+        f"drawing a picture        {2 * drawing.steps * size.unet:.3g} FLOPs: {drawing.steps} steps, twice the "
+        f"{size.denoiser_label}",
         "",
         f"assumed ({path})",
         f"  GPU {gpu}: {card.flops:.3g} FLOP/s in bf16, of which training reaches {utilisation:.0%}",
@@ -302,7 +303,8 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm.repro.plan.architecture import build, configurations, measure  # torch, only when it is needed
 
     numbers = {experiment.model.num_dream_queries, *map(experiment.queries, experiment.stages)}
-    found, projector = configurations(experiment), experiment.model.visual_projector_type
-    sizes = {number: measure(build(found, number, projector)) for number in numbers}
+    found, model = configurations(experiment), experiment.model
+    options = model.visual_projector_type, model.connector_layers
+    sizes = {number: measure(build(found, number, *options)) for number in numbers}
     measured = args.seconds_per_picture
     print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions, measured)))
