@@ -88,7 +88,7 @@ def write_eye(folder: Path, make, image_processor) -> None:
 
 def build(folder: Path, **options):
     options = {"num_dream_queries": 4, "template": "plain"} | options
-    return build_from_foundations(*(folder / name for name in checkpoint.FOUNDATIONS), **options)
+    return build_from_foundations(*(folder / name for name in checkpoint.foundation_folders({})), **options)
 
 
 def test_features_are_a_hidden_state_without_the_tokens_before_the_patches(eye):

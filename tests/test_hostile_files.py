@@ -146,7 +146,8 @@ def made(folder: Path, foundations: Path, tensors: dict[str, torch.Tensor] | Non
     options = {"num_dream_queries": 3, "seed": 0}
     about = {"stage": "s", "model": options, "foundations": checkpoint.foundation_digests(foundations)}
     if tensors is None:
-        model, _ = build_from_foundations(*(foundations / part for part in checkpoint.FOUNDATIONS), **options)
+        folders = (foundations / part for part in checkpoint.foundation_folders({}))
+        model, _ = build_from_foundations(*folders, **options)
         tensors = {"dream_queries": model.dream_queries}
     about = {key: value for key, value in {**about, **changes}.items() if value is not None}
     checkpoint.save_trained(folder, tensors, about, "step\n")
@@ -191,7 +192,7 @@ def test_foundations_with_nan_are_refused_by_folder_and_tensor(tmp_path, part, f
     tensors[name].view(-1)[0] = float("nan")
     save_file(tensors, folder / file, {"format": "pt"})
     with pytest.raises(FoundationProblem, match=f"{part}: weight .* holds NaN or infinity"):
-        build_from_foundations(*(folder / name for name in checkpoint.FOUNDATIONS), num_dream_queries=2)
+        build_from_foundations(*(folder / name for name in checkpoint.foundation_folders({})), num_dream_queries=2)
 
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder", "vae"])
@@ -253,7 +254,7 @@ def test_foundations_that_are_no_safetensors_are_one_line(tmp_path, bomb):
     folder = tiny.foundations(tmp_path / "foundations")
     (folder / "llm/model.safetensors").write_bytes(bombs()[bomb])
     with pytest.raises(FoundationProblem, match="llm: its weights are no whole safetensors file"):
-        build_from_foundations(*(folder / name for name in checkpoint.FOUNDATIONS), num_dream_queries=2)
+        build_from_foundations(*(folder / name for name in checkpoint.foundation_folders({})), num_dream_queries=2)
 
 
 @pytest.mark.parametrize(("a", "b"), [((2, 8), None), (None, (8, 2)), ((2, 8), (8, 3)), ((2,), (8, 2)), ((), ())])

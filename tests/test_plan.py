@@ -255,7 +255,7 @@ def test_more_gpus_never_need_more_memory_on_each(gpus, nodes, checkpointing, sh
 def test_the_real_models_build_without_storage(config, expected, monkeypatch):
     monkeypatch.chdir(repository.ROOT)
     experiment = load(f"config/{config}.yaml")
-    model = build(configurations(experiment), experiment.model.num_dream_queries)
+    model = build(configurations(experiment), experiment.model)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert parameters_by_part(model) == expected
     assert (model.config.num_patches, model.config.draw_size) == ({"paper": 256, "single_gpu": 196}[config], 512)
@@ -365,7 +365,7 @@ def test_the_plan_proposes_the_checkpointing_that_fits_and_costs_least(monkeypat
     monkeypatch.chdir(repository.ROOT)
     experiment = load("config/smoke.yaml")
     sets = report.kinds(experiment, report.read_assumptions(ASSUMPTIONS), ASSUMPTIONS)
-    sizes = dict.fromkeys({experiment.queries(name) for name in experiment.stages}, SIZE)
+    sizes = dict.fromkeys({experiment.model_of(name) for name in experiment.stages}, SIZE)
 
     def proposed(memory: float, chosen=True) -> str:
         changed = experiment.machine.model_copy(update={"gradient_checkpointing": chosen})

@@ -101,7 +101,8 @@ def of_a_step(experiment: Experiment, stage: str, patches: int = 256) -> float:
     path = ROOT / "paper/assumptions.yaml"
     assumptions = read_assumptions(path)
     sets = kinds(experiment, assumptions, path)
-    mean = arithmetic.mixture_load(experiment.stages[stage], sets, patches, experiment.queries(stage))
+    queries = experiment.model_of(stage).num_dream_queries
+    mean = arithmetic.mixture_load(experiment.stages[stage], sets, patches, queries)
     return arithmetic.documents_per_step(experiment.stages[stage], mean, assumptions.fill.value)
 
 

@@ -149,7 +149,7 @@ def test_a_checkpoint_is_loaded_after_those_it_needs(monkeypatch, tmp_path):
     )
     first, second = tmp_path / "alignment", tmp_path / "sft"
     foundations = tiny.foundations(tmp_path / "f")
-    model, _ = checkpoint.build_from_foundations(*(foundations / one for one in checkpoint.FOUNDATIONS))
+    model, _ = checkpoint.build_from_foundations(*(foundations / one for one in checkpoint.foundation_folders({})))
     about = {"foundations": checkpoint.foundation_digests(foundations), "model": {"num_dream_queries": 64}}
     for folder, parts, init in (
         (first, ["dream_queries", "visual_projector"], []),

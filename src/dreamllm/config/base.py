@@ -60,7 +60,8 @@ def _without_secrets(address: str) -> str:
     return address
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST_NAME)]
+NAME = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=LONGEST_NAME)]
 # Path: of an input of a rule, anywhere.  InputFolder: the same, of a folder.  Folder: below data/.  OwnFolder: below
 # data/, written, and perhaps deleted, by rules.
 Path = Annotated[str, AfterValidator(_without_braces)]

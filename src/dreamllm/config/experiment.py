@@ -29,7 +29,14 @@ from dreamllm.config.foundations import (
 )
 from dreamllm.config.machine import Machine
 from dreamllm.config.sources import InstructionWriter, SourceSettings
-from dreamllm.config.stages import QUERY_PARTS, SdFinetuning, Stage
+from dreamllm.config.stages import (
+    DRAWING_OPTIONS,
+    MODEL_OPTIONS,
+    QUERY_PARTS,
+    ConnectorLayers,
+    SdFinetuning,
+    Stage,
+)
 from dreamllm.config.world import WORLD_SETS, World
 
 FOUNDATION_MODELS = ("llm", "sd", "sd_finetuned")
@@ -44,7 +51,7 @@ class Model(Section):
 
     num_dream_queries: Count = 64
     """Dream queries per picture (paper: 64)."""
-    connector_layers: Annotated[int, Field(ge=0, le=1000)] = 0
+    connector_layers: ConnectorLayers = 0
     """Condition projector: 0 = linear, as in the paper; n = a bidirectional transformer of n layers and a two-layer MLP
     (MetaQuery, arXiv 2504.06256: 24), for language models that stay frozen (docs/parts.md)."""
     vision_feature_layer: Annotated[int, Field(ge=-1000, le=1000)] = -2
@@ -54,6 +61,10 @@ class Model(Section):
     """Projector from the eye to the language model: linear (paper), or mlp, that of LLaVA-1.5: two layers with GELU."""
     template: Literal["vicuna_v1.1", "plain", "tokenizer"] = "vicuna_v1.1"
     """Conversation template (paper: Vicuna v1.1). tokenizer: the chat template of the language model's tokenizer."""
+    language_model: Name = "llm"
+    """Folder of the language model in that of the foundations."""
+    decoder: Name = "sd"
+    """Folder of the diffusion decoder in that of the foundations."""
     boundary_tokens: bool = False
     """Put a lone word-boundary token before and after each picture of a user's turn (official code: true, by the way in
     which its tokenizer splits text)."""
@@ -141,7 +152,7 @@ class Experiment(Section):
                 problems.append(f"{where}.model: {evaluation.model} is listed twice; list its benchmarks in one place")
             if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
                 problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
-        if problems := problems or self._unfit_queries():  # of names that are all there
+        if problems := problems or self._unfit_options():  # of names that are all there
             raise ValueError("\n".join(problems))
         return self
 
@@ -166,10 +177,18 @@ class Experiment(Section):
         """What a benchmark is: its section in `benchmarks`, or else the emoji world's task of that name."""
         return self.benchmarks.get(name) or BenchmarkUse(task=name)
 
-    def queries(self, stage: str) -> int:
-        """Number of dream queries of a stage's model."""
-        own = None if stage == RELEASED else self.stages[stage].num_dream_queries
-        return own or self.model.num_dream_queries
+    def model_of(self, stage: str) -> Model:
+        """The options of a stage's model: the section `model`, with those that the stage has itself."""
+        own = {} if stage == RELEASED else {key: getattr(self.stages[stage], key) for key in MODEL_OPTIONS}
+        return self.model.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    def folders_of(self, model: str) -> list[str]:
+        """Folders of the foundations that an evaluated model, or a stage, is built from."""
+        if model in FOUNDATION_MODELS:
+            return [model.removesuffix("_finetuned")]
+        stages = [model] if model in self.stages else self.stages_of(model)
+        options = self.model_of(next((stage for stage in reversed(stages) if self._trains_queries(stage)), stages[-1]))
+        return [options.language_model, "clip", options.decoder]
 
     def stages_of(self, model: str) -> list[str]:
         """Stages whose checkpoints make up an evaluated model, in loading order; none for a foundation model."""
@@ -178,18 +197,19 @@ class Experiment(Section):
             return stages
         return [] if stages[0] in FOUNDATION_MODELS else self.lineage(*stages)
 
-    def _unfit_queries(self) -> list[str]:
-        """A line for each checkpoint that is loaded into a model with another number of dream queries than its own."""
+    def _unfit_options(self) -> list[str]:
+        """A line for each checkpoint that is loaded into a model with other options than its own."""
         loaded = {f"stages.{name}.init": (name, self.lineage(*stage.init)) for name, stage in self.stages.items()}
         for index, evaluation in enumerate(self.evaluations):
             stages = self.lineage(*(s for s in evaluation.stages or [evaluation.model] if s not in FOUNDATION_MODELS))
             if drawn_by := [stage for stage in stages if self._trains_queries(stage)]:
                 loaded[f"evaluations[{index}]"] = (drawn_by[-1], stages)
         return [
-            f"{where}: {stage} was trained for {self.queries(stage)} dream queries, {name} has {self.queries(name)}"
+            f"{where}: {stage} was trained with {key} {was}, {name} has {wanted}"
             for where, (name, stages) in loaded.items()
             for stage in stages
-            if self._trains_queries(stage) and self.queries(stage) != self.queries(name)
+            for key in (MODEL_OPTIONS if self._trains_queries(stage) else {*MODEL_OPTIONS} - {*DRAWING_OPTIONS})
+            if (was := getattr(self.model_of(stage), key)) != (wanted := getattr(self.model_of(name), key))
         ]
 
     def _trains_queries(self, stage: str) -> bool:

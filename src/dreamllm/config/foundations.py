@@ -69,6 +69,22 @@ class SdRecipe(Recipe):
     """As in a stage: above 1, more of the timesteps are noisy."""
 
 
+class FlowRecipe(Recipe):
+    """Mini Stable Diffusion 3 (`SD3Transformer2DModel`), with VAE and text encoder of the mini Stable Diffusion."""
+
+    hidden: Count = 128
+    layers: Count = 6
+    heads: Count = 4
+    patch: Count = 2
+    """Side of a patch in latents."""
+    pictures: Count = 60000
+    """Number of training pictures; the VAE encodes each of them once."""
+    condition_dropout: Share = 0.1
+    """Fraction of captions replaced by the empty caption, for classifier-free guidance."""
+    timestep_shift: Positive = 3.0
+    """Shift of the schedule, in training and in sampling: above 1, more of the timesteps are noisy."""
+
+
 class SceneClassifierRecipe(Recipe):
     """The scene classifier, which scores generated pictures; trained independently of all other models."""
 

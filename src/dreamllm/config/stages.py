@@ -9,10 +9,18 @@ from pydantic import Field
 from dreamllm.config.base import Count, Name, Positive, Section, Share, Unique
 from dreamllm.config.foundations import Recipe
 
+ConnectorLayers = Annotated[int, Field(ge=0, le=1000)]
+
 Part = Literal["language_model", "visual_projector", "dream_queries", "condition_projector", "unet", "transformer"]
 
 QUERY_PARTS = ("dream_queries", "condition_projector")
-"""Parts whose weights depend on the number of dream queries."""
+"""Parts whose weights depend on the options of `model` in DRAWING_OPTIONS; all others depend on none of them."""
+
+DRAWING_OPTIONS = ("num_dream_queries", "connector_layers", "decoder")
+"""Options of `model` that say how images are generated."""
+
+MODEL_OPTIONS = (*DRAWING_OPTIONS, "language_model")
+"""Options of `model` that a stage may have in place of the section's."""
 
 
 class LossWeights(Section):
@@ -93,6 +101,12 @@ class Stage(Section):
     num_dream_queries: Count | None = None
     """Number of dream queries, for ablations (paper Table 9a); null = that of the section `model`. Stages that it
     starts from need the same number, unless they train neither dream_queries nor condition_projector."""
+    connector_layers: ConnectorLayers | None = None
+    """In place of `model.connector_layers`, as num_dream_queries."""
+    decoder: Name | None = None
+    """In place of `model.decoder`, as num_dream_queries."""
+    language_model: Name | None = None
+    """In place of `model.language_model`; stages that it starts from need the same one."""
 
 
 class SdFinetuning(Recipe):

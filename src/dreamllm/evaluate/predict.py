@@ -136,11 +136,10 @@ def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]
     """How the predictions were made: settings, precision, digests of the models, versions. No paths and no time."""
     from dreamllm.model.precision import resolve
 
-    folders = {"llm": ["llm"], "sd": ["sd"], "sd_finetuned": ["sd"]}.get(args.model, ["llm", "clip", "sd"])
     return {
         "settings": experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL | WITHOUT_EFFECT),
         "precision": resolve(experiment.precision),
-        "foundations": {name: digest(args.foundations / name) for name in folders},
+        "foundations": {name: digest(args.foundations / name) for name in experiment.folders_of(args.model)},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
         "machine": machine(),

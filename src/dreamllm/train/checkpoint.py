@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError
 
 from dreamllm.atomic import new_folder
-from dreamllm.config.stages import QUERY_PARTS
+from dreamllm.config.base import NAME
+from dreamllm.config.stages import DRAWING_OPTIONS, QUERY_PARTS
 from dreamllm.digests import digest
 from dreamllm.model import precision
 from dreamllm.model.build import build_from_foundations
@@ -35,13 +37,20 @@ from dreamllm.train.ancestors import OBJECTS, CheckpointProblem
 from dreamllm.train.tensor_files import TensorFiles, index_of
 
 TENSORS, METADATA, LOSSES = "trained.safetensors", "checkpoint.json", "losses.csv"
-FOUNDATIONS = ("llm", "clip", "sd")  # folders of the foundations that the model is built from
+EYE = "clip"  # its folder in that of the foundations
 FILES = "trained{suffix}.safetensors"  # where the tensors are split
 LARGEST_FILE = 5 * 10**9  # bytes of tensors; more are split
 LARGEST_METADATA = 50_000_000  # bytes; one of many thousand shards takes a hundredth of it
 MOST_QUERIES = 100_000  # the paper has 64; more than this is no model, but an attack on the memory
 MOST_LAYERS = 1000  # of a connector; MetaQuery's has 24
-OLDER = {"boundary_tokens": False, "visual_projector_type": "linear", "connector_layers": 0}  # do not say
+OLDER = {  # options that older checkpoints do not say
+    "boundary_tokens": False,
+    "visual_projector_type": "linear",
+    "connector_layers": 0,
+    "language_model": "llm",
+    "decoder": "sd",
+}
+FOLDERS = ("language_model", "decoder")  # options that name a folder of a foundation
 KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
@@ -69,9 +78,15 @@ def save_trained(
         (temporary / LOSSES).write_text(losses, encoding="utf-8")
 
 
-def foundation_digests(foundations: str | Path) -> dict[str, str]:
-    """Digest of each foundation folder that the model is built from."""
-    return {name: digest(Path(foundations) / name) for name in FOUNDATIONS}
+def foundation_folders(options: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Names of the folders of language model, eye and decoder among the foundations, by a model's options."""
+    language_model, decoder = (options.get(key, OLDER[key]) for key in FOLDERS)
+    return language_model, EYE, decoder
+
+
+def foundation_digests(foundations: str | Path, options: Mapping[str, Any] = {}) -> dict[str, str]:
+    """Digest of each foundation folder that the model with these options is built from."""
+    return {name: digest(Path(foundations) / name) for name in foundation_folders(options)}
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
@@ -103,14 +118,13 @@ def load_model(
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Build DreamLLM from its foundations and load the trained parameters of checkpoints in order; the last one wins.
 
-    options: keyword arguments of `build_from_foundations`. By default those of the last checkpoint, with the number of
-    dream queries of the last checkpoint that trained dream queries or condition projector.
+    options: keyword arguments of `build_from_foundations`, and names of folders (FOLDERS). By default those of the last
+    checkpoint, with DRAWING_OPTIONS of the last checkpoint that trained dream queries or condition projector.
     Raises CheckpointProblem when a checkpoint was trained on other foundations, from other checkpoints than those
     before it (`ancestors.py`) or with other options, when its file of tensors is not the one that its checkpoint.json
     describes, or when a tensor does not fit the model. A checkpoint that trained neither dream queries nor condition
-    projector fits any number of dream queries, because nothing else depends on it, not even the initialisation.
+    projector fits any DRAWING_OPTIONS, because nothing else depends on them, not even the initialisation.
     """
-    found = foundation_digests(foundations)
     metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
     for folder, about in metadata:
         _check_options(Path(folder) / METADATA, about)
@@ -120,24 +134,35 @@ def load_model(
         of_queries = [about["model"] for folder, about in metadata if has_query_parts(folder)]
         options = {**metadata[-1][1]["model"]}
         if of_queries:
-            options["num_dream_queries"] = of_queries[-1]["num_dream_queries"]
+            options |= {key: (OLDER | of_queries[-1])[key] for key in DRAWING_OPTIONS}
     ancestors.check([read_contents(folder) for folder in checkpoints])
+    found = foundation_digests(foundations, options)
+    language_model, eye, decoder = found
     for folder, about in metadata:
-        for name in FOUNDATIONS:
+        has_queries = has_query_parts(folder)
+        for name in (language_model, eye, decoder) if has_queries else (language_model, eye):
             if (trained_on := about["foundations"].get(name)) != found[name]:
                 raise CheckpointProblem(
                     f"{folder}: was trained on another {name} foundation (digest {str(trained_on)[:12]}) than "
                     f"{Path(foundations) / name} (digest {found[name][:12]}); fetch the former or train again"
                 )
-        compared = options.keys() if has_query_parts(folder) else options.keys() - {"num_dream_queries"}
+        compared = options.keys() if has_queries else options.keys() - {*DRAWING_OPTIONS}
         trained = OLDER | about["model"]
         if differing := sorted(key for key in compared if trained.get(key) != options[key]):
             pairs = ", ".join(f"{key} {trained.get(key)!r}, not {options[key]!r}" for key in differing)
             raise CheckpointProblem(f"{folder}: was trained with other model options: {pairs}")
-    model, processor = build_from_foundations(*(Path(foundations) / name for name in FOUNDATIONS), **options)
+    model, processor = _build(foundations, options)
     for folder in checkpoints:
         load_trained(model, folder)
     return model, processor
+
+
+def _build(
+    foundations: str | Path, options: Mapping[str, Any], *, weights: bool = True
+) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
+    folders = (Path(foundations) / name for name in foundation_folders(options))
+    others = {key: value for key, value in options.items() if key not in FOLDERS}
+    return build_from_foundations(*folders, **others, weights=weights)
 
 
 def _check_options(path: Path, about: Mapping[str, Any]) -> None:
@@ -145,12 +170,16 @@ def _check_options(path: Path, about: Mapping[str, Any]) -> None:
     if lacking := [key for key in ("foundations", "model") if key not in about]:
         raise CheckpointProblem(f"{path}: does not have {' and '.join(lacking)}, so no model can be built from it")
     known = {name for name, one in inspect.signature(build_from_foundations).parameters.items() if one.kind == KEYWORD}
+    known |= {*FOLDERS}
     options = about["model"]
     if unknown := sorted(options.keys() - known):
         raise CheckpointProblem(f"{path}: model has the unknown option {unknown[0][:80]!a}")
     for key, value in options.items():
-        if type(value) is not {"template": str, "visual_projector_type": str, "boundary_tokens": bool}.get(key, int):
+        of_text = ("template", "visual_projector_type", *FOLDERS)
+        if type(value) is not (str if key in of_text else bool if key == "boundary_tokens" else int):
             raise CheckpointProblem(f"{path}: model.{key} is {ascii(value)[:80]}, of the wrong type")
+        if key in FOLDERS and not re.match(NAME, str(value)):
+            raise CheckpointProblem(f"{path}: model.{key} is {ascii(value)[:80]}, which is no name of a folder")
     for key, least, most in (("num_dream_queries", 1, MOST_QUERIES), ("connector_layers", 0, MOST_LAYERS)):
         if not least <= (number := options.get(key, least)) <= most:
             raise CheckpointProblem(f"{path}: model.{key} is {number}, not from {least} to {most}")
@@ -238,8 +267,7 @@ def build_on_meta(
     foundations: str | Path, options: Mapping[str, Any]
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Build the model of `load_model` on the meta device: reads no weights and takes no memory."""
-    folders = (Path(foundations) / name for name in FOUNDATIONS)
-    return build_from_foundations(*folders, **options, weights=False)
+    return _build(foundations, options, weights=False)
 
 
 def load_trained(model: DreamLLMForConditionalGeneration, folder: str | Path) -> None:

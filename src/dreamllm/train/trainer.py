@@ -84,9 +84,7 @@ def train(
         # ---- identity: everything that the result depends on --------------------------------------------------------
         seed = seed_of(experiment.seed, "stage", name)
         sets = find_shard_sets(stage.mixture, data)
-        options = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
-        if stage.num_dream_queries:
-            options["num_dream_queries"] = stage.num_dream_queries
+        options = {**experiment.model_of(name).model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
         identity = is_first and {
             "stage": name,
             "seed": experiment.seed,
@@ -94,7 +92,7 @@ def train(
             "model": options,
             "precision": used,
             "optimizer": experiment.machine.optimizer,
-            "foundations": checkpoint.foundation_digests(foundations),
+            "foundations": checkpoint.foundation_digests(foundations, options),
             "init": [digest(Path(folder) / checkpoint.TENSORS) for folder in init],
             "ancestors": [checkpoint.about_ancestor(folder) for folder in init],
             "data": {key: {path.name: digest(path) for path in paths} for key, paths in sets.items()},

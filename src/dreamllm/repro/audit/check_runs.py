@@ -219,9 +219,8 @@ def configuration(audited: AuditedRun) -> CheckResult:
         else:
             right = experiment.stages[stage].model_dump(mode="json")
             faults += _check_shapes(audited, stage, about)
-            model = {**experiment.model.model_dump(mode="json"), "seed": seed_of(experiment.seed, "model")}
-            if queries := experiment.stages[stage].num_dream_queries:
-                model["num_dream_queries"] = queries
+            options = experiment.model_of(stage).model_dump(mode="json")
+            model = {**options, "seed": seed_of(experiment.seed, "model")}
             recorded = Model().model_dump(mode="json") | (about.get("model") or {})  # older ones lack newer keys
             faults += _differing_keys(recorded, model, f"stage {stage}: model.", file, audited)
         faults += _differing_keys(about.get("config") or {}, right, f"stage {stage}: config.", file, audited)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
-from dreamllm.config.experiment import Experiment
+from dreamllm.config.experiment import Experiment, Model
 from dreamllm.emoji.foundations.fetch import StoreProblem, listing, stored
 from dreamllm.model.config import DreamLLMConfig
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
@@ -24,13 +24,7 @@ from dreamllm.model.processor import SPECIAL_TOKENS
 from dreamllm.repro.plan.arithmetic import BF16, FP32, Size
 
 ARCHITECTURES = Path("paper/architectures")
-FILES = {  # a configuration of a foundations' folder: key in an architecture's JSON file
-    "llm/config.json": "llm",
-    "clip/config.json": "clip",
-    "sd/vae/config.json": "vae",
-    "sd/scheduler/scheduler_config.json": "scheduler",
-}
-DENOISERS = {"sd/unet/config.json": "unet", "sd/transformer/config.json": "transformer"}  # one of them
+DENOISERS = ("unet", "transformer")  # a decoder has one of them
 BLOCKS = ("resnets", "attentions", "transformer_blocks")
 NORMS = (nn.GroupNorm, nn.LayerNorm)  # autocast leaves their outputs in fp32
 INTERMEDIATE = ("intermediate_size", "ffn_dim", "n_inner")  # names of the width of feed-forward layers
@@ -41,21 +35,31 @@ class PlanProblem(ValueError):
     """An experiment that cannot be planned: what is missing and what to do."""
 
 
-def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) -> dict[str, dict[str, Any]]:
+def configurations(
+    experiment: Experiment, architectures: Path = ARCHITECTURES, model: Model | None = None
+) -> dict[str, dict[str, Any]]:
     """The configurations of an experiment's foundations: llm, clip, vae, unet or transformer, scheduler.
 
+    model: whose language model and decoder are meant; that of the section `model` if None
     Raises PlanProblem.
     """
-    foundations = experiment.foundations
-    folder = Path(foundations.folder)
-    own = FILES | {name: key for name, key in DENOISERS.items() if (folder / name).is_file()}
-    if len(own) > len(FILES) and all((folder / name).is_file() for name in own):
+    foundations, model = experiment.foundations, model or experiment.model
+    folder, sd = Path(foundations.folder), model.decoder
+    files = {  # a configuration of a foundations' folder: key in an architecture's JSON file
+        f"{model.language_model}/config.json": "llm",
+        "clip/config.json": "clip",
+        f"{sd}/vae/config.json": "vae",
+        f"{sd}/scheduler/scheduler_config.json": "scheduler",
+    }
+    denoisers = {f"{sd}/{name}/config.json": name for name in DENOISERS}
+    own = files | {name: key for name, key in denoisers.items() if (folder / name).is_file()}
+    if len(own) > len(files) and all((folder / name).is_file() for name in own):
         return {key: _json(folder / name) for name, key in own.items()}
     if foundations.source == "fetch":
         try:
-            files = {entry["relpath"]: entry["md5"] for entry in listing(Path(foundations.store), foundations.md5)}
-            named = FILES | {name: key for name, key in DENOISERS.items() if name in files}
-            return {key: _json(stored(Path(foundations.store), files[name], name)) for name, key in named.items()}
+            there = {entry["relpath"]: entry["md5"] for entry in listing(Path(foundations.store), foundations.md5)}
+            named = files | {name: key for name, key in denoisers.items() if name in there}
+            return {key: _json(stored(Path(foundations.store), there[name], name)) for name, key in named.items()}
         except (StoreProblem, KeyError) as problem:
             raise PlanProblem(f"{foundations.store}: no configurations of the foundations there ({problem})") from None
     if foundations.source == "train":
@@ -67,16 +71,11 @@ def configurations(experiment: Experiment, architectures: Path = ARCHITECTURES) 
     return {
         "llm": _architecture(llm, architectures)["config"],
         "clip": _architecture(foundations.clip, architectures)["config"],
-        **{key: sd[key] for key in ("vae", *DENOISERS.values(), "scheduler") if key in sd},
+        **{key: sd[key] for key in ("vae", *DENOISERS, "scheduler") if key in sd},
     }
 
 
-def build(
-    found: dict[str, dict[str, Any]],
-    num_dream_queries: int,
-    visual_projector_type: str = "linear",
-    connector_layers: int = 0,
-) -> DreamLLMForConditionalGeneration:
+def build(found: dict[str, dict[str, Any]], model: Model) -> DreamLLMForConditionalGeneration:
     """DreamLLM with these configurations on the meta device; the vocabulary includes the special tokens."""
     text = AutoConfig.for_model(**found["llm"])
     known = found["llm"].get("vocab_size", text.vocab_size)
@@ -86,11 +85,11 @@ def build(
         text_config=text,
         vision_config=vision,
         vae_config=found["vae"],
-        **{f"{key}_config": found[key] for key in DENOISERS.values() if key in found},
+        **{f"{key}_config": found[key] for key in DENOISERS if key in found},
         scheduler_config=found["scheduler"],
-        num_dream_queries=num_dream_queries,
-        visual_projector_type=visual_projector_type,
-        connector_layers=connector_layers,
+        num_dream_queries=model.num_dream_queries,
+        visual_projector_type=model.visual_projector_type,
+        connector_layers=model.connector_layers,
     )
     with torch.device("meta"):
         return DreamLLMForConditionalGeneration(config)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from dreamllm.config.base import Positive, Section, Share
-from dreamllm.config.experiment import Experiment
+from dreamllm.config.experiment import Experiment, Model
 from dreamllm.config.machine import GradientCheckpointing
 from dreamllm.config.reading import ConfigProblem, load, read_yaml
 from dreamllm.config.world import WORLD_SETS
@@ -125,7 +125,7 @@ def plan_stage(experiment: Experiment, name: str, size: Size, sets: dict[str, Do
 
 
 def proposed_checkpointing(
-    experiment: Experiment, sizes: Mapping[int, Size], sets: dict[str, DocumentKind], fill: float, memory: float
+    experiment: Experiment, sizes: Mapping[Model, Size], sets: dict[str, DocumentKind], fill: float, memory: float
 ) -> str:
     """The value of machine.gradient_checkpointing that costs the fewest FLOPs of those with which every stage fits.
 
@@ -136,7 +136,7 @@ def proposed_checkpointing(
         """FLOPs of all stages, and bytes on a GPU in the stage that needs most."""
         machine = experiment.machine.model_copy(update={"gradient_checkpointing": chosen})
         changed = experiment.model_copy(update={"machine": machine})
-        plans = [plan_stage(changed, name, sizes[experiment.queries(name)], sets, fill) for name in experiment.stages]
+        plans = [plan_stage(changed, name, sizes[experiment.model_of(name)], sets, fill) for name in experiment.stages]
         return sum(p.steps * sum(p.flops.values()) for p in plans), max(sum(p.memory.values()) for p in plans)
 
     options = [GradientCheckpointing(language_model=n, unet=m) for n in EVERY for m in ("none", 1)]
@@ -179,15 +179,15 @@ def disk(experiment: Experiment, size: Size, stages: list[StagePlan], assumption
 
 def lines(
     experiment: Experiment,
-    sizes: Mapping[int, Size],
+    sizes: Mapping[Model, Size],
     assumptions: Assumptions,
     gpu: str,
     utilisation: float,
     path: Path,
     seconds_per_picture: float | None = None,
 ) -> list[str]:
-    """The lines of the plan. sizes: of the model, by number of dream queries.  seconds_per_picture: measured"""
-    size = sizes[experiment.model.num_dream_queries]
+    """The lines of the plan. sizes: of the model, by the options of the model.  seconds_per_picture: measured"""
+    size = sizes[experiment.model]
     card, machine = assumptions.gpus[gpu], experiment.machine
     processes = max(1, machine.gpus) * machine.nodes
     sets = kinds(experiment, assumptions, path)
@@ -196,7 +196,7 @@ def lines(
     text += [f"  {'all':<22} {sum(size.parameters.values()):>15,}"]
     stages, hours = [], 0.0
     for name in experiment.stages:
-        stage = plan_stage(experiment, name, sizes[experiment.queries(name)], sets, assumptions.fill.value)
+        stage = plan_stage(experiment, name, sizes[experiment.model_of(name)], sets, assumptions.fill.value)
         stages.append(stage)
         of_stage = arithmetic.gpu_hours(stage.steps * sum(stage.flops.values()), card.flops, utilisation)
         hours += of_stage
@@ -302,9 +302,7 @@ def main(args: argparse.Namespace) -> None:
 
     from dreamllm.repro.plan.architecture import build, configurations, measure  # torch, only when it is needed
 
-    numbers = {experiment.model.num_dream_queries, *map(experiment.queries, experiment.stages)}
-    found, model = configurations(experiment), experiment.model
-    options = model.visual_projector_type, model.connector_layers
-    sizes = {number: measure(build(found, number, *options)) for number in numbers}
+    models = {experiment.model, *map(experiment.model_of, experiment.stages)}
+    sizes = {model: measure(build(configurations(experiment, model=model), model)) for model in models}
     measured = args.seconds_per_picture
     print("\n".join(lines(experiment, sizes, assumptions, args.gpu, utilisation, args.assumptions, measured)))

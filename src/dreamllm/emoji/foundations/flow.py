@@ -1,0 +1,126 @@
+"""Trains the mini Stable Diffusion 3: a transformer over the VAE's latents, by rectified flow (arXiv 2403.03206).
+
+Its conditions are the hidden states of CLIP's frozen text tower; the pooled condition is the tower's pooled output.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
+
+from dreamllm.config.foundations import FlowRecipe
+from dreamllm.config.world import AltText
+from dreamllm.emoji.foundations.diffusion import encode_pictures
+from dreamllm.emoji.registers import ALT_TEXT, describe
+from dreamllm.emoji.scenes import NAMES, Names
+from dreamllm.model.decoders.flow import shift_sigmas
+from dreamllm.model.precision import default_device
+from dreamllm.model.weights import load_weights
+from dreamllm.train.optimise import half_precision, optimise
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The parts of a mini Stable Diffusion 3, in the folders of its diffusers pipeline."""
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
+    transformer: SD3Transformer2DModel
+    scheduler: FlowMatchEulerDiscreteScheduler
+
+    def save(self, folder: Path) -> None:
+        """Save all parts in half precision."""
+        for name, part in vars(self).items():
+            (part.half() if isinstance(part, torch.nn.Module) else part).save_pretrained(folder / name)  # type: ignore[operator]
+
+
+def build(recipe: FlowRecipe, vae: Path, clip: Path, start: Path | None = None) -> Flow:
+    """A trained VAE, the text tower of a trained CLIP, and a transformer to be trained.
+
+    start: folder of a mini Stable Diffusion 3 whose transformer is where training starts; an untrained one if None
+    """
+    autoencoder = load_weights(AutoencoderKL, vae).float().eval()
+    text_encoder, tokenizer = load_weights(CLIPTextModel, clip).float().eval(), AutoTokenizer.from_pretrained(clip)
+    side = autoencoder.config.sample_size // 2 ** (len(autoencoder.config.block_out_channels) - 1)
+    if start:
+        transformer = load_weights(SD3Transformer2DModel, start, subfolder="transformer").float()
+    else:
+        transformer = SD3Transformer2DModel(
+            sample_size=side,
+            patch_size=recipe.patch,
+            in_channels=autoencoder.config.latent_channels,
+            out_channels=autoencoder.config.latent_channels,
+            num_layers=recipe.layers,
+            attention_head_dim=recipe.hidden // recipe.heads,
+            num_attention_heads=recipe.heads,
+            joint_attention_dim=text_encoder.config.hidden_size,
+            caption_projection_dim=recipe.hidden,
+            pooled_projection_dim=text_encoder.config.hidden_size,
+            pos_embed_max_size=side // recipe.patch,
+            qk_norm="rms_norm",  # as in Stable Diffusion 3.5
+        )
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=recipe.timestep_shift)
+    return Flow(autoencoder, text_encoder, tokenizer, transformer, scheduler)
+
+
+def train(
+    flow: Flow,
+    recipe: FlowRecipe,
+    seed: int,
+    names: Names = NAMES,
+    workers: int = 0,
+    forms: Mapping[AltText, float] = ALT_TEXT,
+) -> None:
+    """Train the transformer with the flow-matching loss on alt texts; VAE and text encoder stay as they are.
+
+    It becomes the exponential moving average of its weights (decay 0.999).
+    forms: shares of the forms of alt texts, or of captions and human sentences alone
+    """
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    device = default_device()
+    for part in (flow.vae, flow.text_encoder, flow.transformer):
+        part.to(device)
+    transformer = flow.transformer.train()
+    latents, scenes = encode_pictures(flow.vae, recipe.pictures, seed, names, workers)
+    trained = list(transformer.parameters())
+    weights = [parameter.detach() for parameter in trained]
+    means = [weight.clone() for weight in weights]
+
+    def loss_of_step(step: int) -> torch.Tensor:
+        chosen = torch.randint(len(scenes), (recipe.batch_size,))
+        captions = [
+            "" if rng.random() < recipe.condition_dropout else describe(scenes[i], "alt_text", rng, forms)
+            for i in chosen
+        ]
+        ids = flow.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        clean = latents[chosen]  # (B, C, h, w)
+        noise = torch.randn_like(clean)
+        sigmas = shift_sigmas(torch.randn(recipe.batch_size, device=device).sigmoid(), recipe.timestep_shift)  # (B,)
+        noisy = torch.lerp(clean, noise, sigmas[:, None, None, None])
+        with half_precision():
+            with torch.no_grad():
+                text = flow.text_encoder(ids.to(device))
+            predicted = transformer(
+                hidden_states=noisy,
+                timestep=sigmas * flow.scheduler.config.num_train_timesteps,
+                encoder_hidden_states=text.last_hidden_state,  # (B, L, D)
+                pooled_projections=text.pooler_output,  # (B, D)
+            ).sample
+        return F.mse_loss(predicted.float(), noise - clean)
+
+    def average_weights(step: int) -> None:
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(means, weights, 1 - decay)
+
+    optimise("flow", trained, loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
+    torch._foreach_copy_(weights, means)
+    transformer.eval()
