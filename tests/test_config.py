@@ -126,11 +126,11 @@ def test_queries_trained_for_one_number_are_not_loaded_for_another(changed):
     """Of a stage's own model, and of the stages that an evaluation puts together; other parts serve any number."""
     own = load(ROOT / "config/embedded.yaml").model.num_dream_queries
     complaint = changed(("init: [pretrain]", "init: [pretrain]\n    num_dream_queries: 3"))
-    assert f"stages.sft.init: pretrain was trained for {own} dream queries, sft has 3" in complaint
+    assert f"stages.sft.init: pretrain was trained with num_dream_queries {own}, sft has 3" in complaint
     assert "align_comprehension" not in complaint
     few = ("  sft: &sft\n", "  few: {<<: *pretrain, init: [align_comprehension], num_dream_queries: 3}\n  sft: &sft\n")
     both = ("evaluations:\n", "evaluations:\n  - {model: mixed, stages: [few, align_creation], benchmarks: [draw]}\n")
-    assert f"evaluations[0]: few was trained for 3 dream queries, align_creation has {own}" in changed(few, both)
+    assert f"evaluations[0]: few was trained with num_dream_queries 3, align_creation has {own}" in changed(few, both)
 
 
 def test_a_mixture_names_sets_of_the_world_or_of_the_sources(changed):
