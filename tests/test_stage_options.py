@@ -26,10 +26,10 @@ def world(tmp_path_factory):
     return world
 
 
-SHARED = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-    "max_position_embeddings initializer_range bos_token_id eos_token_id"
-).split()
+SHARED = {
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "max_position_embeddings", "initializer_range", "bos_token_id", "eos_token_id"),
+}
 
 
 def with_stages(**stages) -> Experiment:
@@ -102,5 +102,7 @@ def test_options_of_stages_have_to_fit():
     """A decoder that the queries were not trained for; a language model of other ancestors, whatever they train."""
     with pytest.raises(ValueError, match="stages.both.init: drawing was trained with decoder flow, both has sd"):
         with_stages(drawing=DRAWING | {"decoder": "flow"}, both={"init": ["drawing"]})
-    with pytest.raises(ValueError, match="stages.both.init: reading was trained with language_model llm, both has qwen"):
+    with pytest.raises(
+        ValueError, match="stages.both.init: reading was trained with language_model llm, both has qwen"
+    ):
         with_stages(reading=READING, both={"init": ["reading"], "language_model": "qwen"})

@@ -48,10 +48,16 @@ WORLD = {part: PATHS.world(part) for part in ("train", "benchmarks")}
 IMPORTED = EXPERIMENT.foundations.source == "import"
 OWN = EXPERIMENT.foundations.source in ("fetch", "train")  # foundations of the emoji world; they also measure
 FETCHED = EXPERIMENT.instruments  # fetched or trained, same folders
-MEASURING = {part: PATHS.instrument(part) for part in ("llm", "clip", "sd", "judge", "judge2")}
+MEASURING = {part: PATHS.instrument(part) for part in ("llm", "clip", "sd", "judge", "judge2", *FETCHED.others)}
 FOUNDATIONS = MEASURING if OWN else {part: PATHS.foundation(part) for part in ("llm", "clip", "sd")}
 TRAINED = [*EXPERIMENT.stages, *(["sd_finetuned"] if EXPERIMENT.sd_finetuned else [])]
 RELEASES = "paper/released.yaml"
+
+
+def other_foundations(model):
+    """Folders of foundations that an evaluated model, or a stage, has in place of llm and sd."""
+    folders = EXPERIMENT.folders_of(model)
+    return [FOUNDATIONS[name] for name in folders if name not in ("llm", "clip", "sd")]
 
 
 def shard_folders(stage):

@@ -6,6 +6,7 @@ rule predict_text:
         llm=FOUNDATIONS["llm"],
         clip=FOUNDATIONS["clip"],
         sd=FOUNDATIONS["sd"],
+        others=lambda wildcards: other_foundations(wildcards.model),
         checkpoints=checkpoints_of,
         benchmarks=benchmark_files,
         examples=lambda wildcards: examples_of(wildcards.benchmark),

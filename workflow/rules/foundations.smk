@@ -27,9 +27,11 @@ else:
     FOLDERS = {**FOUNDATIONS, "vae": PATHS.checkpoint("vae")}
     MODULES = {
         "llm": "language",
+        "qwen": "language",
         "clip": "clip",
         "vae": "vae",
         "sd": "diffusion",
+        "flow": "flow",
         "judge": "scene_classifier",
         "judge2": "scene_classifier",
     }
@@ -39,7 +41,7 @@ else:
             name:
                 f"train_foundation_{PART}"
             input:
-                parts=[FOLDERS["vae"], FOLDERS["clip"]] if PART == "sd" else [],
+                parts=[FOLDERS["vae"], FOLDERS["clip"]] if PART in ("sd", "flow") else [],
             output:
                 folder=directory(FOLDERS[PART]),
             log:

@@ -14,6 +14,7 @@ for STAGE in EXPERIMENT.stages:
             llm=FOUNDATIONS["llm"],
             clip=FOUNDATIONS["clip"],
             sd=FOUNDATIONS["sd"],
+            others=other_foundations(STAGE),
             init=[PATHS.checkpoint(stage) for stage in EXPERIMENT.lineage(*EXPERIMENT.stages[STAGE].init)],
         output:
             checkpoint=directory(PATHS.checkpoint(STAGE)),

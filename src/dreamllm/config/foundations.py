@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dreamllm.config.base import Count, Folder, Number, OwnFolder, Positive, Release, Section, Share
+from dreamllm.config.base import Count, Folder, Name, Number, OwnFolder, Positive, Release, Section, Share
 
 
 class Recipe(Section):
@@ -21,8 +21,11 @@ class Recipe(Section):
 
 
 class LanguageModelRecipe(Recipe):
-    """Mini LLaMA (`LlamaForCausalLM` with its own tokenizer). Its matrices are trained with Muon at the same rate."""
+    """Mini LLaMA or Qwen2 with its own tokenizer. Its matrices are trained with Muon at the same rate."""
 
+    architecture: Literal["llama", "qwen2"] = "llama"
+    """`LlamaForCausalLM`; or `Qwen2ForCausalLM`, as the small models of Qwen2.5: half as many heads of keys and values,
+    and embeddings that are tied to the head."""
     first_steps: Number = 0
     """The first so many steps read short lists with questions about colours alone, from which a model learns soonest
     which colour belongs to which object."""
@@ -108,6 +111,8 @@ class FetchedFoundations(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Digest of all files and their names, checked after fetching (`dreamllm fetch-foundations --describe` prints
     both)."""
+    others: list[Name] = []
+    """More folders in the store, for stages with a `language_model` or a `decoder` of their own."""
 
 
 class TrainedFoundations(Section):
@@ -124,6 +129,15 @@ class TrainedFoundations(Section):
     judge2: SceneClassifierRecipe
     """A second scene classifier, of another architecture and with another seed, so that no model is chosen by the
     judge that scores it."""
+    qwen: LanguageModelRecipe | None = None
+    """A second language model, for stages with `language_model: qwen`."""
+    flow: FlowRecipe | None = None
+    """A second decoder, for stages with `decoder: flow`."""
+
+    @property
+    def others(self) -> list[str]:
+        """Folders of the foundations that not every experiment has."""
+        return [name for name in ("qwen", "flow") if getattr(self, name)]
 
 
 class HubFoundations(Section):

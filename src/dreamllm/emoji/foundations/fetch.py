@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from dreamllm import digests
@@ -29,7 +30,7 @@ class StoreProblem(ValueError):
     """Foundations that are not in the store, or whose digest is not that of the configuration."""
 
 
-def fetch(store: Path, md5: str, sha256: str, world: World, out: Path) -> None:
+def fetch(store: Path, md5: str, sha256: str, world: World, out: Path, others: Sequence[str] = ()) -> None:
     """Copy the folder called `md5` (`<hex>.dir`) from `store` to `out` and check it against `sha256`.
 
     Each entry of the folder replaces the one of that name in `out`, after all of them have been checked.
@@ -53,7 +54,7 @@ def fetch(store: Path, md5: str, sha256: str, world: World, out: Path) -> None:
                 f"the folder {md5} in {store} has sha256 {found}, the configuration says {sha256}: "
                 "take both digests from `dreamllm fetch-foundations --describe FOLDER`"
             )
-        gates.check_card(staging / gates.CARD, world, f"the folder {md5} in {store}")
+        gates.check_card(staging / gates.CARD, world, f"the folder {md5} in {store}", others)
         for entry in sorted(staging.iterdir()):
             target = out / entry.name
             if target.is_dir():
@@ -103,6 +104,6 @@ def main(args: argparse.Namespace) -> None:
         wanted = experiment.instruments
         if wanted.source != "fetch":
             raise StoreProblem(f"{args.config}: its foundations are trained, not fetched: run `make foundations`")
-        fetch(Path(wanted.store), wanted.md5, wanted.sha256, experiment.world, args.out)
+        fetch(Path(wanted.store), wanted.md5, wanted.sha256, experiment.world, args.out, wanted.others)
     else:
         raise StoreProblem("--config and --out are needed together, or --describe alone")

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from dreamllm.config.experiment import Experiment
-from dreamllm.config.foundations import SdRecipe
+from dreamllm.config.foundations import FlowRecipe, SdRecipe
 from dreamllm.config.reading import load
 from dreamllm.emoji import grammar, human, registers
 from dreamllm.emoji.foundations import gates
@@ -28,6 +28,7 @@ from dreamllm.output_paths import file_to_write
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 KINDS = ["single", "pair", "group"]
 SIZES = {"asked": 400, "pairs": 600, "fitted": 3000, "read": 1200, "drawn": 240}
@@ -36,6 +37,7 @@ Scenes: tested and fitted in CLIP's probes, read by a scene classifier, drawn by
 TUNING = SdRecipe(steps=600, batch_size=64, learning_rate=1e-3, pictures=20000, timestep_shift=3)
 """How UNet and text encoder are tuned on clean captions before the UNet's ceiling is measured. With the text encoder
 frozen, which hardly tells `a red cat left of a blue car` from `a blue cat left of a red car`, 80 steps gave .19."""
+FLOW_TUNING = FlowRecipe(**TUNING.model_dump(include={"steps", "batch_size", "learning_rate", "pictures"}))
 
 
 def unseen(count: int, seed: int, kinds: Sequence[str], names: Names = NAMES) -> list[Scene]:
@@ -47,15 +49,15 @@ def unseen(count: int, seed: int, kinds: Sequence[str], names: Names = NAMES) ->
 # ---- language model --------------------------------------------------------------------------------------------------
 
 
-def llm_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+def llm_figures(part: str, foundations: Path, experiment: Experiment) -> dict[str, float]:
     """Shares of right answers about unseen scenes told in words: `language_figures.figures`."""
-    from transformers import AutoTokenizer, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from dreamllm.emoji.foundations import language_figures
     from dreamllm.model.weights import load_weights
 
-    model = load_weights(LlamaForCausalLM, foundations / "llm").float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(foundations / "llm")
+    model = load_weights(AutoModelForCausalLM, foundations / part).float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(foundations / part)
     return language_figures.figures(model, tokenizer, names_of(experiment.world.pictograms), SIZES["asked"])
 
 
@@ -158,32 +160,28 @@ def share(found: Sequence[Scene], wanted: Sequence[Scene]) -> float:
 # ---- Stable Diffusion ------------------------------------------------------------------------------------------------
 
 
-def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
-    """What Stable Diffusion makes of each way to tell unseen scenes; shares that are right in every respect.
+Draw = Callable[[Sequence[str]], list["Image.Image"]]
+"""Generates an image of each text."""
+
+
+def drawn_figures(foundations: Path, experiment: Experiment, draw: Draw, tune: Callable[[], Draw]) -> dict[str, float]:
+    """What a decoder makes of each way to tell unseen scenes; shares that are right in every respect.
 
     caption_pair, human_pair, narrative_other, ...: by the way and the kind of scene, as the first scene classifier sees
-    it; other: single objects and groups.  ceiling_pair, ceiling_other: told in captions after UNet and text encoder
-    were tuned on captions (`TUNING`).  ..._judge2: of all kinds, by the second.  agreement_drawn: both classifiers say
-    the same
+    it; other: single objects and groups.  ceiling_pair, ceiling_other: told in captions after denoiser and text encoder
+    were tuned on captions.  ..._judge2: of all kinds, by the second.  agreement_drawn: both classifiers say the same
+
+    tune: tunes the decoder, and returns how it then generates
     """
-    import torch
-    from diffusers import StableDiffusionPipeline
+    from dreamllm.emoji.foundations import scene_classifier
 
-    from dreamllm.emoji.foundations import diffusion, scene_classifier
-    from dreamllm.evaluate.drawing import draw_with_sd, plan
-    from dreamllm.model.weights import load_weights
-
-    names = names_of(experiment.world.pictograms)
-    scenes = unseen(SIZES["drawn"], 3, KINDS, names)
+    scenes = unseen(SIZES["drawn"], 3, KINDS, names_of(experiment.world.pictograms))
     judges = [scene_classifier.load(foundations / part) for part in ("judge", "judge2")]
     figures: dict[str, float] = {}
     agreed: list[bool] = []
 
-    def measure(way: str, tell: Callable[[Scene], str], folder: Path = foundations / "sd") -> None:
-        items = [SimpleNamespace(id=str(n), prompt=tell(scene)) for n, scene in enumerate(scenes)]
-        requests = plan(items, 0, 0)
-        drawn = draw_with_sd(folder, None, torch.float32, requests, experiment.evaluation.drawing)
-        pictures = [picture for _, picture in drawn]
+    def measure(way: str, tell: Callable[[Scene], str], draw: Draw) -> None:
+        pictures = draw([tell(scene) for scene in scenes])
         found, found2 = (judge.predict(pictures) for judge in judges)
         for kind in ("pair", "other"):
             chosen = [n for n, scene in enumerate(scenes) if (scene.kind == "pair") == (kind == "pair")]
@@ -192,22 +190,67 @@ def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
         agreed.extend(one == other for one, other in zip(found, found2, strict=True))
 
     rng = random.Random(3)
-    measure("caption", grammar.caption)
-    measure("human", lambda scene: human.sentence(scene, rng))
-    measure("narrative", lambda scene: human.narrative(scene, rng))
-    pipeline = load_weights(StableDiffusionPipeline, foundations / "sd").to(dtype=torch.float32)
-    diffusion.train(pipeline, TUNING, 0, names, forms={"caption": 1}, text_encoder_too=True)
-    with tempfile.TemporaryDirectory() as folder:
-        pipeline.save_pretrained(folder)
-        measure("ceiling", grammar.caption, Path(folder))
+    measure("caption", grammar.caption, draw)
+    measure("human", lambda scene: human.sentence(scene, rng), draw)
+    measure("narrative", lambda scene: human.narrative(scene, rng), draw)
+    measure("ceiling", grammar.caption, tune())
     figures["agreement_drawn"] = sum(agreed) / len(agreed)
     return figures
 
 
+def sd_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """`drawn_figures` of the mini Stable Diffusion."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    from dreamllm.emoji.foundations import diffusion
+    from dreamllm.evaluate.drawing import draw_with_sd, plan
+    from dreamllm.model.weights import load_weights
+
+    def draw(texts: Sequence[str], folder: Path = foundations / "sd") -> list[Image.Image]:
+        requests = plan([SimpleNamespace(id=str(n), prompt=text) for n, text in enumerate(texts)], 0, 0)
+        drawn = draw_with_sd(folder, None, torch.float32, requests, experiment.evaluation.drawing)
+        return [picture for _, picture in drawn]
+
+    def tune() -> Draw:
+        pipeline = load_weights(StableDiffusionPipeline, foundations / "sd").to(dtype=torch.float32)
+        names = names_of(experiment.world.pictograms)
+        diffusion.train(pipeline, TUNING, 0, names, forms={"caption": 1}, text_encoder_too=True)
+
+        def draw_tuned(texts: Sequence[str]) -> list[Image.Image]:
+            with tempfile.TemporaryDirectory() as folder:
+                pipeline.save_pretrained(folder)
+                return draw(texts, Path(folder))
+
+        return draw_tuned
+
+    return drawn_figures(foundations, experiment, draw, tune)
+
+
+def flow_figures(foundations: Path, experiment: Experiment) -> dict[str, float]:
+    """`drawn_figures` of the mini Stable Diffusion 3."""
+    from dreamllm.emoji.foundations import flow
+
+    parts = flow.build(FLOW_TUNING, foundations / "sd/vae", foundations / "clip", foundations / "flow")
+    parts.transformer.eval()
+
+    def draw(texts: Sequence[str]) -> list[Image.Image]:
+        return flow.draw(parts, texts, experiment.evaluation.drawing)
+
+    def tune() -> Draw:
+        names = names_of(experiment.world.pictograms)
+        flow.train(parts, FLOW_TUNING, 0, names, forms={"caption": 1}, text_encoder_too=True)
+        return draw
+
+    return drawn_figures(foundations, experiment, draw, tune)
+
+
 MEASURES: dict[str, Callable[[Path, Experiment], dict[str, float]]] = {
-    "llm": llm_figures,
+    "llm": partial(llm_figures, "llm"),
     "clip": clip_figures,
     "sd": sd_figures,
+    "flow": flow_figures,
+    "qwen": partial(llm_figures, "qwen"),
     "judge": partial(judge_figures, "judge"),
     "judge2": partial(judge_figures, "judge2"),
 }
@@ -217,7 +260,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm measure-foundations`."""
     parser.add_argument("--config", type=Path, required=True, help="experiment whose world the foundations are of")
     parser.add_argument("--foundations", type=Path, required=True, help="folder with the foundations")
-    parser.add_argument("--parts", choices=MEASURES, nargs="+", default=[*MEASURES], help="which ones; all by default")
+    parser.add_argument("--parts", choices=MEASURES, nargs="+", help="which ones; by default all of the experiment")
     parser.add_argument(
         "--out", type=file_to_write, help="card to write, of all parts; without it they are printed only"
     )
@@ -227,10 +270,11 @@ def main(args: argparse.Namespace) -> None:
     """Entry point of `dreamllm measure-foundations`."""
     experiment = load(args.config)
     figures = {}
-    for part in args.parts:
+    parts = args.parts or [*gates.REQUIRED, *experiment.instruments.others]
+    for part in parts:
         figures[part] = MEASURES[part](args.foundations, experiment)
         print(part, json.dumps(figures[part]), flush=True)
-    for part in args.parts:
+    for part in parts:
         gates.check(part, figures[part])
     if args.out:
         gates.write_card(args.out, args.foundations, figures)

@@ -6,21 +6,24 @@ Its conditions are the hidden states of CLIP's frozen text tower; the pooled con
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from PIL import Image
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
+from dreamllm.config.evaluation import Drawing
 from dreamllm.config.foundations import FlowRecipe
 from dreamllm.config.world import AltText
 from dreamllm.emoji.foundations.diffusion import encode_pictures
 from dreamllm.emoji.registers import ALT_TEXT, describe
 from dreamllm.emoji.scenes import NAMES, Names
-from dreamllm.model.decoders.flow import shift_sigmas
+from dreamllm.model.decoders.flow import make_scheduler, shift_sigmas
 from dreamllm.model.precision import default_device
 from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
@@ -78,11 +81,13 @@ def train(
     names: Names = NAMES,
     workers: int = 0,
     forms: Mapping[AltText, float] = ALT_TEXT,
+    text_encoder_too: bool = False,
 ) -> None:
     """Train the transformer with the flow-matching loss on alt texts; VAE and text encoder stay as they are.
 
-    It becomes the exponential moving average of its weights (decay 0.999).
-    forms: shares of the forms of alt texts, or of captions and human sentences alone
+    What is trained becomes the exponential moving average of its weights (decay 0.999).
+    forms: shares of the forms of alt texts, or of captions and human sentences alone.  text_encoder_too: train it as
+    well
     """
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -91,7 +96,7 @@ def train(
         part.to(device)
     transformer = flow.transformer.train()
     latents, scenes = encode_pictures(flow.vae, recipe.pictures, seed, names, workers)
-    trained = list(transformer.parameters())
+    trained = [*transformer.parameters(), *(flow.text_encoder.parameters() if text_encoder_too else ())]
     weights = [parameter.detach() for parameter in trained]
     means = [weight.clone() for weight in weights]
 
@@ -107,7 +112,7 @@ def train(
         sigmas = shift_sigmas(torch.randn(recipe.batch_size, device=device).sigmoid(), recipe.timestep_shift)  # (B,)
         noisy = torch.lerp(clean, noise, sigmas[:, None, None, None])
         with half_precision():
-            with torch.no_grad():
+            with torch.set_grad_enabled(text_encoder_too):
                 text = flow.text_encoder(ids.to(device))
             predicted = transformer(
                 hidden_states=noisy,
@@ -124,3 +129,38 @@ def train(
     optimise("flow", trained, loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
     torch._foreach_copy_(weights, means)
     transformer.eval()
+
+
+@torch.no_grad()
+def draw(flow: Flow, texts: Sequence[str], settings: Drawing, batch_size: int = 40) -> list[Image.Image]:
+    """Generate an image of each text, with noise by its number; settings: scheduler, steps and guidance."""
+    device = default_device()
+    for part in (flow.vae, flow.text_encoder, flow.transformer):
+        part.to(device)
+    config, scale, images = flow.transformer.config, flow.vae.config.scaling_factor, []
+    for start in range(0, len(texts), batch_size):
+        batch = [*texts[start : start + batch_size]]
+        ids = flow.tokenizer(batch + [""] * len(batch), padding="max_length", truncation=True, return_tensors="pt")
+        text = flow.text_encoder(ids.input_ids.to(device))
+        shape = (config.in_channels, config.sample_size, config.sample_size)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(start + n)) for n in range(len(batch))]
+        latents = torch.stack(noise).to(device)  # (B, C, h, w)
+        scheduler = make_scheduler(settings.scheduler, flow.scheduler.config)
+        scheduler.set_timesteps(settings.steps)
+        for time in scheduler.timesteps:
+            both = flow.transformer(
+                hidden_states=torch.cat([latents, latents]),
+                timestep=time.expand(2 * len(batch)).to(device),
+                encoder_hidden_states=text.last_hidden_state,
+                pooled_projections=text.pooler_output,
+            ).sample
+            with_text, without = both.float().chunk(2)
+            latents = scheduler.step(without + settings.guidance * (with_text - without), time, latents).prev_sample
+        pixels = flow.vae.decode(latents / scale).sample.float().cpu()  # (B, 3, H, W)
+        images += [Image.fromarray(one) for one in to_uint8(pixels)]
+    return images
+
+
+def to_uint8(pixels: torch.Tensor) -> np.ndarray:
+    """Pixels (B, 3, H, W) in [-1, 1] as bytes (B, H, W, 3)."""
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

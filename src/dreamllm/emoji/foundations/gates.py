@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,12 @@ GATES: dict[str, dict[str, float]] = {
     "judge": {"exact": 0.99},
     "judge2": {"exact": 0.99},
 }
+GATES |= {"qwen": GATES["llm"], "flow": GATES["sd"]}
 """Figures that a foundation must reach, shares of 1: `figures.py` and `language_figures.py` say of what. Retrieval: the
 lower end of the 95 % interval of 120 of 120, which a CLIP trained on clean captions with hard negatives reached."""
+
+REQUIRED = ("llm", "clip", "sd", "judge", "judge2")
+"""Foundations that every store has."""
 
 
 class GateProblem(ValueError):
@@ -68,10 +72,10 @@ def write_card(path: Path, foundations: Path, figures: Mapping[str, Mapping[str,
         file.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-def check_card(path: Path, world: World, where: str) -> None:
+def check_card(path: Path, world: World, where: str, others: Sequence[str] = ()) -> None:
     """Raise GateProblem unless the card shows that the foundations beside it reach their gates and know the world.
 
-    where: begins the message
+    where: begins the message.  others: foundations beside the REQUIRED ones
     """
     if not path.is_file():
         raise GateProblem(f"{where} has no {CARD} with the gates of its foundations: {MEASURE}")
@@ -84,7 +88,7 @@ def check_card(path: Path, world: World, where: str) -> None:
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         what = f"{type(error).__name__}: {str(error)[:80]}"
         raise GateProblem(f"{where} has a {CARD} that is no card of foundations ({what}): {MEASURE}") from None
-    for part in GATES:
+    for part in (*REQUIRED, *others):
         check(part, figures.get(part, {}), f"{where}: ")
     for part, (words, shares) in learnt.items():
         wanted = language_of(part, world)
@@ -103,12 +107,12 @@ def check_card(path: Path, world: World, where: str) -> None:
 def language_of(part: str, world: World) -> dict[str, Any]:
     """What a foundation is to know of a world: its words, and the registers that it is trained on.
 
-    part: llm, clip, vae, sd, judge or judge2; those that see only pictures know the objects alone
+    part: llm, qwen, clip, vae, sd, flow, judge or judge2; those that see only pictures know the objects alone
     """
     names = names_of(world.pictograms)
     if part in ("vae", "judge", "judge2"):
         return {"words": sorted(names)}
-    registers = world.registers.text if part == "llm" else world.registers.alt_text
+    registers = world.registers.text if part in ("llm", "qwen") else world.registers.alt_text
     return {"words": vocabulary(names), "registers": dict(registers)}
 
 

@@ -1,4 +1,4 @@
-"""Trains the mini LLaMA: transformers' `LlamaForCausalLM` on the text-only corpus of the emoji world."""
+"""Trains the mini LLaMA or Qwen2 of transformers on the text-only corpus of the emoji world."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
 from dreamllm.config.foundations import LanguageModelRecipe
 from dreamllm.config.world import Registers
@@ -23,6 +33,7 @@ from dreamllm.model.precision import default_device
 from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
 
+LanguageModel: TypeAlias = LlamaForCausalLM | Qwen2ForCausalLM
 GROUP = 16  # batches that are sampled together and sorted by length
 
 
@@ -49,8 +60,8 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
     return ids, labels
 
 
-def untrained(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A LLaMA of random weights, except that one head of each layer starts with the attention that binding needs.
+def untrained(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> LanguageModel:
+    """A language model of random weights, except that one head of each layer starts with the attention that binding needs.
 
     To tell which colour belongs to which noun takes a head that attends to the previous token (it brings `red` to
     `cat`) and, in a later layer, one that attends to the same token (from `the cat` of a question to `a red cat`). Such
@@ -58,22 +69,25 @@ def untrained(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, s
     the first layer starts with a head of the first kind and every later layer with one of the second kind.
     """
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=11 * recipe.hidden // 4,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        max_position_embeddings=recipe.context,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # for contexts of hundreds of tokens
-        initializer_range=0.02,
-        attention_bias=True,  # holds the previous-token head
-        tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        attn_implementation="eager",
-    )
-    model = LlamaForCausalLM(config)
+    options = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": recipe.hidden,
+        "intermediate_size": 11 * recipe.hidden // 4,
+        "num_hidden_layers": recipe.layers,
+        "num_attention_heads": recipe.heads,
+        "max_position_embeddings": recipe.context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},  # for contexts of hundreds of tokens
+        "initializer_range": 0.02,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "attn_implementation": "eager",
+    }
+    model: LanguageModel
+    if recipe.architecture == "llama":  # the biases, which Qwen2 has anyway, hold the previous-token head
+        model = LlamaForCausalLM(LlamaConfig(**options, attention_bias=True, tie_word_embeddings=False))
+    else:
+        heads = max(1, recipe.heads // 2)
+        model = Qwen2ForCausalLM(Qwen2Config(**options, num_key_value_heads=heads, tie_word_embeddings=True))
     with torch.no_grad():
         # The token itself has to outweigh what the first layers add to it, or the same-token heads do not find it.
         model.model.embed_tokens.weight.mul_(3)
@@ -86,7 +100,9 @@ def untrained(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, s
     return model
 
 
-def attend_to_previous_token(attention: LlamaAttention, frequencies: torch.Tensor, logit: float = 16.0) -> None:
+def attend_to_previous_token(
+    attention: LlamaAttention | Qwen2Attention, frequencies: torch.Tensor, logit: float = 16.0
+) -> None:
     """Make the first head attend mostly to the token before, where its logit is `logit`.
 
     Query and key are constants (biases) in the half of the planes that the rotary embedding turns fastest. The key is
@@ -101,7 +117,7 @@ def attend_to_previous_token(attention: LlamaAttention, frequencies: torch.Tenso
         projection.bias[:width] = torch.cat([fast * torch.cos(angle), fast * torch.sin(angle)])
 
 
-def attend_to_same_token(attention: LlamaAttention, logit: float = 8.0) -> None:
+def attend_to_same_token(attention: LlamaAttention | Qwen2Attention, logit: float = 8.0) -> None:
     """Make the first head attend to positions of similar hidden states: its logit is about `logit` for equal ones.
 
     Query and key are the same random projection into the half of the planes that the rotary embedding turns slowest,
@@ -144,7 +160,7 @@ def train(
     names: Names = NAMES,
     shares: Registers = corpus.REGISTERS,
     start: Path | None = None,
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[LanguageModel, PreTrainedTokenizerFast]:
     """Next-token prediction on documents sampled during training; no loss on the user's turns.
 
     shares: of the registers of language in the corpus.  start: folder of a language model to train further, with its
@@ -156,7 +172,7 @@ def train(
         model = untrained(recipe, tokenizer, seed)
     else:
         tokenizer = AutoTokenizer.from_pretrained(start)
-        model = load_weights(LlamaForCausalLM, start, attn_implementation="eager").float()
+        model = load_weights(AutoModelForCausalLM, start, attn_implementation="eager").float()
     model = model.to(device).train()
     stream = batches(recipe, seed, names, tokenizer, shares)
 

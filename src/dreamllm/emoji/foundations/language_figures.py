@@ -10,12 +10,12 @@ import random
 from typing import cast
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from dreamllm.config.world import Register
 from dreamllm.data.document import Document, Text
 from dreamllm.emoji import human, registers
-from dreamllm.emoji.foundations.language import encode
+from dreamllm.emoji.foundations.language import LanguageModel, encode
 from dreamllm.emoji.questions import ask
 from dreamllm.emoji.scenes import NAMES, Names, sample_split
 from dreamllm.seeds import seed_of
@@ -30,7 +30,7 @@ Turn = tuple[str, str]  # a text with a question at its end, and the answer
 
 @torch.no_grad()
 def figures(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, names: Names = NAMES, count: int = 300
+    model: LanguageModel, tokenizer: PreTrainedTokenizerFast, names: Names = NAMES, count: int = 300
 ) -> dict[str, float]:
     """Shares of right answers to `count` questions each, the same ones for every model.
 
@@ -74,7 +74,7 @@ def turn(kind: str, register: str, rng: random.Random, names: Names = NAMES) -> 
 
 
 def share_right(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, conversations: list[list[Turn]], batch_size: int = 50
+    model: LanguageModel, tokenizer: PreTrainedTokenizerFast, conversations: list[list[Turn]], batch_size: int = 50
 ) -> float:
     """Share of the conversations whose last answer the model gives in greedy decoding, to its end and no further.
 

@@ -3,9 +3,9 @@
     python -m dreamllm train-foundation --part clip --config config/foundations.yaml --out data/foundations/clip
 
 Scenes are sampled during training, from the training scenes of the experiment's world; the documents are not read. `sd`
-needs the trained VAE and CLIP, and includes the VAE and CLIP's text tower. `judge` is the scene classifier, `judge2` an
-independent one. `training.json` in the folder records recipe, seed, language, CPU time and processor; the foundations'
-card (`gates.py`) repeats it.
+and `flow`, a mini Stable Diffusion 3, need the trained VAE and CLIP, and include the VAE and CLIP's text tower. `qwen` is
+a second language model. `judge` is the scene classifier, `judge2` an independent one. `training.json` in the folder
+records recipe, seed, language, CPU time and processor; the foundations' card (`gates.py`) repeats it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 from dreamllm.atomic import new_folder
 from dreamllm.output_paths import folder_to_write
 
-PARTS = ("llm", "clip", "vae", "sd", "judge", "judge2")
+PARTS = ("llm", "qwen", "clip", "vae", "sd", "flow", "judge", "judge2")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `dreamllm train-foundation`."""
     parser.add_argument("--part", choices=PARTS, required=True, help="which foundation model to train")
     parser.add_argument("--config", type=Path, required=True, help="experiment with the recipe foundations.PART")
-    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd: the folders vae and clip")
-    start = "for llm, clip and sd: folder whose language model, image tower or UNet to start from"
+    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="for sd and flow: the folders vae and clip")
+    start = "for all but vae and judges: folder whose language model, image tower or denoiser to start from"
     parser.add_argument("--start", type=Path, help=start)
     parser.add_argument("--out", type=folder_to_write, required=True, help="folder to save to, replaced when it exists")
 
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     from dreamllm import provenance
     from dreamllm.config.reading import load
     from dreamllm.digests import digest
-    from dreamllm.emoji.foundations import clip, diffusion, gates, language, scene_classifier, vae
+    from dreamllm.emoji.foundations import clip, diffusion, flow, gates, language, scene_classifier, vae
     from dreamllm.emoji.scenes import names_of
     from dreamllm.seeds import seed_of
 
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     if recipe is None or experiment.foundations.source != "train":
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
     with new_folder(args.out) as folder:
-        if args.part == "llm":
+        if args.part in ("llm", "qwen"):
             model, tokenizer = language.train(recipe, seed, names, experiment.world.registers, args.start)
             model.half().save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -61,13 +61,18 @@ def main(args: argparse.Namespace) -> None:
             clip.image_processor(side).save_pretrained(folder)
         elif args.part == "vae":
             vae.train(recipe, side, seed, names, workers).half().save_pretrained(folder)
-        elif args.part == "sd":
+        elif args.part in ("sd", "flow"):
             inputs = {folder.name: folder for folder in args.inputs}
             if inputs.keys() != {"vae", "clip"}:
-                raise SystemExit("train-foundation --part sd needs --inputs with the folders vae and clip")
-            pipeline = diffusion.build(recipe, inputs["vae"], inputs["clip"], args.start)
-            diffusion.train(pipeline, recipe, seed, names, workers, forms)
-            pipeline.to(dtype=torch.float16).save_pretrained(folder)
+                raise SystemExit(f"train-foundation --part {args.part} needs --inputs with the folders vae and clip")
+            if args.part == "flow":
+                parts = flow.build(recipe, inputs["vae"], inputs["clip"], args.start)
+                flow.train(parts, recipe, seed, names, workers, forms)
+                parts.save(folder)
+            else:
+                pipeline = diffusion.build(recipe, inputs["vae"], inputs["clip"], args.start)
+                diffusion.train(pipeline, recipe, seed, names, workers, forms)
+                pipeline.to(dtype=torch.float16).save_pretrained(folder)
         else:
             scene_classifier.save(scene_classifier.train(recipe, side, seed, names, workers).half(), folder)
         record = {
