@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModelForCausalLM, CLIPModel
 
-from dreamllm.config.foundations import SceneClassifierRecipe, SdRecipe
+from dreamllm.config.foundations import FlowRecipe, SceneClassifierRecipe, SdRecipe
 from dreamllm.config.world import World
 from dreamllm.data import shards
 from dreamllm.data.document import Text
@@ -44,7 +44,7 @@ def foundations(tmp_path_factory):
     """All parts of the smoke experiment, trained from nothing."""
     folder = tmp_path_factory.mktemp("foundations")
     for part in run.PARTS:
-        inputs = [folder / "vae", folder / "clip"] if part == "sd" else []
+        inputs = [folder / "vae", folder / "clip"] if part in ("sd", "flow") else []
         run.main(argparse.Namespace(part=part, config=EXPERIMENT, inputs=inputs, start=None, out=folder / part))
     return folder
 
@@ -57,6 +57,11 @@ def test_the_trained_parts_load_like_the_real_ones_and_make_a_dreamllm(foundatio
         foundations / "llm", foundations / "clip", foundations / "sd", num_dream_queries=2, template="plain"
     )
     assert model.dtype == torch.float32
+    model, _ = build_from_foundations(
+        foundations / "qwen", foundations / "clip", foundations / "flow", template="plain"
+    )
+    assert type(model.language_model).__name__ == "Qwen2ForCausalLM"
+    assert type(model.denoiser).__name__ == "SD3Transformer2DModel"
     assert processor.num_patches == (48 // 16) ** 2
 
 
@@ -118,6 +123,7 @@ def test_training_starts_from_the_image_tower_and_the_unet_of_others(foundations
 def test_the_figures_of_foundations_that_learnt_nothing_fail_their_gates(foundations, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(figures, "SIZES", {"asked": 12, "pairs": 20, "fitted": 40, "read": 24, "drawn": 12})
     monkeypatch.setattr(figures, "TUNING", SdRecipe(steps=1, batch_size=4, learning_rate=1e-3, pictures=64))
+    monkeypatch.setattr(figures, "FLOW_TUNING", FlowRecipe(steps=1, batch_size=4, learning_rate=1e-3, pictures=64))
     flags = argparse.Namespace(config=Path(EXPERIMENT), foundations=foundations, parts=[*figures.MEASURES])
     with pytest.raises(gates.GateProblem, match=r"llm has caption_colour 0\.\d+, below its gate"):
         figures.main(argparse.Namespace(**vars(flags), out=tmp_path / "card.json"))
@@ -129,7 +135,10 @@ def test_the_figures_of_foundations_that_learnt_nothing_fail_their_gates(foundat
     figures.main(argparse.Namespace(**vars(flags), out=tmp_path / "card.json"))
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["sd"]["recipe"]["steps"] == 4 and card["sd"]["figures"] == found["sd"]
-    gates.check_card(tmp_path / "card.json", World(), "here")
+    gates.check_card(tmp_path / "card.json", World(), "here", ["qwen", "flow"])
+    with pytest.raises(gates.GateProblem, match="here has a card"):
+        (tmp_path / "card.json").write_text("[]")
+        gates.check_card(tmp_path / "card.json", World(), "here")
 
 
 def test_probes_find_what_is_there_and_nothing_in_noise():

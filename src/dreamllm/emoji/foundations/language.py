@@ -61,7 +61,7 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
 
 
 def untrained(recipe: LanguageModelRecipe, tokenizer: PreTrainedTokenizerFast, seed: int) -> LanguageModel:
-    """A language model of random weights, except that one head of each layer starts with the attention that binding needs.
+    """A model of random weights, except that one head of each layer starts with the attention that binding needs.
 
     To tell which colour belongs to which noun takes a head that attends to the previous token (it brings `red` to
     `cat`) and, in a later layer, one that attends to the same token (from `the cat` of a question to `a red cat`). Such

@@ -3,8 +3,8 @@
     python -m dreamllm train-foundation --part clip --config config/foundations.yaml --out data/foundations/clip
 
 Scenes are sampled during training, from the training scenes of the experiment's world; the documents are not read. `sd`
-and `flow`, a mini Stable Diffusion 3, need the trained VAE and CLIP, and include the VAE and CLIP's text tower. `qwen` is
-a second language model. `judge` is the scene classifier, `judge2` an independent one. `training.json` in the folder
+and `flow`, a mini Stable Diffusion 3, need the trained VAE and CLIP, and include the VAE and CLIP's text tower. `qwen`
+is a second language model. `judge` is the scene classifier, `judge2` an independent one. `training.json` in the folder
 records recipe, seed, language, CPU time and processor; the foundations' card (`gates.py`) repeats it.
 """
 
