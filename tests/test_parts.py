@@ -267,7 +267,9 @@ def test_a_stage_with_lora_and_precomputed_latents_resumes_bit_equal(name, tmp_p
     trained = load_file(whole / "trained.safetensors")
     assert torch.equal(model.dream_queries, trained["dream_queries"])
     if name != "stable_diffusion":
-        with pytest.raises(OfficialProblem, match="draws with Stable Diffusion 1 or 2 and a linear"):
+        with pytest.raises(
+            OfficialProblem, match="draws with Stable Diffusion 1 or 2 and a linear condition projector"
+        ):
             export_official(world / "foundations", [whole], tmp_path / "official")
 
 
