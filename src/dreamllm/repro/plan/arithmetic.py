@@ -153,7 +153,7 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     gradient of its weights when all of them are trained, and the forward pass of checkpointed layers once more.
     Head: the same at the targets alone. UNet: forward, the gradient of its inputs, that of its weights when they are
     trained, and the forward pass of checkpointed blocks once more, and once more where it is trained in parts of
-    pictures_at_a_time, for each of a picture's draws. Connector: forward, and both gradients. CLIP and VAE: forward; for
+    pictures_at_a_time, for each of a picture's draws. Connector: forward and both gradients. CLIP and VAE: forward; for
     the alignment loss CLIP also of drawn pictures.
     """
     whole = "language_model" in stage.trains and stage.lora is None
@@ -163,7 +163,7 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     unet_again = (1 / every_unet if every_unet else 0) + (trains_unet and machine.pictures_at_a_time is not None)
     head = 2 * size.vocabulary * size.hidden * load.targets if stage.loss_weights.language else 0.0
     drawn = load.drawn if stage.loss_weights.diffusion else 0.0
-    connector = {"connector": 3 * size.connector * load.drawn} if size.connector else {}
+    connector = {"connector": 3 * size.connector * drawn} if size.connector else {}
     return connector | {
         "language model": language_forward(size, load.tokens, stage.context) * (2 + whole + again),
         "head": head * (2 + ("language_model" in stage.trains)),
