@@ -297,12 +297,12 @@ def copy_of_recorded(folder: Path, **protocol: object) -> Path:
 
 def test_the_readme_has_every_number_with_its_scatter_over_the_studys_seeds() -> None:
     block = readme_results.default_run(ROOT / "results/study", "study_0")
-    exact = [of_study(seed, "sft", "captions")["metrics"]["exact"] for seed in range(3)]
+    exact = [of_study(seed, "sft", "captions")["metrics"]["exact"] for seed in range(5)]
     scatter = stdev(one["value"] * 100 for one in exact)
     assert f"| captions exactly right | {exact[0]['n']} |" in block
     assert f"| **{exact[0]['value'] * 100:.1f}** ± {scatter:.1f} |" in block
-    assert "over 3 seeds" in block
-    narratives = [of_study(seed, "sft", "narratives")["metrics"]["all"]["value"] * 100 for seed in range(3)]
+    assert "over 5 seeds" in block
+    narratives = [of_study(seed, "sft", "narratives")["metrics"]["all"]["value"] * 100 for seed in range(5)]
     assert re.search(rf"from narratives .*\*\*{narratives[0]:.1f}\*\* ± {stdev(narratives):.1f}", block)
 
 

@@ -321,7 +321,7 @@ class DreamLLMForConditionalGeneration(PreTrainedModel, TextGenerationMixin):
 
     def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: torch.Tensor) -> torch.Tensor:
         """The denoiser's prediction for noisy latents (M, C, h, w) and conditions (M, R, Dc): (M, C, h, w) in fp32."""
-        dtype = self.denoiser.dtype
+        dtype = next(self.denoiser.parameters()).dtype  # diffusers' own property looks at all of them
         return self.decoder.predict(self, noisy.to(dtype), timesteps, conditions.to(dtype)).float()
 
     def null_states(self) -> torch.Tensor:
