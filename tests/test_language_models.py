@@ -31,6 +31,7 @@ from transformers import (
     Qwen3Config,
 )
 
+import test_eyes
 import tiny
 from dreamllm.config.stages import Lora
 from dreamllm.data.document import Document, Picture, Text
@@ -38,12 +39,12 @@ from dreamllm.data.layout import IGNORE
 from dreamllm.data.packing import pack
 from dreamllm.model.build import build_from_foundations
 from dreamllm.model.decoding import Sequences
-from dreamllm.model.generate import TextSampling, interleave, write
+from dreamllm.model.generate import TextSampling, draw, interleave, write
 from dreamllm.model.processor import SPECIAL_TOKENS, PromptProblem
 from dreamllm.model.sampling import PictureSampling
 from dreamllm.model.weights import FoundationProblem
 from dreamllm.train import checkpoint, lora, trainer
-from test_model import DOCUMENTS, fixed_noise, sequences
+from test_model import fixed_noise, sequences
 from test_train import experiment
 
 WINDOW = 24  # shorter than the documents
@@ -470,7 +471,7 @@ def test_what_is_written_ends_with_the_answer(chat, monkeypatch, tmp_path):
     [
         (None, "has no chat template"),
         ("{{ strftime_now('%d') }}{{ messages[0].content }}</s>", "writes today's date"),
-        ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}", "no special token .* ends each answer"),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no special token .* ends each answer"),
         ("{{ messages[0].content }}</s>", "does not write each message once"),
         (
             PHI3.replace("assistant|>\\n' }}", "assistant|>\\n<think>' }}"),
@@ -509,5 +510,24 @@ def test_new_tokens_in_unused_rows_are_drawn_anew_and_differ(base, tmp_path):
         assert (part.weight[408:] == 0.5).all()
 
 
-def test_documents_of_every_kind_have_targets():
-    assert {document.kind for document, _ in DOCUMENTS} == {"text", "pair", "interleaved", "conversation"}
+def test_todays_parts_fit_together(tmp_path):
+    """Qwen3 with its chat template, SigLIP with an MLP, SANA with a connector."""
+    tokenizer, base = tokenizer_of("qwen3"), tiny.foundations(tmp_path / "base", decoder="sana")
+    test_eyes.write_eye(base / "clip", test_eyes.EYES["siglip"][0], test_eyes.EYES["siglip"][2])
+    ends = tokenizer.convert_tokens_to_ids([CHATS["qwen3"][2], tokenizer.eos_token])
+    config = Qwen3Config(**GROUPED | {"vocab_size": 420, "bos_token_id": ends[0], "eos_token_id": ends[1]}, head_dim=8)
+    options = {"template": "tokenizer", "visual_projector_type": "mlp", "connector_layers": 1}
+    model, processor = build(base, tmp_path / "llm", config, tokenizer, **options)
+    batch = processor.collate(pack(sequences(processor), 256))
+    model.train()(**batch.inputs(), generator=torch.Generator().manual_seed(0)).loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
+    (image,) = draw(model.eval(), processor, [tiny.conversation(1)], [0], PictureSampling(steps=2, guidance=2.0))
+    assert image.size == (model.config.draw_size,) * 2
+    model.save_pretrained(tmp_path / "whole")
+    processor.save_pretrained(tmp_path / "whole")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    answers = [
+        write(one, AutoProcessor.from_pretrained(tmp_path / "whole"), [tiny.conversation(1)], max_new_tokens=4)
+        for one in (model, loaded)
+    ]
+    assert answers[0] == answers[1]
