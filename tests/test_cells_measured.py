@@ -90,7 +90,7 @@ def test_every_benchmark_of_the_configuration_has_cells():
     assert set(EXPERIMENT.benchmarks) <= names
 
 
-@pytest.mark.parametrize("name", ["paper-as-released", "single_gpu", "released"])
+@pytest.mark.parametrize("name", ["paper-as-released", "single_gpu", "modern", "metaquery", "released"])
 def test_the_other_configurations_use_the_same_names(name: str):
     for benchmark, use in load(ROOT / f"config/{name}.yaml").benchmarks.items():
         assert use == EXPERIMENT.benchmarks[benchmark], benchmark

@@ -60,7 +60,7 @@ def test_the_whole_dag_of_the_paper(checkout):
     assert "train_foundation_llm" not in planned
 
 
-@pytest.mark.parametrize("name", ["paper-as-released", "single_gpu"])
+@pytest.mark.parametrize("name", ["paper-as-released", "single_gpu", "modern", "metaquery"])
 def test_the_dags_beside_it(checkout, name):
     planned = repository.planned(checkout, f"--configfile=config/{name}.yaml", "results/tables")
     assert {f"train_{stage}" for stage in load(repository.ROOT / f"config/{name}.yaml").stages} <= planned.keys()
@@ -86,7 +86,8 @@ def test_foundations_of_the_hub_are_in_the_manifest(path):
         known = yaml.safe_load((repository.ROOT / "paper/released.yaml").read_text(encoding="utf-8"))
         assert {foundations.llm, foundations.clip, foundations.sd} <= known.keys()
         weights = known[foundations.sd]["patterns"]
-        assert {"vae/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.safetensors"} <= set(weights)
+        denoisers = {f"{folder}/diffusion_pytorch_model.safetensors" for folder in ("unet", "transformer")}
+        assert "vae/diffusion_pytorch_model.safetensors" in weights and not denoisers.isdisjoint(weights)
 
 
 def test_a_foundation_comes_from_the_hub(checkout, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -145,6 +146,16 @@ def test_the_alignment_loss_costs_clip_and_a_trained_unet_its_gradients():
     assert (memory["weights"], memory["gradients"]) == (4 * 1540, 4 * SIZE.parameters["unet"])
 
 
+def test_a_connector_by_hand():
+    size = dataclasses.replace(SIZE, connector=17.0, connector_saved=30.0)
+    load = Load(128, 40, 0, 16)
+    assert arithmetic.step_flops(size, stage(), Machine(), load)["connector"] == 16 * 3 * 17.0
+    memory = arithmetic.gpu_memory(size, stage(), Machine(gpus=1, rows_at_a_time=2, pictures_at_a_time=1), load)
+    assert memory["activations of the connector"] == 4 * 30.0, "of all pictures of two rows of eight"
+    reading = stage(loss_weights={"language": 1, "diffusion": 0})
+    assert not arithmetic.step_flops(size, reading, Machine(), load)["connector"]
+
+
 def test_hours_of_a_gpu():
     assert arithmetic.gpu_hours(3600 * 312e12, 312e12, 0.5) == 2
 
@@ -221,6 +232,22 @@ def test_more_gpus_never_need_more_memory_on_each(gpus, nodes, checkpointing, sh
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
 
+# Qwen2.5-1.5B (the special tokens' rows are counted once, being tied), SigLIP 2 So400m, SANA 0.6B with DC-AE.
+MODERN = {
+    "language_model": 1_543_714_304 + 8 * 1536,
+    "vision_model": 427_888_064,
+    "vae": 312_250_275,
+    "transformer": 591_747_872,
+    "visual_projector": 1152 * 1536 + 1536 + 1536 * 1536 + 1536,
+    "dream_queries": 64 * 1536,
+}
+
+
+def connector_parameters(layers: int, width: int = 1536, out: int = 2304) -> int:
+    """Layers of Qwen2 (with biases of q, k and v), their norm, and the two-layer MLP with its norm."""
+    layer = 4 * width**2 + 3 * width + 3 * width * 4 * width + 2 * width
+    return layers * layer + width + width * out + out + out * out + out + out
+
 
 @pytest.mark.parametrize(
     ("config", "expected"),
@@ -250,6 +277,8 @@ def test_more_gpus_never_need_more_memory_on_each(gpus, nodes, checkpointing, sh
                 "condition_projector": 2048 * 768,
             },
         ),
+        ("modern", MODERN | {"condition_projector": connector_parameters(2)}),
+        ("metaquery", MODERN | {"condition_projector": connector_parameters(24)}),
     ],
 )
 def test_the_real_models_build_without_storage(config, expected, monkeypatch):
@@ -258,7 +287,7 @@ def test_the_real_models_build_without_storage(config, expected, monkeypatch):
     model = build(configurations(experiment), experiment.model)
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert parameters_by_part(model) == expected
-    assert (model.config.num_patches, model.config.draw_size) == ({"paper": 256, "single_gpu": 196}[config], 512)
+    assert (model.config.num_patches, model.config.draw_size) == ({"single_gpu": 196}.get(config, 256), 512)
 
 
 def test_every_public_foundation_has_its_architecture():
@@ -354,11 +383,16 @@ def test_the_images_of_an_evaluation_by_hand(monkeypatch):
     assert {(one.prompts, one.samples) for one in evaluation.generations(few) if one.prompts} == {(10, 1)}
 
 
-def test_the_small_configuration_fits_a_gpu_of_24_gb(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("config", "gpu"),
+    [("single_gpu", "RTX4090 (24 GB)"), ("modern", "RTX4090 (24 GB)"), ("metaquery", "A100 (80 GB)")],
+)
+def test_configurations_of_one_gpu_fit_it(config, gpu, monkeypatch, capsys):
     monkeypatch.chdir(repository.ROOT)
-    cli.main(["plan", "--config", "config/single_gpu.yaml", "--gpu", "RTX4090"])
+    cli.main(["plan", "--config", f"config/{config}.yaml", "--gpu", gpu.split()[0]])
     text = capsys.readouterr().out
-    assert text.count("fits RTX4090 (24 GB)") == len(load("config/single_gpu.yaml").stages)
+    assert text.count(f"fits {gpu}") == len(load(f"config/{config}.yaml").stages)
+    assert ("activations of the connector" in text) == (config != "single_gpu")
 
 
 def test_the_plan_proposes_the_checkpointing_that_fits_and_costs_least(monkeypatch):

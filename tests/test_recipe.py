@@ -101,14 +101,25 @@ def test_a_difference_from_the_recipe_is_found():
     assert differences("as released", content), "the two recipes differ"
 
 
-def of_a_step(experiment: Experiment, stage: str, patches: int = 256) -> float:
-    """Documents in a step as `dreamllm plan` counts them; patches: CLIP ViT-L/14's, or B/16's 196."""
+def average_document(experiment: Experiment, stage: str, patches: int = 256) -> arithmetic.Load:
+    """The average document of a stage; patches: CLIP ViT-L/14's, or B/16's 196."""
     path = ROOT / "paper/assumptions.yaml"
-    assumptions = read_assumptions(path)
-    sets = kinds(experiment, assumptions, path)
+    sets = kinds(experiment, read_assumptions(path), path)
     queries = experiment.model_of(stage).num_dream_queries
-    mean = arithmetic.mixture_load(experiment.stages[stage], sets, patches, queries)
-    return arithmetic.documents_per_step(experiment.stages[stage], mean, assumptions.fill.value)
+    return arithmetic.mixture_load(experiment.stages[stage], sets, patches, queries)
+
+
+def of_a_step(experiment: Experiment, stage: str, patches: int = 256) -> float:
+    """Documents in a step as `dreamllm plan` counts them."""
+    fill = read_assumptions(ROOT / "paper/assumptions.yaml").fill.value
+    mean = average_document(experiment, stage, patches)
+    return arithmetic.documents_per_step(experiment.stages[stage], mean, fill)
+
+
+def drawn_in_all(experiment: Experiment, stage: str) -> float:
+    """Images that a stage draws."""
+    mean = average_document(experiment, stage)
+    return mean.drawn * of_a_step(experiment, stage) * experiment.stages[stage].steps
 
 
 @pytest.mark.parametrize("which", CONFIGS)
@@ -126,12 +137,27 @@ def test_rows_make_the_batch_and_steps_make_the_epochs(which):
 
 
 def test_an_arm_sees_as_many_documents_as_the_joint_run():
-    for config, patches in (("paper", 256), ("single_gpu", 196)):
+    for config, patches in (("paper", 256), ("single_gpu", 196), ("modern", 256)):
         experiment = load(ROOT / f"config/{config}.yaml")
         for joint in ("pretrain", "sft"):
             for mode in ("creation", "comprehension"):
                 arm = of_a_step(experiment, f"{joint}_{mode}", patches)
                 assert arm == pytest.approx(of_a_step(experiment, joint, patches), rel=0.05), (config, joint, mode)
+
+
+def test_todays_parts_see_the_documents_of_the_small_ones_and_both_ideas_draw_as_many_images():
+    small, modern, metaquery = (load(ROOT / f"config/{name}.yaml") for name in ("single_gpu", "modern", "metaquery"))
+    assert small.stages.keys() == modern.stages.keys() and small.sources == modern.sources == metaquery.sources
+    assert small.benchmarks == modern.benchmarks == metaquery.benchmarks
+    assert modern.foundations == metaquery.foundations
+    for name, stage in modern.stages.items():
+        assert (stage.mixture, stage.steps) == (small.stages[name].mixture, small.stages[name].steps), name
+        assert of_a_step(modern, name) == pytest.approx(of_a_step(small, name, 196), rel=0.05), name
+    drawn = {name: drawn_in_all(modern, name) for name in ("align_creation", "pretrain", "sft")}
+    assert drawn_in_all(metaquery, "pretrain") == pytest.approx(drawn["align_creation"] + drawn["pretrain"], rel=0.01)
+    assert drawn_in_all(metaquery, "sft") == pytest.approx(drawn["sft"], rel=0.01)
+    for arm in ("queries_256", "decoder_trained"):
+        assert drawn_in_all(metaquery, arm) == pytest.approx(drawn_in_all(metaquery, "pretrain"), rel=0.01), arm
 
 
 def test_an_arm_with_other_queries_sees_as_many_documents_in_all():

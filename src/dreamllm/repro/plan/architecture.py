@@ -109,10 +109,11 @@ def measure(model: DreamLLMForConditionalGeneration) -> Size:
     """Sizes of a model, and FLOPs and activation bytes counted in forward passes on the meta device."""
     config, text = model.config, model.config.text_config
     side, latent, states = config.draw_size, config.denoiser_config["sample_size"], (1, config.num_dream_queries)
+    query_states = torch.empty(*states, text.hidden_size, device="meta")
     denoiser_inputs = (
         torch.empty(1, config.denoiser_config["in_channels"], latent, latent, device="meta"),
         torch.zeros(1, dtype=torch.long, device="meta"),
-        model.project(torch.empty(*states, text.hidden_size, device="meta")),
+        model.project(query_states),
     )
     picture = torch.empty(1, 3, side, side, device="meta")
     shown = torch.empty(1, 3, config.vision_config.image_size, config.vision_config.image_size, device="meta")
@@ -137,7 +138,14 @@ def measure(model: DreamLLMForConditionalGeneration) -> Size:
         vae_peak=VAE_TENSORS * max(size for _, size in outputs(model.vae, lambda: model.vae.encode(picture))),
         patches=config.num_patches,
         queries=config.num_dream_queries,
+        **(connector_sizes(model, query_states) if config.connector_layers else {}),
     )
+
+
+def connector_sizes(model: DreamLLMForConditionalGeneration, states: torch.Tensor) -> dict[str, float]:
+    """FLOPs and bytes of activations of the connector, from query states (1, Q, D)."""
+    saved = outputs(model.condition_projector, lambda: model.project(states))
+    return {"connector": flops(lambda: model.project(states)), "connector_saved": float(sum(size for _, size in saved))}
 
 
 @torch.no_grad()

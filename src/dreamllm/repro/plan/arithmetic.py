@@ -105,7 +105,8 @@ class Size:
     head, which are one when tied.  clip, vae, unet: FLOPs of a forward pass for one picture (vae: encoding; unet: of
     the denoiser, also where it is a transformer).
     unet_saved, unet_kept: bytes of activations of a picture without and with gradient checkpointing.
-    vae_peak: bytes that encoding a picture needs for a moment
+    vae_peak: bytes that encoding a picture needs for a moment.  connector, connector_saved: FLOPs of a forward pass and
+    bytes of activations of the condition projector, for one picture, where it is a connector
     """
 
     parameters: Mapping[str, int]
@@ -123,6 +124,8 @@ class Size:
     vae_peak: float
     patches: int
     queries: int
+    connector: float = 0.0
+    connector_saved: float = 0.0
 
     @property
     def denoiser(self) -> str:
@@ -150,8 +153,8 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     gradient of its weights when all of them are trained, and the forward pass of checkpointed layers once more.
     Head: the same at the targets alone. UNet: forward, the gradient of its inputs, that of its weights when they are
     trained, and the forward pass of checkpointed blocks once more, and once more where it is trained in parts of
-    pictures_at_a_time, for each of a picture's draws. CLIP and VAE: forward; for the alignment loss CLIP also of drawn
-    pictures.
+    pictures_at_a_time, for each of a picture's draws. Connector: forward and both gradients. CLIP and VAE: forward; for
+    the alignment loss CLIP also of drawn pictures.
     """
     whole = "language_model" in stage.trains and stage.lora is None
     trains_unet = size.denoiser in stage.trains
@@ -160,7 +163,8 @@ def step_flops(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     unet_again = (1 / every_unet if every_unet else 0) + (trains_unet and machine.pictures_at_a_time is not None)
     head = 2 * size.vocabulary * size.hidden * load.targets if stage.loss_weights.language else 0.0
     drawn = load.drawn if stage.loss_weights.diffusion else 0.0
-    return {
+    connector = {"connector": 3 * size.connector * drawn} if size.connector else {}
+    return connector | {
         "language model": language_forward(size, load.tokens, stage.context) * (2 + whole + again),
         "head": head * (2 + ("language_model" in stage.trains)),
         "CLIP": size.clip * (load.read + (load.drawn if stage.loss_weights.alignment else 0.0)),
@@ -214,7 +218,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
     bf16 copies of autocast: 2 A; without gradient checkpointing of all weights that gradients pass through, S and UNet.
     Activations: rows_at_a_time x context x layers x `layer_activations`, of a checkpointed layer 4 h, and one of these
     whole; those of the UNet, with all draws, or, where it needs more, of the VAE for as many pictures as are in these
-    rows or pictures_at_a_time; logits: 10 V per target (bf16, fp32 and their gradient).
+    rows or pictures_at_a_time; those of a connector, of all pictures in these rows; logits: 10 V per target (bf16, fp32
+    and their gradient).
     """
     processes = max(1, machine.gpus) * machine.nodes
     parameters = size.parameters
@@ -245,7 +250,8 @@ def gpu_memory(size: Size, stage: Stage, machine: Machine, load: Load) -> dict[s
         is_frozen = stage.loss_weights.diffusion and size.denoiser not in stage.trains
         frozen_unet = parameters[size.denoiser] if is_frozen else 0
         copies = BF16 * (shared + adapters + frozen_unet)
-    return {
+    connector = {"activations of the connector": size.connector_saved * drawn} if size.connector_saved else {}
+    return connector | {
         "weights": FP32 * (encoders + (shared + adapters) / parts),
         "gradients": FP32 * trained / (1 if machine.sharding == "shard_grad_op" and here < rows else parts),
         "optimiser state": (ADAM_8BIT if machine.optimizer == "adamw_8bit" else ADAM) * trained / parts,
