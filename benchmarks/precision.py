@@ -1,4 +1,4 @@
-"""Time a training step and the sampling of a picture in fp32 and in bf16, in one run.
+"""Time a training step, also against the naive code, and the sampling of a picture in fp32 and in bf16, in one run.
 
     python benchmarks/precision.py [--sizes tiny small] [--repeats 5]
 
@@ -52,6 +52,25 @@ def precisions(size: str, repeats: int) -> str:
     return speed.table(["ms", "fp32", "bf16", "bf16 / fp32", "loss differs by"], rows)
 
 
+def against_naive(size: str, repeats: int) -> str:
+    """Table: a training step on the workload "joint" by the naive code in fp32, and by this repository."""
+    model = miniature.build(size)
+    packed, padded, noise = speed.prepare(model, "joint")
+    candidates = {"naive": speed.naive_step(model, padded, noise)}
+    for name, dtype in precision.DTYPES.items():
+        ours = miniature.build(size)
+        batch = speed.precomputed(ours, packed)
+        precision.for_training(ours, dtype)
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16")
+        for what, inputs in ((name, packed), (f"{name}, precompute", batch)):
+            loss = autocast(lambda ours=ours, inputs=inputs: ours(**inputs.inputs(), noise=noise).loss)
+            candidates[what] = speed.step(ours, loss, speed.fused_adamw(ours))
+    times = speed.median_ms(candidates, repeats)
+    rows = [[f"{size}, joint, ms", *(f"{times[name]:.0f}" for name in candidates)]]
+    rows.append(["to naive", *(f"{times[name] / times['naive']:.2f}" for name in candidates)])
+    return speed.table(["", *candidates], rows)
+
+
 @torch.no_grad()
 def sample(model: DreamLLMForConditionalGeneration) -> None:
     """Sample a batch of pictures as the default run does: 8 steps with guidance."""
@@ -68,7 +87,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for size in arguments.sizes:
-        print(precisions(size, arguments.repeats), flush=True)
+        print(precisions(size, arguments.repeats), against_naive(size, arguments.repeats), sep="\n\n", flush=True)
 
 
 if __name__ == "__main__":
