@@ -51,14 +51,11 @@ IGNORED_SETTINGS = {  # plugin: settings that do not affect the imported model
     | {"resolution", "center_crop", "random_flip", "freeze_vae", "freeze_unet"},
 }
 IGNORED_IN_ALL = {"pretrained_model_name_or_path", "projector_name_or_path", "freeze_projector", "local_files_only"}
-REQUIRED_SETTINGS = {  # plugin: settings that must have this value where they are given
-    "clip_vision_embedding": {
-        "projector_type": "linear",
-        "projector_depth": 1,
-        "use_additional_post_layernorm": False,
-    },
+LINEAR = {"projector_type": "linear", "projector_depth": 1}
+REQUIRED_SETTINGS: dict[str, dict[str, Any]] = {  # plugin: settings that must have this value where they are given
+    "clip_vision_embedding": LINEAR | {"use_additional_post_layernorm": False},
     "dream_embedding": {},
-    "stable_diffusion_head": {"projector_type": "linear", "projector_depth": 1},
+    "stable_diffusion_head": LINEAR,
 }
 TENSOR_PREFIXES = {  # official prefix of a tensor name: ours; the first match counts
     "model.clip_vision_embedding.clip_vision_model.vision_model.": "vision_model.",
@@ -393,10 +390,8 @@ def summary(uses: Iterable[TensorUse]) -> str:
     counts: dict[str, Counter] = {}
     for entry in uses:
         counts.setdefault(entry.file, Counter())[entry.use] += 1
-    return "\n".join(
-        f"{file}: {', '.join(f'{count} {use}' for use, count in sorted(of_file.items()))}"
-        for file, of_file in counts.items()
-    )
+    lines = {file: ", ".join(f"{count} {use}" for use, count in sorted(of.items())) for file, of in counts.items()}
+    return "\n".join(f"{file}: {line}" for file, line in lines.items())
 
 
 def as_json(uses: Iterable[TensorUse]) -> list[dict[str, Any]]:
