@@ -19,11 +19,23 @@ import miniature
 import speed
 import torch
 
+from dreamllm.data.packing import Batch
 from dreamllm.model import precision
+from dreamllm.model.diffusion import DiffusionNoise
 from dreamllm.model.dreamllm import DreamLLMForConditionalGeneration
 from dreamllm.model.sampling import PictureSampling, draw_from_states
 
 PICTURES = 32  # sampled at once, as in the default run
+
+
+def training_step(
+    model: DreamLLMForConditionalGeneration, batch: Batch, noise: DiffusionNoise, name: str
+) -> tuple[Callable[[], torch.Tensor], Callable[[], None]]:
+    """The loss of a model on a batch in the precision `name`, and the step that trains by it."""
+    precision.for_training(model, precision.DTYPES[name])
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16")
+    loss = autocast(lambda: model(**batch.inputs(), noise=noise).loss)
+    return loss, speed.step(model, loss, speed.fused_adamw(model))
 
 
 def precisions(size: str, repeats: int) -> str:
@@ -31,14 +43,11 @@ def precisions(size: str, repeats: int) -> str:
     candidates: dict[tuple[str, str], Callable[[], object]] = {}
     losses = {}
     for name, dtype in precision.DTYPES.items():
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16")
         model = miniature.build(size)
         packed, _, noise = speed.prepare(model, "mixed")
-        precision.for_training(model, dtype)
-        loss = autocast(lambda model=model, packed=packed, noise=noise: model(**packed.inputs(), noise=noise).loss)
+        loss, candidates["training step", name] = training_step(model, packed, noise, name)
         with torch.no_grad():
             losses[name] = loss().item()
-        candidates["training step", name] = speed.step(model, loss, speed.fused_adamw(model))
         artist = miniature.build(size)
         precision.for_inference(artist, "cpu", dtype)
         candidates["picture", name] = lambda artist=artist: sample(artist)
@@ -57,14 +66,11 @@ def against_naive(size: str, repeats: int) -> str:
     model = miniature.build(size)
     packed, padded, noise = speed.prepare(model, "joint")
     candidates = {"naive": speed.naive_step(model, padded, noise)}
-    for name, dtype in precision.DTYPES.items():
-        ours = miniature.build(size)
-        batch = speed.precomputed(ours, packed)
-        precision.for_training(ours, dtype)
-        autocast = torch.autocast("cpu", torch.bfloat16, enabled=name == "bf16")
-        for what, inputs in ((name, packed), (f"{name}, precompute", batch)):
-            loss = autocast(lambda ours=ours, inputs=inputs: ours(**inputs.inputs(), noise=noise).loss)
-            candidates[what] = speed.step(ours, loss, speed.fused_adamw(ours))
+    for name in precision.DTYPES:
+        for what, precompute in ((name, False), (f"{name}, precompute", True)):
+            ours = miniature.build(size)
+            batch = speed.precomputed(ours, packed) if precompute else packed
+            _, candidates[what] = training_step(ours, batch, noise, name)
     times = speed.median_ms(candidates, repeats)
     rows = [[f"{size}, joint, ms", *(f"{times[name]:.0f}" for name in candidates)]]
     rows.append(["to naive", *(f"{times[name] / times['naive']:.2f}" for name in candidates)])

@@ -36,11 +36,8 @@ MEMBER_NAME = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")  # webdataset's rule: a k
 PLACEHOLDER = Image.new("RGB", (1, 1))  # in place of a picture that is not decoded
 EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)  # closes every tar archive
 PLAIN_NAME = re.compile(rb"([\x20-\x7e]{1,100})\0*")  # POSIX ustar: all of the name, in the first 100 bytes
-PLAIN_REST = (
-    re.compile(  # a regular file: mode, owners, size, date, checksum, type, link, magic, names, devices, prefix
-        rb".{24}([0-7]{11})\0.{12}([0-7]{6})\0 0\0{100}ustar\x0000.{80}\0{167}", re.DOTALL
-    )
-)
+# Of a regular file: mode, owners, size, date, checksum, type, link, magic, names, devices, prefix.
+PLAIN_REST = re.compile(rb".{24}([0-7]{11})\0.{12}([0-7]{6})\0 0\0{100}ustar\x0000.{80}\0{167}", re.DOTALL)
 
 
 class ShardProblem(ValueError):
