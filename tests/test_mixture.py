@@ -5,6 +5,7 @@ import json
 import pickle
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +18,17 @@ from hypothesis import strategies as st
 from dreamllm.data import shards
 from dreamllm.data.document import Document, Picture, Text
 from dreamllm.data.layout import TokenSequence
-from dreamllm.data.mixture import Mixture, epoch_order, next_set, pair_mode
+from dreamllm.data.mixture import WINDOW, Mixture, epoch_blocks, next_set, pair_mode
 from dreamllm.data.shards import ShardProblem
 from dreamllm.data.stream import Position, Stream, prefetch, start_position
 from dreamllm.seeds import seed_of
 
 CONTEXT = 16
+
+
+def epoch_order(shard_sizes: Sequence[int], seed: int, window: int = WINDOW) -> np.ndarray:
+    """The document numbers of an epoch, in the order of its blocks."""
+    return np.concatenate([order for _, order in epoch_blocks(shard_sizes, seed, window)])
 
 
 def write_set(folder: Path, name: str, count: int, per_shard: int = 4) -> list[Path]:

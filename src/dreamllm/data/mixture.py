@@ -36,14 +36,6 @@ def next_set(weights: Mapping[str, float], drawn: Mapping[str, int]) -> str:
     return max(names, key=lambda name: weights[name] / total * count - drawn[name])
 
 
-def epoch_order(shard_sizes: Sequence[int], seed: int, window: int = WINDOW) -> np.ndarray:
-    """A shuffled order of all documents of a set, which reads from few shards at a time: its `epoch_blocks` in a row.
-
-    Returns document numbers (N,), each of 0 .. sum(shard_sizes) - 1 exactly once.
-    """
-    return np.concatenate([order for _, order in epoch_blocks(shard_sizes, seed, window)])  # (N,)
-
-
 def epoch_blocks(shard_sizes: Sequence[int], seed: int, window: int = WINDOW) -> Iterator[tuple[list[int], np.ndarray]]:
     """The blocks of an epoch's order: shards are shuffled and grouped until a group has `window` documents.
 

@@ -59,8 +59,8 @@ def missing(
 
     Whole batches, so that what was interrupted is computed as if it had not been.
     """
-    batches = processes.share(requests, size)
-    return [one for _, batch in batches if not all(one.name in drawn for one in batch) for one in batch]
+    mine = processes.share(requests, size)
+    return [one for _, batch in mine if not all(one.name in drawn for one in batch) for one in batch]
 
 
 # ---- DreamLLM ------------------------------------------------------------------------------------------------------

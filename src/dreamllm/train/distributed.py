@@ -282,9 +282,9 @@ def make_any_process() -> Callable[[bool], bool]:
 
     It has a gloo group of its own, which does not wait for the work that is queued on a GPU.
     """
-    if not distributed.is_initialized():
+    group = new_gloo_group()
+    if group is None:
         return lambda local: local
-    group = distributed.new_group(backend="gloo", timeout=TIMEOUT)
 
     def any_process(local: bool) -> bool:
         number = torch.tensor(int(local))

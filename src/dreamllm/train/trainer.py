@@ -211,7 +211,7 @@ def train(
                 progress.update(step + 1, {key: value for key, value in latest.items() if not math.isnan(value)})
 
                 # Save the resume state.
-                pause = max(save_every, save_seconds / MAX_SAVING_FRACTION) if save_every else 0.0
+                pause = max(save_every, save_seconds / MAX_SAVING_FRACTION)
                 is_due = not save_every or (not checkpointer.is_saving() and time.monotonic() - last_save > pause)
                 if is_stopped or (not is_last_step and distributed.broadcast_object(is_due)):
                     begin = time.monotonic()
