@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from dreamllm.config.base import Section
 from dreamllm.config.evaluation import scheduler_names
@@ -237,3 +238,13 @@ def test_runs_of_an_experiment_differ_in_their_random_numbers_alone():
     same = {"seed": 0, "evaluation": first.evaluation}
     assert other.model_copy(update=same) == first
     assert load(ROOT / "config/smoke.yaml", 3) == one.with_seed(3)
+
+
+def test_an_evaluation_may_be_of_the_first_seeds_alone():
+    evaluations = [{"model": "sd", "benchmarks": ["draw"]}, {"model": "llm", "benchmarks": ["language"], "seeds": 2}]
+    content = load(ROOT / "config/smoke.yaml").model_dump(mode="json") | {"evaluations": evaluations}
+    runs = Experiment.model_validate(content | {"seeds": [4, 0, 7]}).runs()
+    models = {name: [one.model for one in run.evaluations] for name, run in runs.items()}
+    assert models == {"smoke_4": ["sd", "llm"], "smoke_0": ["sd", "llm"], "smoke_7": ["sd"]}
+    with pytest.raises(ValidationError, match=r"evaluations\[1\]\.seeds: 2, more than the experiment has \(1\)"):
+        Experiment.model_validate(content | {"seeds": [4]})

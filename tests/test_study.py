@@ -16,8 +16,8 @@ def test_every_seed_of_every_arm_has_a_metric_of_every_benchmark() -> None:
     experiment = load(STUDY / "study.yaml")  # the configuration that the results are from
     wanted = {
         (run, evaluation.model, benchmark)
-        for run in experiment.runs()
-        for evaluation in experiment.evaluations
+        for run, of_seed in experiment.runs().items()
+        for evaluation in of_seed.evaluations
         for benchmark in evaluation.benchmarks
     }
     there = {(file.parts[-3], file.parts[-2], file.stem) for file in (STUDY / "metrics").rglob("*.json")}

@@ -3,7 +3,7 @@
 Usage: python workflow/readme_results.py      (after `make record`; tests/test_docs.py compares them)
 
 README.md is about the default run as recorded (results/recorded), with the scatter between the seeds of results/study.
-The study's page is about results/study/tables/claims.csv.
+The study's page is about results/study/tables/claims.csv, and about the questions of paper/questions.yaml.
 """
 
 from __future__ import annotations
@@ -168,6 +168,20 @@ def study() -> str:
     return "\n".join(lines)
 
 
+def questions() -> str:
+    """The study's block about other parts: every question, and the difference that each of its tests measured."""
+    tables, published = read_tables(ROOT / "paper/tables.yaml"), read_published(ROOT / "paper")
+    runs = read_runs(sorted((STUDY / "metrics").glob("*/*/*.json")))
+    numbers = claims.Numbers(tables, published, runs, claims.read_items(sorted((STUDY / "items").iterdir())))
+    asked = claims.read_claims(ROOT / "paper/questions.yaml", tables, published)
+    lines = ["| question | tests: difference (interval) outcome | seeds |", "|---|---|--:|"]
+    for result in claims.evaluate_claims(asked, numbers):
+        said = [f"{_interval(one.measured)} {one.outcome}" if one.measured else one.reason for one in result.tests]
+        seeds = min(one.seeds for one in result.tests)
+        lines.append(f"| {result.claim.id}: {result.claim.statement} | {'; '.join(said)} | {seeds} |")
+    return "\n".join(lines)
+
+
 def _test(test: dict[str, str]) -> str:
     value, low, high = (_short(test[key]) for key in ("ours", "low", "high"))
     return f"{value} ({low} to {high})"
@@ -193,9 +207,13 @@ def between_markers(text: str, name: str, content: str | None = None) -> str:
     return old.strip("\n") if content is None else f"{before}{start}\n{content}\n\n{end}{after}"
 
 
-PAGES = {ROOT / "README.md": ("results", default_run), STUDY / "README.md": ("claims", study)}
+BLOCKS = (
+    (ROOT / "README.md", "results", default_run),
+    (STUDY / "README.md", "claims", study),
+    (STUDY / "README.md", "questions", questions),
+)
 
 if __name__ == "__main__":
-    for page, (name, content) in PAGES.items():
+    for page, name, content in BLOCKS:
         page.write_text(between_markers(page.read_text(encoding="utf-8"), name, content()), encoding="utf-8")
-        print(f"wrote {page.relative_to(ROOT)}")
+        print(f"wrote {name} of {page.relative_to(ROOT)}")

@@ -69,9 +69,15 @@ def shard_folders(stage):
     return list(dict.fromkeys(PATHS.shards(name) for name in sets))
 
 
-def of_all_runs(patterns):
-    """Fill in the wildcard `run` of these paths with every run."""
-    return [pattern.format(run=run) for run in RUNS for pattern in patterns]
+def of_evaluations(path, chosen=lambda benchmark: True):
+    """The path, a function of model and benchmark, of everything that each run evaluates."""
+    return [
+        path(one.model, benchmark).format(run=run)
+        for run, experiment in RUNS.items()
+        for one in experiment.evaluations
+        for benchmark in one.benchmarks
+        if chosen(benchmark)
+    ]
 
 
 def seed_flag(wildcards):

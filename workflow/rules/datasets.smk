@@ -27,8 +27,8 @@ for STAGE, SETTINGS in EXPERIMENT.stages.items():
         raise WorkflowError(f"{CONFIGFILE}: stages.{STAGE}.mixture: {unfit[0]} is no training set")
 
 EXTERNAL = [name for name, b in EXPERIMENT.benchmarks.items() if b.source and PUBLIC[b.source].answers_on]
-SUBMISSIONS = of_all_runs(
-    [PATHS.submission(model, name, task_of(name).submission) for model, name in EVALUATED if name in EXTERNAL]
+SUBMISSIONS = of_evaluations(
+    lambda model, name: PATHS.submission(model, name, task_of(name).submission), lambda name: name in EXTERNAL
 )
 
 

@@ -102,10 +102,10 @@ def inception_folder(wildcards, output):
 
 
 EVALUATED = [(e.model, benchmark) for e in EXPERIMENT.evaluations for benchmark in e.benchmarks]
-METRICS = of_all_runs([PATHS.metrics(model, benchmark) for model, benchmark in EVALUATED])
-ITEMS = of_all_runs([PATHS.items(model, benchmark) for model, benchmark in EVALUATED])
+METRICS = of_evaluations(PATHS.metrics)
+ITEMS = of_evaluations(PATHS.items)
 if EXPERIMENT.evaluation.pictures:
-    METRICS += of_all_runs([PATHS.picture_metrics(*one) for one in EVALUATED if task_of(one[1]).image_metrics])
+    METRICS += of_evaluations(PATHS.picture_metrics, lambda benchmark: task_of(benchmark).image_metrics)
 
 
 def judgements(model, run):
@@ -114,10 +114,10 @@ def judgements(model, run):
 
 
 JUDGED = [
-    Paths(EXPERIMENT, run).metrics(model, "human")
-    for run in RUNS
-    for model, benchmark in EVALUATED
-    if benchmark == "stories" and judgements(model, run)
+    Paths(EXPERIMENT, run).metrics(one.model, "human")
+    for run, experiment in RUNS.items()
+    for one in experiment.evaluations
+    if "stories" in one.benchmarks and judgements(one.model, run)
 ]
 
 

@@ -121,5 +121,7 @@ class Evaluation(Section):
     benchmarks: Annotated[list[Name], Field(min_length=1), Unique]
     """Those of the emoji world (captions, vqa, pope, draw, draw_human, narratives, stories, language,
     illustrations, latency, in_context, attention), and those of the section `benchmarks`."""
+    seeds: Count | None = None
+    """Evaluate in the runs of the first so many `seeds` of the experiment; null = of all."""
     rewrite: bool = False
     """Rewrite, then draw (paper Table 10): the model rewrites each prompt, and Stable Diffusion draws the result."""

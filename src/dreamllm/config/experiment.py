@@ -150,6 +150,8 @@ class Experiment(Section):
                     problems.append(f"{where}.stages: no stage {stage!r}{near(stage, earlier)}")
             if evaluation.model in models[:index]:
                 problems.append(f"{where}.model: {evaluation.model} is listed twice; list its benchmarks in one place")
+            if (evaluation.seeds or 1) > max(1, len(self.seeds)):
+                problems.append(f"{where}.seeds: {evaluation.seeds}, more than the experiment has ({len(self.seeds)})")
             if evaluation.rewrite and (evaluation.stages or [evaluation.model])[0] in FOUNDATION_MODELS:
                 problems.append(f"{where}.rewrite: {evaluation.model} was trained on no instructions to rewrite by")
         if problems := problems or self._unfit_options():  # of names that are all there
@@ -163,8 +165,15 @@ class Experiment(Section):
         return self.model_copy(update={"seed": seed, "evaluation": evaluation})
 
     def runs(self) -> dict[str, Experiment]:
-        """The runs by the names of their folders: one called like the experiment, or one of each of its `seeds`."""
-        return {f"{self.name}_{seed}": self.with_seed(seed) for seed in self.seeds} or {self.name: self}
+        """The runs by the names of their folders: one called like the experiment, or one of each of its `seeds`.
+
+        A run has those evaluations that are of its seed.
+        """
+        several = {}
+        for index, seed in enumerate(self.seeds):
+            evaluations = [one for one in self.evaluations if one.seeds is None or index < one.seeds]
+            several[f"{self.name}_{seed}"] = self.with_seed(seed).model_copy(update={"evaluations": evaluations})
+        return several or {self.name: self}
 
     @property
     def instruments(self) -> FetchedFoundations | TrainedFoundations:

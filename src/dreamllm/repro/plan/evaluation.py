@@ -67,12 +67,13 @@ def seconds_per_picture(experiment: Experiment, unet: float, flops: float, share
 
 def lines(experiment: Experiment, each: float, why: str) -> list[str]:
     """The lines of the plan. each: seconds of an image on one GPU.  why: where this number is from"""
-    runs = len(experiment.runs())
+    evaluated = [one.model for run in experiment.runs().values() for one in run.evaluations]
     text, total = [f"evaluation: images to generate, {each:.3g} s each ({why})"], 0
     for one in generations(experiment):
         if one.prompts is None:
             text.append(f"  {one.model + ' ' + one.benchmark:<40} number of images not known")
             continue
+        runs = evaluated.count(one.model)
         pictures = runs * one.pictures
         total += pictures
         times = f"{one.prompts:,} prompts x {one.samples} samples" + (f" x {runs} seeds" if runs > 1 else "")
