@@ -125,7 +125,7 @@ def test_generate_writes_a_page_for_its_prompts(monkeypatch, tmp_path, capsys):
             "{folder}/none: no such folder; `dreamllm fetch-source` makes",
         ),
         ("fetch-foundations --describe {folder}/none", "{folder}/none: no such file or folder"),
-        ("generate hi --foundations {folder} --checkpoints {folder}", "{folder}/llm: no such file or folder"),
+        ("generate hi --foundations {folder} --checkpoints {folder}", "{folder}: not a checkpoint, it has no "),
         ("generate hi --temperature -1", "temperature is -1.0, not a number from 0"),
         ("generate hi --steps 0", "steps is 0, at least 1 is needed"),
         ("score-pictures --features {folder} --statistics {file} --out {folder}/m", "is no features file"),
@@ -183,8 +183,9 @@ def test_a_fresh_checkout_is_told_to_run_make_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit, match=r"no such file or folder; run `make tables` first: [^\n]*$"):
         cli.main(["generate", "draw a red cat on grass."])
-    (tmp_path / "data/foundations").mkdir(parents=True)  # other reasons get no such advice
-    with pytest.raises(SystemExit, match=r"data/foundations/llm: no such file or folder$"):
+    for folder in ("data/foundations", "results/checkpoints/embedded/sft"):  # other reasons get no such advice
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"embedded/sft: not a checkpoint, it has no checkpoint.json$"):
         cli.main(["generate", "draw a red cat on grass."])
 
 

@@ -73,7 +73,7 @@ class SdRecipe(Recipe):
 
 
 class FlowRecipe(Recipe):
-    """Mini Stable Diffusion 3 (`SD3Transformer2DModel`), with VAE and text encoder of the mini Stable Diffusion."""
+    """Mini Stable Diffusion 3, with VAE and text encoder of the mini Stable Diffusion."""
 
     hidden: Count = 128
     layers: Count = 6

@@ -135,11 +135,14 @@ def identity_of(args: argparse.Namespace, task: str, header: dict[str, Any], ite
 def protocol(args: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
     """How the predictions were made: settings, precision, digests of the models, versions. No paths and no time."""
     from dreamllm.model.precision import resolve
+    from dreamllm.train.checkpoint import foundation_folders, options_of
 
+    own = [args.model.removesuffix("_finetuned")]  # llm or sd
+    folders = own if args.model in FOUNDATION_MODELS else foundation_folders(options_of(args.checkpoints))
     return {
         "settings": experiment.evaluation.model_dump(mode="json", exclude=NOT_IN_PROTOCOL | WITHOUT_EFFECT),
         "precision": resolve(experiment.precision),
-        "foundations": {name: digest(args.foundations / name) for name in experiment.folders_of(args.model)},
+        "foundations": {name: digest(args.foundations / name) for name in folders},
         "checkpoints": {folder.name: digest(folder) for folder in args.checkpoints},
         "libraries": versions(),
         "machine": machine(),

@@ -100,7 +100,8 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
             raise CheckpointProblem(f"{path}: has {size} bytes, more than {LARGEST_METADATA}")
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise CheckpointProblem(f"{folder}: not a checkpoint, it has no {METADATA}") from None
+        what = f"not a checkpoint, it has no {METADATA}" if Path(folder).exists() else "no such file or folder"
+        raise CheckpointProblem(f"{folder}: {what}") from None
     except CheckpointProblem:
         raise
     except (ValueError, RecursionError) as error:
@@ -118,23 +119,15 @@ def load_model(
 ) -> tuple[DreamLLMForConditionalGeneration, DreamLLMProcessor]:
     """Build DreamLLM from its foundations and load the trained parameters of checkpoints in order; the last one wins.
 
-    options: keyword arguments of `build_from_foundations`, and names of folders (FOLDERS). By default those of the last
-    checkpoint, with DRAWING_OPTIONS of the last checkpoint that trained dream queries or condition projector.
+    options: keyword arguments of `build_from_foundations`, and names of folders (FOLDERS); by default `options_of`
     Raises CheckpointProblem when a checkpoint was trained on other foundations, from other checkpoints than those
     before it (`ancestors.py`) or with other options, when its file of tensors is not the one that its checkpoint.json
     describes, or when a tensor does not fit the model. A checkpoint that trained neither dream queries nor condition
     projector fits any DRAWING_OPTIONS, because nothing else depends on them, not even the initialisation.
     """
-    metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
-    for folder, about in metadata:
-        _check_options(Path(folder) / METADATA, about)
+    metadata = _read_options(checkpoints)
     if options is None:
-        if not metadata:
-            raise ValueError("pass the model's options, or a checkpoint that has them")
-        of_queries = [about["model"] for folder, about in metadata if has_query_parts(folder)]
-        options = {**metadata[-1][1]["model"]}
-        if of_queries:
-            options |= {key: (OLDER | of_queries[-1])[key] for key in DRAWING_OPTIONS}
+        options = options_of(checkpoints)
     ancestors.check([read_contents(folder) for folder in checkpoints])
     found = foundation_digests(foundations, options)
     language_model, eye, decoder = found
@@ -155,6 +148,25 @@ def load_model(
     for folder in checkpoints:
         load_trained(model, folder)
     return model, processor
+
+
+def options_of(checkpoints: Sequence[str | Path]) -> dict[str, Any]:
+    """Options of the model that checkpoints make up: those of the last one, with DRAWING_OPTIONS of the last one that
+    trained dream queries or condition projector. Raises CheckpointProblem as `load_model` does, ValueError for none."""
+    metadata = _read_options(checkpoints)
+    if not metadata:
+        raise ValueError("pass the model's options, or a checkpoint that has them")
+    of_queries = [about["model"] for folder, about in metadata if has_query_parts(folder)]
+    drawing = {key: (OLDER | of_queries[-1])[key] for key in DRAWING_OPTIONS} if of_queries else {}
+    return {**metadata[-1][1]["model"]} | drawing
+
+
+def _read_options(checkpoints: Sequence[str | Path]) -> list[tuple[str | Path, dict[str, Any]]]:
+    """Each checkpoint with its checkpoint.json, which says what the model is built from."""
+    metadata = [(folder, read_metadata(folder)) for folder in checkpoints]
+    for folder, about in metadata:
+        _check_options(Path(folder) / METADATA, about)
+    return metadata
 
 
 def _build(
