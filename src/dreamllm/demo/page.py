@@ -276,7 +276,7 @@ class StoryPanel(Panel):
 
 
 class AttentionPanel(Panel):
-    """An image, and where the UNet attended to each dream query while it was generated."""
+    """An image, and where the decoder attended to each dream query while it was generated."""
 
     def __init__(self, demo: Demo, settings: Settings) -> None:
         super().__init__(demo, settings)
@@ -303,7 +303,7 @@ class AttentionPanel(Panel):
         self.results.clear()
         with self.results:
             ui.label(
-                "Cross-attention of the UNet: how each place of the image divides its attention among the dream "
+                "Cross-attention of the decoder: how each place of the image divides its attention among the dream "
                 "queries, averaged over steps, layers and heads. Bright is much, on one scale for all queries. The "
                 "queries are in order of their share of the whole image; click on one to enlarge it."
             ).classes("quiet")

@@ -12,7 +12,7 @@ CAPTIONS = {
     "subject-driven, composition). Stable Diffusion gets only the sentence. For each kind the first item with "
     "combinations seen in training, and the first with a held-out one.",
     "figure6_attention": "Figure 6 of the paper: for the first prompt with two things and the first with one, the "
-    "share of the UNet's cross-attention that each dream query gets at each position of the latent, averaged over "
+    "share of the decoder's cross-attention that each dream query gets at each position of the latent, averaged over "
     "heads, layers and steps. A query has the same place in both grids. Black is zero, white the largest share in the "
     "figure, on a square-root scale.",
     "figure8_subject": "Figure 8 of the paper: the first subject-driven items, drawn by a model that was trained on "

@@ -42,6 +42,12 @@ MODEL_LABELS = {
     "queries_half": "half the queries",
     "queries_double": "twice the queries",
     "rewrite": "rewritten prompt",
+    "flow_decoder": "rectified flow",
+    "flow_creation": "rectified flow, creation-only",
+    "qwen_flow": "Qwen2, rectified flow",
+    "qwen_flow_creation": "Qwen2, rectified flow, creation-only",
+    "qwen_comprehension": "Qwen2, comprehension-only",
+    "frozen_lm_connector": "frozen LM, connector",
 }
 SEEN_PROMPTS, HELD_OUT_PROMPTS = 2, 1  # shown of each kind of scene
 STORIES, PICTURES_PER_STORY = 5, 4  # shown, at most
