@@ -163,6 +163,15 @@ def test_the_last_checkpoint_with_queries_says_how_many(foundations, tmp_path):
         load_model(foundations, [drawn, again])
 
 
+def test_a_checkpoint_that_does_not_say_how_many_queries_is_refused(foundations, tmp_path):
+    folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
+    about = checkpoint.read_metadata(folder)
+    del about["model"]["num_dream_queries"]
+    (folder / checkpoint.METADATA).write_text(json.dumps(about))
+    with pytest.raises(CheckpointProblem, match="checkpoint.json: model does not have num_dream_queries"):
+        load_model(foundations, [folder])
+
+
 def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_copied(foundations, tmp_path):
     folder = save_changed(tmp_path / "c", foundations, ["dream_queries"])
     tensors = {"dream_queries": torch.zeros(1, 4, 32), "condition_projector.weight": torch.zeros(7, 5)}

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitImageProcessor,
+    BitsAndBytesConfig,
     CLIPImageProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -130,6 +131,20 @@ def test_a_model_reads_draws_and_is_saved_with_the_eye(eye, kind, tmp_path):
     assert output.alignment_loss.isfinite() and output.language_loss.isfinite() and output.diffusion_loss.isfinite()
     assert all(parameter.grad.any() for parameter in model.visual_projector.parameters())
     assert all(parameter.grad is None for parameter in model.vision_model.parameters())
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_model_with_the_eye_reads_after_quantisation(eye, bits, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # a kernel for wider layers
+    model, processor = build(eye[0])
+    model.save_pretrained(tmp_path)
+    options = BitsAndBytesConfig(**{f"load_in_{bits}bit": True})
+    quantised = AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=options)
+    pixels = processor.read_pixels([tiny.picture(1), tiny.picture(2)])
+    wanted, found = (one.patch_features(pixels) for one in (model, quantised))
+    assert found.shape == wanted.shape and torch.nn.functional.cosine_similarity(found, wanted, dim=-1).mean() > 0.9
+    assert len(generate.write(quantised, processor, [tiny.conversation(1)], max_new_tokens=3)) == 1
 
 
 def test_a_training_on_features_computed_in_advance_has_the_same_losses(eye, world, tmp_path):

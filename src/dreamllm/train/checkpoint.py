@@ -186,6 +186,8 @@ def _check_options(path: Path, about: Mapping[str, Any]) -> None:
     options = about["model"]
     if unknown := sorted(options.keys() - known):
         raise CheckpointProblem(f"{path}: model has the unknown option {unknown[0][:80]!a}")
+    if "num_dream_queries" not in options:
+        raise CheckpointProblem(f"{path}: model does not have num_dream_queries")
     for key, value in options.items():
         of_text = ("template", "visual_projector_type", *FOLDERS)
         if type(value) is not (str if key in of_text else bool if key == "boundary_tokens" else int):
