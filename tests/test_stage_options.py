@@ -102,6 +102,10 @@ def test_options_of_stages_have_to_fit():
     """A decoder that the queries were not trained for; a language model of other ancestors, whatever they train."""
     with pytest.raises(ValueError, match="stages.both.init: drawing was trained with decoder flow, both has sd"):
         with_stages(drawing=DRAWING | {"decoder": "flow"}, both={"init": ["drawing"]})
+    content = with_stages(drawing=DRAWING | {"decoder": "flow"}).model_dump(mode="json")
+    evaluation = {"model": "drawing", "benchmarks": ["draw"], "rewrite": True}
+    with pytest.raises(ValueError, match="rewrite: Stable Diffusion draws rewritten prompts; drawing has another"):
+        Experiment.model_validate(content | {"evaluations": [evaluation]})
     with pytest.raises(
         ValueError, match="stages.both.init: reading was trained with language_model llm, both has qwen"
     ):

@@ -209,11 +209,16 @@ class Experiment(Section):
     def _unfit_options(self) -> list[str]:
         """A line for each checkpoint that is loaded into a model with other options than its own."""
         loaded = {f"stages.{name}.init": (name, self.lineage(*stage.init)) for name, stage in self.stages.items()}
+        others = [
+            f"evaluations[{index}].rewrite: Stable Diffusion draws rewritten prompts; {one.model} has another decoder"
+            for index, one in enumerate(self.evaluations)
+            if one.rewrite and self.folders_of(one.model)[-1] != "sd"
+        ]
         for index, evaluation in enumerate(self.evaluations):
             stages = self.lineage(*(s for s in evaluation.stages or [evaluation.model] if s not in FOUNDATION_MODELS))
             if drawn_by := [stage for stage in stages if self._trains_queries(stage)]:
                 loaded[f"evaluations[{index}]"] = (drawn_by[-1], stages)
-        return [
+        return others + [
             f"{where}: {stage} was trained with {key} {was}, {name} has {wanted}"
             for where, (name, stages) in loaded.items()
             for stage in stages

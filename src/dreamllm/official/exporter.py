@@ -14,7 +14,7 @@ from dreamllm.model.processor import SPECIAL_TOKENS
 from dreamllm.official import CLIP, SD, convert, files
 from dreamllm.official.convert import OfficialProblem
 from dreamllm.official.importer import REPORT
-from dreamllm.train.checkpoint import load_model
+from dreamllm.train.checkpoint import foundation_folders, load_model, options_of
 
 PLUGIN_FILES = {f"{plugin}.bin" for plugin in convert.PLUGINS}
 
@@ -51,7 +51,7 @@ def export_official(
     if report:
         not_cast = sum(_cast_to_imported_precision(file, found, report["keys"]) for file, found in tensors.items())
     with new_folder(out) as folder:
-        files.write(folder, config, tensors, foundations / "llm")
+        files.write(folder, config, tensors, foundations / foundation_folders(options_of(checkpoints))[0])
     lines = [f"{file}: {len(found)} tensors" for file, found in tensors.items()]
     if not_cast:
         lines.append(
