@@ -302,3 +302,17 @@ def test_fine_tuning_writes_nothing_from_values_that_are_not_finite(part, founda
     with pytest.raises(NonFiniteValues, match=r"^pair \d: .* are NaN or infinite"):
         finetune_sd.main(asked)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_card_keeps_the_figures_of_parts_that_were_not_measured_again(tmp_path):
+    for part, steps in (("llm", 1), ("clip", 2)):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / gates.TRAINING).write_text(json.dumps({"steps": steps}))
+    gates.write_card(tmp_path / gates.CARD, tmp_path, {"llm": {"colour": 1.0}, "clip": {"exact": 0.5}})
+    (tmp_path / "clip" / gates.TRAINING).write_text(json.dumps({"steps": 3}))  # trained again, so its figures are void
+    gates.write_card(tmp_path / gates.CARD, tmp_path, {"llm": {"colour": 0.9}})
+    card = json.loads((tmp_path / gates.CARD).read_text())
+    assert {part: entry["figures"] for part, entry in card.items()} == {"llm": {"colour": 0.9}, "clip": {}}
+    gates.write_card(tmp_path / gates.CARD, tmp_path, {"clip": {"exact": 0.7}})
+    card = json.loads((tmp_path / gates.CARD).read_text())
+    assert {part: entry["figures"] for part, entry in card.items()} == {"llm": {"colour": 0.9}, "clip": {"exact": 0.7}}

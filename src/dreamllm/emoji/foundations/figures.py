@@ -262,7 +262,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--foundations", type=Path, required=True, help="folder with the foundations")
     parser.add_argument("--parts", choices=MEASURES, nargs="+", help="which ones; by default all of the experiment")
     parser.add_argument(
-        "--out", type=file_to_write, help="card to write, of all parts; without it they are printed only"
+        "--out", type=file_to_write, help="card to write, of all parts; those left out keep their figures there"
     )
 
 

@@ -62,12 +62,17 @@ MEASURE = "run `dreamllm measure-foundations` and store the foundations with the
 
 
 def write_card(path: Path, foundations: Path, figures: Mapping[str, Mapping[str, float]]) -> None:
-    """Write the card of foundations that have been measured: figures, gates and training of every part."""
-    card = {
-        part.parent.name: json.loads(part.read_text(encoding="utf-8"))
-        | {"figures": figures.get(part.parent.name, {}), "gates": GATES.get(part.parent.name, {})}
-        for part in sorted(foundations.glob(f"*/{TRAINING}"))
-    }
+    """Write the card of foundations that have been measured: figures, gates and training of every part.
+
+    A part that is not among the figures keeps those of the card that is there, if it is of the same training.
+    """
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = {}
+    for file in sorted(foundations.glob(f"*/{TRAINING}")):
+        part, training = file.parent.name, json.loads(file.read_text(encoding="utf-8"))
+        old = before.get(part, {})
+        kept = old.get("figures", {}) if training.items() <= old.items() else {}
+        card[part] = training | {"figures": figures.get(part, kept), "gates": GATES.get(part, {})}
     with new_file(path) as file:
         file.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
