@@ -118,6 +118,8 @@ def test_training_starts_from_the_image_tower_and_the_unet_of_others(foundations
         )
         record = json.loads((tmp_path / part / gates.TRAINING).read_text())
         assert record["started_from"] == digest(foundations / part)
+        saved = [path.read_text() for folder in (foundations, tmp_path / part) for path in folder.rglob("*.json")]
+        assert saved and not any(str(tmp_path.parent) in text or "_name_or_path" in text for text in saved)
 
 
 def test_the_figures_of_foundations_that_learnt_nothing_fail_their_gates(foundations, tmp_path, monkeypatch, capsys):

@@ -75,6 +75,7 @@ def main(args: argparse.Namespace) -> None:
                 pipeline.to(dtype=torch.float16).save_pretrained(folder)
         else:
             scene_classifier.save(scene_classifier.train(recipe, side, seed, names, workers).half(), folder)
+        forget_paths(folder)
         record = {
             "recipe": recipe.model_dump(mode="json"),
             "seed": experiment.seed,
@@ -86,3 +87,11 @@ def main(args: argparse.Namespace) -> None:
             "code": provenance.code_digest(__name__),
         }
         (folder / gates.TRAINING).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_paths(folder: Path) -> None:
+    """Remove `_name_or_path` from the configurations below a folder: it is a path of the machine that saved them."""
+    for file in sorted(folder.rglob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.pop("_name_or_path", None) is not None:
+            file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
