@@ -92,6 +92,12 @@ def gradients(model, batch) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
+def test_the_tokenizer_is_the_one_in_the_folder(built):
+    """And not that which transformers has for the model's type."""
+    text = "A photo of a dog running on the beach."
+    assert built[1].tokenizer.tokenize(text) == tiny.tokenizer().tokenize(text)
+
+
 @torch.no_grad()
 def test_a_packed_document_is_as_it_is_alone(built):
     model, processor = built

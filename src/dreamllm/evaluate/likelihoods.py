@@ -14,17 +14,17 @@ from dreamllm.evaluate.prompts import PromptSet, as_text
 def language_model(job: PredictionJob) -> tuple[Any, Vocabulary, int]:
     """The foundation language model of a job, its vocabulary (without pictures) and its context."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from dreamllm.model import precision
     from dreamllm.model.build import first_token
     from dreamllm.model.chat_template import TOKENIZER, layout_template, with_pictures
-    from dreamllm.model.weights import load_part, load_weights
+    from dreamllm.model.weights import load_tokenizer, load_weights
 
     folder = job.foundations / "llm"
     model = load_weights(AutoModelForCausalLM, folder, dtype=torch.float32)
     precision.for_inference(model, precision.default_device(), job.dtype)
-    tokenizer = load_part(AutoTokenizer, folder)
+    tokenizer = load_tokenizer(folder)
     eos, template = tokenizer.eos_token_id, job.experiment.model.template
     chat = layout_template(tokenizer, with_pictures(tokenizer)) if template == TOKENIZER else None
     vocabulary = Vocabulary(

@@ -17,7 +17,7 @@ import diffusers
 import torch
 from diffusers import DDPMScheduler, ModelMixin
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 from transformers.tokenization_utils_base import AddedToken, PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ from dreamllm.model.dreamllm import UNFROZEN, DreamLLMForConditionalGeneration
 from dreamllm.model.eyes import check_picture_size, make_projector, vision_tower
 from dreamllm.model.packed import head_logits, packed_attention_mask
 from dreamllm.model.processor import BOUNDARY, PAD, SPECIAL_TOKENS, DreamLLMProcessor
-from dreamllm.model.weights import FoundationProblem, load_part, load_weights, read_config
+from dreamllm.model.weights import FoundationProblem, load_part, load_tokenizer, load_weights, read_config
 
 
 def build_from_foundations(
@@ -59,7 +59,7 @@ def build_from_foundations(
     for folder in (llm_dir, clip_dir, sd_dir):
         if not Path(folder).is_dir():
             raise FoundationProblem(f"{folder}: no such foundation folder")
-    tokenizer = load_part(AutoTokenizer, llm_dir)
+    tokenizer = load_tokenizer(llm_dir)
     new_tokens = add_special_tokens(tokenizer)
     if boundary_tokens and BOUNDARY not in tokenizer.get_vocab():
         raise FoundationProblem(

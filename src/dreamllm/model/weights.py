@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dreamllm.safe_join import NameProblem, shards_of
 
@@ -56,6 +57,20 @@ def load_part(kind: Any, folder: str | Path, **options: Any) -> Any:
         raise FoundationProblem(
             f"{place}: {kind.__name__} cannot be loaded ({type(error).__name__}: {what})"
         ) from error
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, of the class that its tokenizer_config.json names. Raises FoundationProblem.
+
+    AutoTokenizer takes the class by the model's type for some types (Qwen2 and Phi-3 are among them), also where the
+    folder has a tokenizer.json of another kind, which then is read wrongly and without a warning.
+    """
+    try:
+        named = json.loads((Path(folder) / "tokenizer_config.json").read_text(encoding="utf-8"))["tokenizer_class"]
+    except (OSError, ValueError, LookupError, TypeError):
+        named = None  # AutoTokenizer tells what is wrong
+    plain = named in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return load_part(PreTrainedTokenizerFast if plain else AutoTokenizer, folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

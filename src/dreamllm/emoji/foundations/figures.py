@@ -51,13 +51,13 @@ def unseen(count: int, seed: int, kinds: Sequence[str], names: Names = NAMES) ->
 
 def llm_figures(part: str, foundations: Path, experiment: Experiment) -> dict[str, float]:
     """Shares of right answers about unseen scenes told in words: `language_figures.figures`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from dreamllm.emoji.foundations import language_figures
-    from dreamllm.model.weights import load_weights
+    from dreamllm.model.weights import load_tokenizer, load_weights
 
     model = load_weights(AutoModelForCausalLM, foundations / part).float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(foundations / part)
+    tokenizer = load_tokenizer(foundations / part)
     return language_figures.figures(model, tokenizer, names_of(experiment.world.pictograms), SIZES["asked"])
 
 

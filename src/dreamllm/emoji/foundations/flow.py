@@ -23,7 +23,7 @@ from dreamllm.config.world import AltText
 from dreamllm.emoji.foundations.diffusion import encode_pictures
 from dreamllm.emoji.registers import ALT_TEXT, describe
 from dreamllm.emoji.scenes import NAMES, Names
-from dreamllm.model.decoders.flow import shift_sigmas
+from dreamllm.model.decoders.flow import make_scheduler, shift_sigmas
 from dreamllm.model.precision import default_device
 from dreamllm.model.weights import load_weights
 from dreamllm.train.optimise import half_precision, optimise
@@ -133,7 +133,7 @@ def train(
 
 @torch.no_grad()
 def draw(flow: Flow, texts: Sequence[str], settings: Drawing, batch_size: int = 40) -> list[Image.Image]:
-    """Generate an image of each text, with noise by its number, by Euler's scheduler; settings: steps and guidance."""
+    """Generate an image of each text, with noise by its number. settings: scheduler, steps and guidance"""
     device = default_device()
     for part in (flow.vae, flow.text_encoder, flow.transformer):
         part.to(device)
@@ -145,7 +145,7 @@ def draw(flow: Flow, texts: Sequence[str], settings: Drawing, batch_size: int = 
         shape = (config.in_channels, config.sample_size, config.sample_size)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(start + n)) for n in range(len(batch))]
         latents = torch.stack(noise).to(device)  # (B, C, h, w)
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(flow.scheduler.config)
+        scheduler = make_scheduler(settings.scheduler, flow.scheduler.config)
         scheduler.set_timesteps(settings.steps)
         for time in scheduler.timesteps:
             both = flow.transformer(

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -30,7 +29,7 @@ from dreamllm.emoji import corpus
 from dreamllm.emoji.foundations.text import llama_tokenizer
 from dreamllm.emoji.scenes import NAMES, Names
 from dreamllm.model.precision import default_device
-from dreamllm.model.weights import load_weights
+from dreamllm.model.weights import load_tokenizer, load_weights
 from dreamllm.train.optimise import half_precision, optimise
 
 LanguageModel: TypeAlias = LlamaForCausalLM | Qwen2ForCausalLM
@@ -171,7 +170,7 @@ def train(
         tokenizer = llama_tokenizer(sentences(4000, seed, names, shares), recipe.vocabulary)
         model = untrained(recipe, tokenizer, seed)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(start)
+        tokenizer = load_tokenizer(start)
         model = load_weights(AutoModelForCausalLM, start, attn_implementation="eager").float()
     model = model.to(device).train()
     stream = batches(recipe, seed, names, tokenizer, shares)

@@ -48,13 +48,11 @@ def read(folder: Path, split: str) -> list[list[Any]]:
 def predict(job: PredictionJob, items: Sequence[Any], header: dict[str, Any]) -> None:
     """Write the harness's records for the language model alone, or for that inside of a DreamLLM."""
     if job.model == "llm":
-        from transformers import AutoTokenizer
-
         from dreamllm.evaluate.likelihoods import language_model
-        from dreamllm.model.weights import load_part
+        from dreamllm.model.weights import load_tokenizer
 
         model, _, context = language_model(job)
-        tokenizer = load_part(AutoTokenizer, job.foundations / "llm")
+        tokenizer = load_tokenizer(job.foundations / "llm")
     else:
         whole, processor = job.load()
         model, tokenizer, context = whole.language_model, processor.tokenizer, processor.context
