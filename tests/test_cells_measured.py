@@ -43,6 +43,7 @@ PUBLIC = {
 }
 PICTURES = f"fid_(paper|clean)_({'|'.join(selection.RULES)})"
 ELSEWHERE = {("scenes", "sd_finetuned")}  # columns about the emoji world's experiments
+ELSEWHERE |= {("parts", row.model) for row in TABLES["parts"].rows}  # all of it
 
 
 def holds(benchmark: str) -> str:
@@ -78,6 +79,15 @@ def test_every_cell_is_measured_or_its_row_says_why_not(table: Table):
         if (table.id, row.model or column.model) not in ELSEWHERE:
             why = f"{table.cell_id(row, column)}: {column.measure} of {row.model or column.model}"
             assert there != (benchmark in row.lacks), f"{why} is {'measured, and lacks' if there else 'not measured'}"
+
+
+def test_the_study_measures_every_cell_of_the_table_of_parts():
+    study = load(ROOT / "config/study.yaml")
+    measured = {(one.model, name) for one in study.evaluations for name in one.benchmarks}
+    for _, row, column in (one for one in CELLS if one[0].id == "parts"):
+        benchmark = column.measure.split("/")[0]
+        reason = row.lacks.get(benchmark, "")
+        assert ((row.model, benchmark) in measured) == (not reason or "config/study.yaml" in reason), (row, column)
 
 
 def test_every_benchmark_of_the_configuration_has_cells():
