@@ -174,11 +174,13 @@ def questions() -> str:
     runs = read_runs(sorted((STUDY / "metrics").glob("*/*/*.json")))
     numbers = claims.Numbers(tables, published, runs, claims.read_items(sorted((STUDY / "items").iterdir())))
     asked = claims.read_claims(ROOT / "paper/questions.yaml", tables, published)
-    lines = ["| question | tests: difference (interval) outcome | seeds |", "|---|---|--:|"]
+    lines = ["| | is it so? | difference (95 % interval) | outcome | seeds |", "|---|---|---|---|--:|"]
     for result in claims.evaluate_claims(asked, numbers):
-        said = [f"{_interval(one.measured)} {one.outcome}" if one.measured else one.reason for one in result.tests]
-        seeds = min(one.seeds for one in result.tests)
-        lines.append(f"| {result.claim.id}: {result.claim.statement} | {'; '.join(said)} | {seeds} |")
+        for n, one in enumerate(result.tests):
+            head = f"{result.claim.id} | " + ("" if n else f"{result.claim.statement} ")
+            what = one.test.plus[0].rpartition(".")[2].replace("_", " ")
+            said = "{:.1f} ({:.1f} to {:.1f})".format(*one.measured) if one.measured else one.reason
+            lines.append(f"| {head}| {what}: {said} | {one.outcome} | {one.seeds} |")
     return "\n".join(lines)
 
 
