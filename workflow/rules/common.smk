@@ -85,13 +85,6 @@ def seed_flag(wildcards):
     return ["--seed", str(RUNS[wildcards.run].seed)] if EXPERIMENT.seeds else []
 
 
-def stage_settings(stage):
-    """Digest of the settings that a stage is trained with, as a function of the run."""
-    return lambda wildcards: digest(
-        RUNS[wildcards.run].seed, EXPERIMENT.precision, EXPERIMENT.model, EXPERIMENT.stages[stage]
-    )
-
-
 # Snakemake runs a job again when a param changes, unless the param is a function of the output (or input). So what must
 # not cause a rerun, such as the section `machine`, is written as a function with the argument `output`.
 
