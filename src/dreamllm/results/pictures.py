@@ -44,9 +44,6 @@ MODEL_LABELS = {
     "rewrite": "rewritten prompt",
     "flow_decoder": "rectified flow",
     "flow_creation": "rectified flow, creation-only",
-    "qwen_flow": "Qwen2, rectified flow",
-    "qwen_flow_creation": "Qwen2, rectified flow, creation-only",
-    "qwen_comprehension": "Qwen2, comprehension-only",
     "frozen_lm_connector": "frozen LM, connector",
 }
 SEEN_PROMPTS, HELD_OUT_PROMPTS = 2, 1  # shown of each kind of scene
