@@ -62,10 +62,8 @@ def other_foundations(model):
 
 def shard_folders(stage):
     """The folders with the shard sets of a stage's mixture, or of the fine-tuned Stable Diffusion; emoji world first."""
-    mixture = (
-        (EXPERIMENT.sd_finetuned.mixture or ["pairs"]) if stage == "sd_finetuned" else EXPERIMENT.stages[stage].mixture
-    )
-    sets = sorted(mixture, key=lambda name: name not in WORLD_SETS)
+    trained = EXPERIMENT.sd_finetuned if stage == "sd_finetuned" else EXPERIMENT.stages[stage]
+    sets = sorted(trained.mixture or ["pairs"], key=lambda name: name not in WORLD_SETS)
     return list(dict.fromkeys(PATHS.shards(name) for name in sets))
 
 
@@ -83,6 +81,13 @@ def of_evaluations(path, chosen=lambda benchmark: True):
 def seed_flag(wildcards):
     """Tell a job which run it belongs to, where an experiment has several."""
     return ["--seed", str(RUNS[wildcards.run].seed)] if EXPERIMENT.seeds else []
+
+
+def stage_settings(stage):
+    """Digest of the settings that a stage is trained with, as a function of the run."""
+    return lambda wildcards: digest(
+        RUNS[wildcards.run].seed, EXPERIMENT.precision, EXPERIMENT.model, EXPERIMENT.stages[stage]
+    )
 
 
 # Snakemake runs a job again when a param changes, unless the param is a function of the output (or input). So what must

@@ -4,14 +4,6 @@
 # Each stage is a rule of its own and not a wildcard of one: dvc.yaml limits every DVC stage to its rules by
 # --allowed-rules. With one rule, a missing checkpoint of another stage would be trained without DVC's knowledge.
 
-
-def stage_settings(stage):
-    """Digest of the settings that a stage is trained with, as a function of the run."""
-    return lambda wildcards: digest(
-        RUNS[wildcards.run].seed, EXPERIMENT.precision, EXPERIMENT.model, EXPERIMENT.stages[stage]
-    )
-
-
 for STAGE in EXPERIMENT.stages:
 
     rule:
