@@ -153,11 +153,12 @@ def test_probes_find_what_is_there_and_nothing_in_noise():
 
 
 def test_training_a_part_twice_gives_the_same_bytes(foundations, tmp_path):
-    for part in ("judge2", "clip"):
-        run.main(argparse.Namespace(part=part, config=EXPERIMENT, inputs=[], start=None, out=tmp_path / part))
-        for file in sorted((foundations / part).iterdir()):
+    for part in ("judge2", "clip", "sd", "flow"):
+        inputs = [foundations / "vae", foundations / "clip"] if part in ("sd", "flow") else []
+        run.main(argparse.Namespace(part=part, config=EXPERIMENT, inputs=inputs, start=None, out=tmp_path / part))
+        for file in sorted(path for path in (foundations / part).rglob("*") if path.is_file()):
             if file.name != gates.TRAINING:  # it has the seconds
-                assert (tmp_path / part / file.name).read_bytes() == file.read_bytes(), file
+                assert (tmp_path / part / file.relative_to(foundations / part)).read_bytes() == file.read_bytes(), file
 
 
 def test_fine_tuning_changes_the_unet_and_records_losses_and_precision(foundations, tmp_path):

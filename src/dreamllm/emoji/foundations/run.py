@@ -49,6 +49,7 @@ def main(args: argparse.Namespace) -> None:
     recipe = getattr(experiment.foundations, args.part, None)
     if recipe is None or experiment.foundations.source != "train":
         raise SystemExit(f"{args.config}: foundations.{args.part} has no recipe; set foundations.source to train")
+    torch.manual_seed(seed)  # of new weights; the trainings seed what they draw themselves
     with new_folder(args.out) as folder:
         if args.part in ("llm", "qwen"):
             model, tokenizer = language.train(recipe, seed, names, experiment.world.registers, args.start)
