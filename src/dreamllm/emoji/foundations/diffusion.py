@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 
-from dreamllm.config.foundations import SdRecipe
+from dreamllm.config.foundations import FlowRecipe, SdRecipe
 from dreamllm.config.world import AltText
 from dreamllm.emoji.foundations.scene_batches import scene_batches
 from dreamllm.emoji.registers import ALT_TEXT, describe
@@ -81,6 +81,41 @@ def encode_pictures(
     return torch.cat(latents)[:count], encoded[:count]
 
 
+def examples(
+    latents: torch.Tensor,
+    scenes: Sequence[Scene],
+    recipe: SdRecipe | FlowRecipe,
+    tokenizer: PreTrainedTokenizerBase,
+    rng: random.Random,
+    forms: Mapping[AltText, float],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents (B, C, h, w) and token ids (B, L) of a batch drawn with replacement; some captions are empty."""
+    chosen = torch.randint(len(scenes), (recipe.batch_size,))
+    captions = [
+        "" if rng.random() < recipe.condition_dropout else describe(scenes[i], "alt_text", rng, forms) for i in chosen
+    ]
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    return latents[chosen], ids.to(latents.device)
+
+
+def optimise_average(
+    title: str,
+    trained: list[torch.nn.Parameter],
+    loss_of_step: Callable[[int], torch.Tensor],
+    recipe: SdRecipe | FlowRecipe,
+) -> None:
+    """Train parameters, which then become the exponential moving average of themselves (decay 0.999)."""
+    weights = [parameter.detach() for parameter in trained]
+    means = [weight.clone() for weight in weights]
+
+    def average_weights(step: int) -> None:
+        decay = min(0.999, (1 + step) / (10 + step))
+        torch._foreach_lerp_(means, weights, 1 - decay)
+
+    optimise(title, trained, loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
+    torch._foreach_copy_(weights, means)
+
+
 def train(
     pipeline: StableDiffusionPipeline,
     recipe: SdRecipe,
@@ -106,17 +141,9 @@ def train(
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA at 36 positions on a CPU
     latents, scenes = encode_pictures(pipeline.vae, recipe.pictures, seed, names, workers)
     trained = [*unet.parameters(), *(text_encoder.parameters() if text_encoder_too else ())]
-    weights = [parameter.detach() for parameter in trained]
-    means = [weight.clone() for weight in weights]
 
     def loss_of_step(step: int) -> torch.Tensor:
-        chosen = torch.randint(len(scenes), (recipe.batch_size,))
-        captions = [
-            "" if rng.random() < recipe.condition_dropout else describe(scenes[i], "alt_text", rng, forms)
-            for i in chosen
-        ]
-        ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-        clean = latents[chosen]  # (B, C, h, w)
+        clean, ids = examples(latents, scenes, recipe, tokenizer, rng, forms)  # (B, C, h, w), (B, L)
         noise = torch.randn_like(clean)
         times = torch.randint(num_timesteps, (recipe.batch_size,), device=device)
         times = shift_timesteps(times, num_timesteps, recipe.timestep_shift)
@@ -127,10 +154,5 @@ def train(
             predicted = unet(noisy, times, condition).sample
         return F.mse_loss(predicted.float(), pipeline.scheduler.get_velocity(clean, noise, times))
 
-    def average_weights(step: int) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, weights, 1 - decay)
-
-    optimise("sd", trained, loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
-    torch._foreach_copy_(weights, means)
+    optimise_average("sd", trained, loss_of_step, recipe)
     unet.eval()

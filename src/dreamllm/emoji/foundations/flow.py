@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
@@ -20,13 +19,14 @@ from transformers import AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase
 from dreamllm.config.evaluation import Drawing
 from dreamllm.config.foundations import FlowRecipe
 from dreamllm.config.world import AltText
-from dreamllm.emoji.foundations.diffusion import encode_pictures
-from dreamllm.emoji.registers import ALT_TEXT, describe
+from dreamllm.emoji.foundations.diffusion import encode_pictures, examples, optimise_average
+from dreamllm.emoji.registers import ALT_TEXT
 from dreamllm.emoji.scenes import NAMES, Names
 from dreamllm.model.decoders.flow import make_scheduler, shift_sigmas
 from dreamllm.model.precision import default_device
+from dreamllm.model.sampling import initial_noise, to_pictures
 from dreamllm.model.weights import load_weights
-from dreamllm.train.optimise import half_precision, optimise
+from dreamllm.train.optimise import half_precision
 
 
 @dataclass(frozen=True)
@@ -97,23 +97,15 @@ def train(
     transformer = flow.transformer.train()
     latents, scenes = encode_pictures(flow.vae, recipe.pictures, seed, names, workers)
     trained = [*transformer.parameters(), *(flow.text_encoder.parameters() if text_encoder_too else ())]
-    weights = [parameter.detach() for parameter in trained]
-    means = [weight.clone() for weight in weights]
 
     def loss_of_step(step: int) -> torch.Tensor:
-        chosen = torch.randint(len(scenes), (recipe.batch_size,))
-        captions = [
-            "" if rng.random() < recipe.condition_dropout else describe(scenes[i], "alt_text", rng, forms)
-            for i in chosen
-        ]
-        ids = flow.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        clean = latents[chosen]  # (B, C, h, w)
+        clean, ids = examples(latents, scenes, recipe, flow.tokenizer, rng, forms)  # (B, C, h, w), (B, L)
         noise = torch.randn_like(clean)
         sigmas = shift_sigmas(torch.randn(recipe.batch_size, device=device).sigmoid(), recipe.timestep_shift)  # (B,)
         noisy = torch.lerp(clean, noise, sigmas[:, None, None, None])
         with half_precision():
             with torch.set_grad_enabled(text_encoder_too):
-                text = flow.text_encoder(ids.to(device))
+                text = flow.text_encoder(ids)
             predicted = transformer(
                 hidden_states=noisy,
                 timestep=sigmas * flow.scheduler.config.num_train_timesteps,
@@ -122,12 +114,7 @@ def train(
             ).sample
         return F.mse_loss(predicted.float(), noise - clean)
 
-    def average_weights(step: int) -> None:
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_lerp_(means, weights, 1 - decay)
-
-    optimise("flow", trained, loss_of_step, recipe.steps, recipe.learning_rate, average_weights)
-    torch._foreach_copy_(weights, means)
+    optimise_average("flow", trained, loss_of_step, recipe)
     transformer.eval()
 
 
@@ -142,9 +129,9 @@ def draw(flow: Flow, texts: Sequence[str], settings: Drawing, batch_size: int = 
         batch = [*texts[start : start + batch_size]]
         ids = flow.tokenizer(batch + [""] * len(batch), padding="max_length", truncation=True, return_tensors="pt")
         text = flow.text_encoder(ids.input_ids.to(device))
-        shape = (config.in_channels, config.sample_size, config.sample_size)
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(start + n)) for n in range(len(batch))]
-        latents = torch.stack(noise).to(device)  # (B, C, h, w)
+        seeds = range(start, start + len(batch))
+        noise, _ = initial_noise(seeds, config.in_channels, config.sample_size, config.sample_size)
+        latents = noise.to(device)  # (B, C, h, w)
         scheduler = make_scheduler(settings.scheduler, flow.scheduler.config)
         scheduler.set_timesteps(settings.steps)
         for time in scheduler.timesteps:
@@ -156,11 +143,5 @@ def draw(flow: Flow, texts: Sequence[str], settings: Drawing, batch_size: int = 
             ).sample
             with_text, without = both.float().chunk(2)
             latents = scheduler.step(without + settings.guidance * (with_text - without), time, latents).prev_sample
-        pixels = flow.vae.decode(latents / scale).sample.float().cpu()  # (B, 3, H, W)
-        images += [Image.fromarray(one) for one in to_uint8(pixels)]
+        images += to_pictures(flow.vae.decode(latents / scale).sample.float())  # of (B, 3, H, W)
     return images
-
-
-def to_uint8(pixels: torch.Tensor) -> np.ndarray:
-    """Pixels (B, 3, H, W) in [-1, 1] as bytes (B, H, W, 3)."""
-    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
